@@ -1,0 +1,47 @@
+import type { z } from 'zod';
+
+/** What a device built on a backend announces to the kernel; see `struct ublk_params` in linux/ublk_cmd.h. */
+export interface BackendFacts {
+  /** FLUSH is sent only to devices that announce a volatile cache. */
+  readonly volatileCache: boolean;
+  /** FUA writes are sent only to devices with a volatile cache that announce FUA. */
+  readonly fua: boolean;
+  readonly discard: boolean;
+  readonly writeZeroes: boolean;
+  readonly readOnly: boolean;
+  readonly rotational: boolean;
+  /** Whether a write may reach the backend twice; without it outstanding requests cannot be reissued. */
+  readonly idempotentWrites: boolean;
+}
+
+/** How request data reaches a queue process; architecture in docs/architecture.md. */
+export type DataPath = 'copy' | 'user-copy';
+
+export interface OpenContext {
+  /** The device's name: `^[a-z0-9][a-z0-9_.-]{0,62}$`, so safe as a file name. */
+  readonly device: string;
+}
+
+/** A native backend, opened in the supervisor: what its queue processes inherit, and how to let go of it. */
+export interface OpenBackend {
+  /** Bytes; a multiple of 512. */
+  readonly size: number;
+  readonly facts: BackendFacts;
+  /** File descriptors for the C++ half, in the order it expects; they stay open in the supervisor until `close`. */
+  readonly files: readonly number[];
+  /** What `dataPath: auto` means for this backend, as bench/ measured it. */
+  readonly preferredDataPath: DataPath;
+  /** Let go of everything but the data. */
+  close(): Promise<void>;
+  /** Remove the data too; called once, after `close`, when a device is deleted. */
+  remove(): Promise<void>;
+}
+
+/** The TypeScript half of a native backend. Its C++ half has the same name in backends/registry.cpp. */
+export interface NativeBackend<Options extends { readonly type: string }> {
+  readonly name: string;
+  /** The backend's part of the configuration, `type` included. */
+  readonly options: z.ZodType<Options>;
+  /** Fails with a `SupervisorError` and leaves nothing behind. */
+  open(options: Options, context: OpenContext): Promise<OpenBackend>;
+}

@@ -1,0 +1,14 @@
+#pragma once
+
+#include "../../src/native/backend.hpp"
+
+namespace ublk {
+
+// Reads zeros, forgets writes.
+class NullBackend final : public Backend {
+ public:
+  void open(const BackendSetup& setup) override;
+  void submit(Queue& queue, const Request& request) override;
+};
+
+}  // namespace ublk

@@ -1,0 +1,33 @@
+import { z } from 'zod';
+import type { NativeBackend } from '../interface.js';
+import { deviceSize } from '../options.js';
+
+export const nullOptions = z.strictObject({
+  type: z.literal('null'),
+  size: deviceSize.describe('size of the device'),
+});
+
+/** Reads zeros, forgets writes. For measuring everything but a store. */
+export const nullBackend: NativeBackend<z.infer<typeof nullOptions>> = {
+  name: 'null',
+  options: nullOptions,
+  open(options) {
+    return Promise.resolve({
+      size: options.size,
+      facts: {
+        volatileCache: true,
+        fua: true,
+        discard: true,
+        writeZeroes: true,
+        readOnly: false,
+        rotational: false,
+        idempotentWrites: true,
+      },
+      files: [],
+      // With user-copy a write moves no data at all, and no per-tag buffers are needed.
+      preferredDataPath: 'user-copy' as const,
+      close: () => Promise.resolve(),
+      remove: () => Promise.resolve(),
+    });
+  },
+};

@@ -1,0 +1,67 @@
+import { constants } from 'node:fs';
+import { lstat, mkdir, open, unlink } from 'node:fs/promises';
+import { join } from 'node:path';
+import { SupervisorError, messageOf } from '../../src/errors.js';
+import { flock } from '../../src/native/binding.js';
+
+/** A directory of our own below the world-writable /dev/shm, so that nobody else can plant links or files in it. */
+const RAM_DIRECTORY = '/dev/shm/ublk-supervisor';
+
+export interface RamFile {
+  readonly fd: number;
+  /** Closes the file and keeps it. */
+  close(): Promise<void>;
+  remove(): Promise<void>;
+}
+
+/** Opens or creates the tmpfs file of a RAM disk, sparse, locked against a second user. */
+export async function openRamFile(device: string, size: number): Promise<RamFile> {
+  await ensureOwnDirectory();
+  const path = join(RAM_DIRECTORY, `${device}.ram`);
+  const file = await open(path, constants.O_RDWR | constants.O_CREAT | constants.O_NOFOLLOW, 0o600).catch(
+    (error: unknown) => {
+      throw new SupervisorError(`opening RAM disk file ${path} failed: ${messageOf(error)}`, {
+        code: 'BACKEND',
+        device,
+        cause: error,
+      });
+    },
+  );
+  try {
+    if (!flock(file.fd)) {
+      throw new SupervisorError(`RAM disk file ${path} is in use by another process; use another device name`, {
+        code: 'IN_USE',
+        device,
+      });
+    }
+    const { size: present } = await file.stat();
+    if (present > size) {
+      throw new SupervisorError(
+        `RAM disk file ${path} holds ${String(present)} bytes but the device is configured with ${String(size)}; ` +
+          'configure the larger size or remove the file',
+        { code: 'BACKEND', device },
+      );
+    }
+    await file.truncate(size);
+  } catch (error) {
+    await file.close();
+    throw error;
+  }
+  return {
+    fd: file.fd,
+    close: () => file.close(),
+    remove: () => unlink(path),
+  };
+}
+
+async function ensureOwnDirectory(): Promise<void> {
+  await mkdir(RAM_DIRECTORY, { mode: 0o700 }).catch((error: NodeJS.ErrnoException) => {
+    if (error.code !== 'EEXIST') throw error;
+  });
+  const found = await lstat(RAM_DIRECTORY);
+  if (!found.isDirectory() || found.uid !== process.geteuid?.() || (found.mode & 0o022) !== 0) {
+    throw new SupervisorError(`${RAM_DIRECTORY} is not a directory that only we can write to; remove it`, {
+      code: 'BACKEND',
+    });
+  }
+}

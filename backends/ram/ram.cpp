@@ -1,0 +1,152 @@
+#include "ram.hpp"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "../../src/native/file_descriptor.hpp"
+#include "../../src/native/queue.hpp"
+
+namespace ublk {
+
+namespace {
+
+constexpr uint64_t roundUp(uint64_t value, uint64_t step) { return (value + step - 1) / step * step; }
+
+}  // namespace
+
+RamBackend::~RamBackend() {
+  if (data_) munmap(data_, mappedBytes_);
+}
+
+void RamBackend::open(const BackendSetup& setup) {
+  if (setup.files.size() != 1) throw std::system_error(EBADF, std::generic_category(), "receiving the RAM disk file");
+  file_ = setup.files[0];
+  size_ = setup.size;
+  const uint64_t bitmapOffset = roundUp(size_, kPageBytes);
+  mappedBytes_ = bitmapOffset + roundUp(bitmapOffset / kPageBytes, 64) / 8;
+  struct stat status {};
+  checked(fstat(file_, &status), "looking at the RAM disk file");
+  if (static_cast<uint64_t>(status.st_size) < mappedBytes_) {
+    throw std::system_error(ENODATA, std::generic_category(), "mapping the RAM disk file, which shrank");
+  }
+  void* base = mmap(nullptr, mappedBytes_, PROT_READ | PROT_WRITE, MAP_SHARED, file_, 0);
+  if (base == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "mapping the RAM disk file");
+  data_ = static_cast<std::byte*>(base);
+  present_ = reinterpret_cast<std::atomic<uint64_t>*>(data_ + bitmapOffset);
+}
+
+bool RamBackend::isPresent(uint64_t page) const {
+  return (present_[page / 64].load(std::memory_order_acquire) >> (page % 64)) & 1;
+}
+
+RamBackend::Presence RamBackend::presence(uint64_t offset, uint32_t length) const {
+  uint64_t found = 0;
+  const uint64_t first = offset / kPageBytes;
+  const uint64_t last = (offset + length - 1) / kPageBytes;
+  for (uint64_t page = first; page <= last; page++) found += isPresent(page);
+  if (found == 0) return Presence::none;
+  return found == last - first + 1 ? Presence::all : Presence::some;
+}
+
+void RamBackend::markPresent(uint64_t offset, uint32_t length) {
+  const uint64_t last = (offset + length - 1) / kPageBytes;
+  for (uint64_t page = offset / kPageBytes; page <= last; page++) {
+    if (!isPresent(page)) present_[page / 64].fetch_or(uint64_t{1} << (page % 64), std::memory_order_release);
+  }
+}
+
+void RamBackend::submit(Queue& queue, const Request& request) {
+  switch (request.operation) {
+    case Operation::read:
+      return read(queue, request);
+    case Operation::write:
+      return write(queue, request);
+    case Operation::flush:
+      return queue.complete(request, 0);
+    case Operation::discard:
+      return queue.complete(request, clear(request, false));
+    case Operation::writeZeroes:
+      return queue.complete(request, clear(request, true));
+  }
+}
+
+void RamBackend::read(Queue& queue, const Request& request) {
+  const Presence present = presence(request.offset, request.length);
+  if (!request.data) {
+    std::byte* source = present == Presence::none ? queue.zeros() : data_ + request.offset;
+    return queue.copyAndComplete(request, source, -EIO);
+  }
+  if (present == Presence::all) {
+    std::memcpy(request.data, data_ + request.offset, request.length);
+    return queue.complete(request, request.length);
+  }
+  for (uint64_t done = 0; done < request.length;) {
+    const uint64_t at = request.offset + done;
+    const uint64_t part = std::min<uint64_t>(kPageBytes - at % kPageBytes, request.length - done);
+    if (isPresent(at / kPageBytes)) {
+      std::memcpy(request.data + done, data_ + at, part);
+    } else {
+      std::memset(request.data + done, 0, part);
+    }
+    done += part;
+  }
+  queue.complete(request, request.length);
+}
+
+void RamBackend::write(Queue& queue, const Request& request) {
+  if (!request.data) {
+    // The kernel copies into the mapping and reports a page that tmpfs cannot give as a fault.
+    markPresent(request.offset, request.length);
+    return queue.copyAndComplete(request, data_ + request.offset, -ENOSPC);
+  }
+  if (presence(request.offset, request.length) == Presence::all) {
+    std::memcpy(data_ + request.offset, request.data, request.length);
+    return queue.complete(request, request.length);
+  }
+  queue.complete(request, writeAbsent(request));
+}
+
+int64_t RamBackend::writeAbsent(const Request& request) {
+  for (uint32_t done = 0; done < request.length;) {
+    const ssize_t written =
+        pwrite(file_, request.data + done, request.length - done, static_cast<off_t>(request.offset + done));
+    if (written < 0 && errno == EINTR) continue;
+    if (written <= 0) return written < 0 ? -errno : -EIO;
+    done += static_cast<uint32_t>(written);
+  }
+  markPresent(request.offset, request.length);
+  return request.length;
+}
+
+int64_t RamBackend::clear(const Request& request, bool exactly) {
+  const uint64_t end = request.offset + request.length;
+  const uint64_t firstPage = roundUp(request.offset, kPageBytes) / kPageBytes;
+  const uint64_t endPage = std::max(end / kPageBytes, firstPage);
+  if (exactly) {
+    zero(request.offset, std::min(end, firstPage * kPageBytes) - request.offset);
+    if (endPage * kPageBytes < end) zero(endPage * kPageBytes, end - endPage * kPageBytes);
+  }
+  if (firstPage == endPage) return request.length;
+  // Bits first: a page without its bit reads as zeros whether or not the hole is already there.
+  for (uint64_t page = firstPage; page < endPage; page++) {
+    if (isPresent(page)) present_[page / 64].fetch_and(~(uint64_t{1} << (page % 64)), std::memory_order_release);
+  }
+  if (fallocate(file_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(firstPage * kPageBytes),
+                static_cast<off_t>((endPage - firstPage) * kPageBytes)) < 0) {
+    return -errno;
+  }
+  return request.length;
+}
+
+// Part of one page; a page that is not present is zero already.
+void RamBackend::zero(uint64_t offset, uint64_t length) {
+  if (length > 0 && isPresent(offset / kPageBytes)) std::memset(data_ + offset, 0, length);
+}
+
+}  // namespace ublk

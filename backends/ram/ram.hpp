@@ -1,0 +1,42 @@
+#pragma once
+
+#include <atomic>
+
+#include "../../src/native/backend.hpp"
+
+namespace ublk {
+
+// A RAM disk in a mapped tmpfs file: the data, then a bitmap with a bit for every page that was written.
+//
+// The bitmap is shared by the device's queue processes through the file and outlives them as the data does. Pages
+// without a bit read as zeros and are not touched, so that reading a sparse disk uses no memory, and they are first
+// written with pwrite(2), so that a full tmpfs is an ENOSPC and not a SIGBUS.
+class RamBackend final : public Backend {
+ public:
+  ~RamBackend() override;
+  void open(const BackendSetup& setup) override;
+  void submit(Queue& queue, const Request& request) override;
+
+ private:
+  static constexpr uint64_t kPageBytes = 4096;
+
+  enum class Presence { none, some, all };
+  Presence presence(uint64_t offset, uint32_t length) const;
+  void markPresent(uint64_t offset, uint32_t length);
+  bool isPresent(uint64_t page) const;
+
+  void read(Queue& queue, const Request& request);
+  void write(Queue& queue, const Request& request);
+  int64_t writeAbsent(const Request& request);
+  // `exactly`: bytes outside whole pages are zeroed too (write zeroes); else they are left alone (discard).
+  int64_t clear(const Request& request, bool exactly);
+  void zero(uint64_t offset, uint64_t length);
+
+  int file_ = -1;
+  uint64_t size_ = 0;
+  size_t mappedBytes_ = 0;
+  std::byte* data_ = nullptr;
+  std::atomic<uint64_t>* present_ = nullptr;
+};
+
+}  // namespace ublk

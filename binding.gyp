@@ -1,0 +1,43 @@
+{
+  'target_defaults': {
+    'cflags_cc!': ['-std=gnu++17', '-fno-rtti', '-fno-exceptions'],
+    'cflags_cc': ['-std=c++20', '-fexceptions', '-Wall', '-Wextra', '-Wno-missing-field-initializers'],
+    'include_dirs': ['src/native'],
+  },
+  'targets': [
+    {
+      'target_name': 'ublk',
+      'dependencies': ["<!(node -p \"require('node-addon-api').targets\"):node_addon_api_except"],
+      'defines': ['NAPI_VERSION=9'],
+      'sources': [
+        'src/native/addon/addon.cpp',
+        'src/native/addon/process_watch.cpp',
+        'src/native/addon/shared_pages.cpp',
+        'src/native/addon/system.cpp',
+        'src/native/addon/zygote_channel.cpp',
+        'src/native/channel.cpp',
+        'src/native/control_ring.cpp',
+      ],
+      'libraries': ['-l:liburing.a'],
+    },
+    {
+      'target_name': 'zygote',
+      'type': 'shared_library',
+      'product_prefix': '',
+      'sources': [
+        'backends/null/null.cpp',
+        'backends/ram/ram.cpp',
+        'backends/registry.cpp',
+        'src/native/channel.cpp',
+        'src/native/control_process.cpp',
+        'src/native/control_ring.cpp',
+        'src/native/queue.cpp',
+        'src/native/queue_process.cpp',
+        'src/native/zygote.cpp',
+        'src/native/zygote_preload.cpp',
+      ],
+      'libraries': ['-l:liburing.a'],
+      'cflags_cc': ['-fvisibility=hidden'],
+    },
+  ],
+}

@@ -1,0 +1,40 @@
+import type { BackendOptions } from '../../backends/registry.js';
+import type { DataPath } from '../../backends/interface.js';
+
+/**
+ * `reissue`: outstanding requests are issued again to the next generation; nobody sees an error.
+ * `fail-inflight`: outstanding requests fail with EIO, new ones wait. `fail-io`: both fail until recovered (kernel 6.13).
+ */
+export type RecoveryMode = 'reissue' | 'fail-inflight' | 'fail-io';
+
+/** What happens to a device whose restarts exceed the limit: keep its I/O waiting, or remove it so that I/O fails. */
+export type GiveUp = 'park' | 'stop';
+
+export interface RecoveryConfig {
+  readonly mode: RecoveryMode;
+  /** false leaves a device whose queue process died to `ublk-supervisor recover`. */
+  readonly auto: boolean;
+  /** At most this many restarts within `windowMs`. 0: never restart. */
+  readonly maxRestarts: number;
+  readonly windowMs: number;
+  readonly onGiveUp: GiveUp;
+}
+
+/** A device as the configuration file or `add` describes it, with all defaults applied and units resolved. */
+export interface DeviceConfig {
+  readonly name: string;
+  /** N of /dev/ublkbN; undefined lets the kernel choose. */
+  readonly id: number | undefined;
+  readonly queues: number;
+  readonly depth: number;
+  /** Logical block size in bytes. */
+  readonly blockSize: number;
+  readonly readOnly: boolean;
+  readonly dataPath: DataPath | 'auto';
+  readonly backend: BackendOptions;
+  readonly recovery: RecoveryConfig;
+}
+
+export interface Config {
+  readonly devices: readonly DeviceConfig[];
+}

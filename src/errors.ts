@@ -1,0 +1,50 @@
+import { getSystemErrorMap } from 'node:util';
+
+/** Where an operation failed, for the log, `status` and programs that read `--json`. */
+export interface ErrorContext {
+  /** Stable, upper-case, for programs: `CONFIG`, `IN_USE`, `NOT_FOUND`, `NO_UBLK`, or an errno's name. */
+  readonly code: string;
+  /** Positive errno where the kernel or libc gave one. */
+  readonly errno?: number | undefined;
+  readonly device?: string | undefined;
+  readonly queue?: number | undefined;
+  readonly cause?: unknown;
+}
+
+/**
+ * The project's one error class. The message is a single line that a person can act on:
+ * `operation on object failed: reason (ERRNO); what to do`.
+ */
+export class SupervisorError extends Error {
+  override readonly name = 'SupervisorError';
+  readonly code: string;
+  readonly errno: number | undefined;
+  readonly device: string | undefined;
+  readonly queue: number | undefined;
+
+  constructor(message: string, context: ErrorContext) {
+    super(message, context.cause === undefined ? undefined : { cause: context.cause });
+    this.code = context.code;
+    this.errno = context.errno;
+    this.device = context.device;
+    this.queue = context.queue;
+  }
+}
+
+/** The one-line message of anything that was thrown. */
+export function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
+
+/** `no such file or directory (ENOENT)` for a failed system call, the message of anything else that was thrown. */
+export function reasonOf(error: unknown): string {
+  const errno = errnoOf(error);
+  const known = errno === undefined ? undefined : getSystemErrorMap().get(-errno);
+  return known ? `${known[1]} (${known[0]})` : messageOf(error);
+}
+
+/** The positive errno of a failed system call. */
+export function errnoOf(error: unknown): number | undefined {
+  const errno: unknown = error instanceof Error && 'errno' in error ? error.errno : undefined;
+  return typeof errno === 'number' ? Math.abs(errno) : undefined;
+}

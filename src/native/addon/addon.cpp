@@ -1,0 +1,19 @@
+#include "bindings.hpp"
+
+namespace ublk::addon {
+
+namespace {
+
+Napi::Object init(Napi::Env env, Napi::Object exports) {
+  exportSystem(env, exports);
+  exportZygoteChannel(env, exports);
+  exportProcessWatch(env, exports);
+  exportSharedPages(env, exports);
+  return exports;
+}
+
+}  // namespace
+
+NODE_API_MODULE(ublk, init)
+
+}  // namespace ublk::addon

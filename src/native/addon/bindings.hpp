@@ -1,0 +1,28 @@
+// The N-API surface, one class or group of functions a file. It converts and watches descriptors; decisions are made
+// in TypeScript.
+#pragma once
+
+#include <napi.h>
+
+#include <system_error>
+
+namespace ublk::addon {
+
+// Turns a system_error into a JavaScript Error with `errno` (positive), which src/native/binding.ts wraps.
+template <typename Body>
+auto guarded(Napi::Env env, Body&& body) {
+  try {
+    return body();
+  } catch (const std::system_error& error) {
+    Napi::Error thrown = Napi::Error::New(env, error.what());
+    thrown.Set("errno", Napi::Number::New(env, error.code().value()));
+    throw thrown;
+  }
+}
+
+void exportSystem(Napi::Env env, Napi::Object exports);
+void exportZygoteChannel(Napi::Env env, Napi::Object exports);
+void exportProcessWatch(Napi::Env env, Napi::Object exports);
+void exportSharedPages(Napi::Env env, Napi::Object exports);
+
+}  // namespace ublk::addon

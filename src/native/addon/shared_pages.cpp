@@ -1,0 +1,112 @@
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+
+#include <climits>
+#include <cstring>
+
+#include "../file_descriptor.hpp"
+#include "../shared_page.hpp"
+#include "bindings.hpp"
+
+namespace ublk::addon {
+
+namespace {
+
+// The supervisor's view of a device's shared page. new SharedPages(queues, depth).
+class SharedPages final : public Napi::ObjectWrap<SharedPages> {
+ public:
+  static void define(Napi::Env env, Napi::Object exports) {
+    exports.Set("SharedPages", DefineClass(env, "SharedPages",
+                                           {
+                                               InstanceAccessor<&SharedPages::fd>("fd"),
+                                               InstanceMethod<&SharedPages::beginGeneration>("beginGeneration"),
+                                               InstanceMethod<&SharedPages::readQueue>("readQueue"),
+                                               InstanceMethod<&SharedPages::drain>("drain"),
+                                           }));
+  }
+
+  explicit SharedPages(const Napi::CallbackInfo& info) : Napi::ObjectWrap<SharedPages>(info) {
+    guarded(info.Env(), [&] {
+      const SharedLayout layout{info[0].As<Napi::Number>().Uint32Value(), info[1].As<Napi::Number>().Uint32Value()};
+      memfd_ = FileDescriptor(checked(memfd_create("ublk-shared-page", MFD_CLOEXEC | MFD_ALLOW_SEALING), "memfd_create"));
+      checked(ftruncate(memfd_.get(), static_cast<off_t>(layout.bytes())), "sizing the shared page");
+      // Nobody can make the supervisor fault by shrinking it.
+      checked(fcntl(memfd_.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL), "sealing the shared page");
+      void* base = mmap(nullptr, layout.bytes(), PROT_READ | PROT_WRITE, MAP_SHARED, memfd_.get(), 0);
+      if (base == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "mapping the shared page");
+      map_ = SharedMap(base, layout);
+      DeviceHeader& header = map_.header();
+      header.magic = kSharedMagic;
+      header.version = kSharedVersion;
+      header.queues = layout.queues;
+      header.depth = layout.depth;
+    });
+  }
+
+  ~SharedPages() override {
+    if (map_.base()) munmap(map_.base(), map_.layout().bytes());
+  }
+
+ private:
+  Napi::Value fd(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), memfd_.get()); }
+
+  // beginGeneration(): only while no queue process of the device is alive. Counters go on.
+  void beginGeneration(const Napi::CallbackInfo&) {
+    map_.header().barrier = 0;
+    for (uint32_t index = 0; index < map_.layout().queues; index++) {
+      QueuePage& page = map_.queue(index);
+      page.phase = static_cast<uint32_t>(Phase::absent);
+      page.drain = 0;
+      page.failureErrno = 0;
+      page.failureStep[0] = '\0';
+      page.inflight = 0;
+      for (uint32_t tag = 0; tag < map_.layout().depth; tag++) map_.inflight(index)[tag].startNs = 0;
+    }
+  }
+
+  // drain(): every queue process finishes what its backend holds, answers nothing new and exits.
+  void drain(const Napi::CallbackInfo&) {
+    for (uint32_t index = 0; index < map_.layout().queues; index++) {
+      QueuePage& page = map_.queue(index);
+      page.drain = 1;
+      syscall(SYS_futex, &page.drain, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
+    }
+  }
+
+  // readQueue(index): { phase, inflight, failureErrno, failureStep, operations: [{ count, bytes, errors, p50ns, p99ns }] }
+  Napi::Value readQueue(const Napi::CallbackInfo& info) {
+    const Napi::Env env = info.Env();
+    const uint32_t index = info[0].As<Napi::Number>().Uint32Value();
+    if (index >= map_.layout().queues) throw Napi::RangeError::New(env, "no such queue");
+    const QueuePage& page = map_.queue(index);
+    Napi::Object answer = Napi::Object::New(env);
+    answer.Set("phase", page.phase.load());
+    answer.Set("inflight", page.inflight.load());
+    answer.Set("failureErrno", page.failureErrno.load());
+    answer.Set("failureStep", std::string(page.failureStep, strnlen(page.failureStep, sizeof page.failureStep)));
+    Napi::Array operations = Napi::Array::New(env, kOperationKinds);
+    for (uint32_t kind = 0; kind < kOperationKinds; kind++) {
+      const OperationCounters& counters = page.operations[kind];
+      Napi::Object operation = Napi::Object::New(env);
+      operation.Set("count", static_cast<double>(counters.count.load()));
+      operation.Set("bytes", static_cast<double>(counters.bytes.load()));
+      operation.Set("errors", static_cast<double>(counters.errors.load()));
+      operation.Set("p50ns", counters.latency.quantile(0.5));
+      operation.Set("p99ns", counters.latency.quantile(0.99));
+      operations.Set(kind, operation);
+    }
+    answer.Set("operations", operations);
+    return answer;
+  }
+
+  FileDescriptor memfd_;
+  SharedMap map_;
+};
+
+}  // namespace
+
+void exportSharedPages(Napi::Env env, Napi::Object exports) { SharedPages::define(env, exports); }
+
+}  // namespace ublk::addon

@@ -1,0 +1,102 @@
+// What the supervisor and `doctor` ask the system directly, because it cannot block.
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include <cstring>
+
+#include "../control_ring.hpp"
+#include "../file_descriptor.hpp"
+#include "bindings.hpp"
+
+namespace ublk::addon {
+
+namespace {
+
+FileDescriptor openControl() {
+  return FileDescriptor(checked(open("/dev/ublk-control", O_RDWR | O_CLOEXEC), "opening /dev/ublk-control"));
+}
+
+// flock(fd): boolean, false when somebody else holds the lock.
+Napi::Value lockFile(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const int result = flock(info[0].As<Napi::Number>().Int32Value(), LOCK_EX | LOCK_NB);
+    if (result < 0 && errno == EWOULDBLOCK) return Napi::Boolean::New(info.Env(), false);
+    checked(result, "flock");
+    return Napi::Boolean::New(info.Env(), true);
+  });
+}
+
+// ublkFeatures(): bigint, the UBLK_F_* bits that this kernel's driver knows.
+Napi::Value ublkFeatures(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const FileDescriptor control = openControl();
+    ControlRing ring(control.get());
+    uint64_t features = 0;
+    const int result = ring.run(Control::getFeatures, UINT32_MAX, 0, &features, sizeof features);
+    if (result < 0) throw std::system_error(-result, std::generic_category(), "GET_FEATURES");
+    return Napi::BigInt::New(info.Env(), features);
+  });
+}
+
+// ublkDeviceInfo(id): object or null when there is no such device.
+Napi::Value ublkDeviceInfo(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    const FileDescriptor control = openControl();
+    ControlRing ring(control.get());
+    DeviceInfo device{};
+    const int result =
+        ring.run(Control::getDeviceInfo, info[0].As<Napi::Number>().Uint32Value(), 0, &device, sizeof device);
+    if (result == -ENODEV) return info.Env().Null();
+    if (result < 0) throw std::system_error(-result, std::generic_category(), "GET_DEV_INFO");
+    Napi::Object answer = Napi::Object::New(info.Env());
+    answer.Set("state", device.state);
+    answer.Set("ownerPid", device.serverPid);
+    answer.Set("queues", device.queues);
+    answer.Set("depth", device.depth);
+    answer.Set("flags", Napi::BigInt::New(info.Env(), device.flags));
+    answer.Set("cookie", Napi::BigInt::New(info.Env(), device.serverFlags));
+    return answer;
+  });
+}
+
+// ioUringErrno(): 0 when this process may set up a ring as the queue processes do, else the errno.
+Napi::Value ioUringErrno(const Napi::CallbackInfo& info) {
+  io_uring ring{};
+  const int result = io_uring_queue_init(
+      2, &ring, IORING_SETUP_SQE128 | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN);
+  if (result == 0) io_uring_queue_exit(&ring);
+  return Napi::Number::New(info.Env(), -result);
+}
+
+// listenSeqpacket(path): fd of a listening socket that only its owner may connect to.
+Napi::Value listenSeqpacket(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const std::string path = info[0].As<Napi::String>();
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    if (path.size() >= sizeof address.sun_path) {
+      throw std::system_error(ENAMETOOLONG, std::generic_category(), "binding the zygote's socket");
+    }
+    std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
+    FileDescriptor listener(checked(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0), "socket"));
+    checked(fchmod(listener.get(), 0600), "restricting the zygote's socket");
+    checked(bind(listener.get(), reinterpret_cast<sockaddr*>(&address), sizeof address), "binding the zygote's socket");
+    checked(listen(listener.get(), 4), "listening on the zygote's socket");
+    return Napi::Number::New(info.Env(), listener.release());
+  });
+}
+
+}  // namespace
+
+void exportSystem(Napi::Env env, Napi::Object exports) {
+  exports.Set("flock", Napi::Function::New(env, lockFile));
+  exports.Set("ublkFeatures", Napi::Function::New(env, ublkFeatures));
+  exports.Set("ublkDeviceInfo", Napi::Function::New(env, ublkDeviceInfo));
+  exports.Set("ioUringErrno", Napi::Function::New(env, ioUringErrno));
+  exports.Set("listenSeqpacket", Napi::Function::New(env, listenSeqpacket));
+}
+
+}  // namespace ublk::addon

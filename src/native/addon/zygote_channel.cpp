@@ -1,0 +1,244 @@
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+
+#include <cstring>
+#include <vector>
+
+#include "../channel.hpp"
+#include "../protocol.hpp"
+#include "bindings.hpp"
+#include "watcher.hpp"
+
+namespace ublk::addon {
+
+namespace {
+
+// The supervisor's end of the connection to the zygote.
+// new ZygoteChannel(path, onMessage(message), onClose()). Every request returns the sequence number that its answer
+// carries; the shapes of messages are those of ZygoteMessage in binding.ts.
+class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
+ public:
+  static void define(Napi::Env env, Napi::Object exports) {
+    exports.Set("ZygoteChannel", DefineClass(env, "ZygoteChannel",
+                                             {
+                                                 InstanceMethod<&ZygoteChannel::spawn>("spawn"),
+                                                 InstanceMethod<&ZygoteChannel::control>("control"),
+                                                 InstanceMethod<&ZygoteChannel::cancel>("cancel"),
+                                                 InstanceMethod<&ZygoteChannel::retire>("retire"),
+                                                 InstanceMethod<&ZygoteChannel::close>("close"),
+                                             }));
+  }
+
+  explicit ZygoteChannel(const Napi::CallbackInfo& info)
+      : Napi::ObjectWrap<ZygoteChannel>(info),
+        onMessage_(Napi::Persistent(info[1].As<Napi::Function>())),
+        onClose_(Napi::Persistent(info[2].As<Napi::Function>())) {
+    guarded(info.Env(), [&] {
+      const std::string path = info[0].As<Napi::String>();
+      sockaddr_un address{};
+      address.sun_family = AF_UNIX;
+      if (path.size() >= sizeof address.sun_path) {
+        throw std::system_error(ENAMETOOLONG, std::generic_category(), "connecting to the zygote");
+      }
+      std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
+      socket_ = FileDescriptor(checked(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), "socket"));
+      checked(connect(socket_.get(), reinterpret_cast<sockaddr*>(&address), sizeof address), "connecting to the zygote");
+    });
+    Ref();
+    watcher_.start(info.Env(), socket_.get(), [this] { readable(); });
+  }
+
+ private:
+  // spawn({ deviceId, generation, queues, depth, maxIoBytes, userCopy, size, backend }, sharedPage fd, backend fds)
+  Napi::Value spawn(const Napi::CallbackInfo& info) {
+    const Napi::Object request = info[0].As<Napi::Object>();
+    SpawnMessage message{};
+    message.header = headerOf(MessageType::spawn, ++lastSequence_);
+    message.deviceId = request.Get("deviceId").ToNumber().Int32Value();
+    message.generation = request.Get("generation").ToNumber().Uint32Value();
+    message.queues = request.Get("queues").ToNumber().Uint32Value();
+    message.depth = request.Get("depth").ToNumber().Uint32Value();
+    message.maxIoBytes = request.Get("maxIoBytes").ToNumber().Uint32Value();
+    message.dataPath = request.Get("userCopy").ToBoolean() ? DataPath::userCopy : DataPath::copy;
+    message.size = static_cast<uint64_t>(request.Get("size").ToNumber().Int64Value());
+    const std::string backend = request.Get("backend").ToString();
+    std::strncpy(message.backend, backend.c_str(), sizeof message.backend - 1);
+    std::vector<int> files{info[1].As<Napi::Number>().Int32Value()};
+    const Napi::Array backendFiles = info[2].As<Napi::Array>();
+    for (uint32_t i = 0; i < backendFiles.Length(); i++) files.push_back(backendFiles.Get(i).ToNumber().Int32Value());
+    message.backendFiles = backendFiles.Length();
+    return send(info.Env(), message, files);
+  }
+
+  // control({ action, command, deviceId, writeBack, deadlineMs, data }, payload?): `payload` is one of
+  // { device: {...} } for ADD_DEV and { parameters: {...} } for SET_PARAMS.
+  Napi::Value control(const Napi::CallbackInfo& info) {
+    const Napi::Object request = info[0].As<Napi::Object>();
+    ControlMessage message{};
+    message.header = headerOf(MessageType::control, ++lastSequence_);
+    message.action = static_cast<ControlAction>(request.Get("action").ToNumber().Uint32Value());
+    message.command = static_cast<Control>(request.Get("command").ToNumber().Uint32Value());
+    message.deviceId = request.Get("deviceId").ToNumber().Uint32Value();
+    message.writeBack = request.Get("writeBack").ToBoolean();
+    message.deadlineMs = request.Get("deadlineMs").ToNumber().Uint32Value();
+    message.data = static_cast<uint64_t>(request.Get("data").ToNumber().Int64Value());
+    if (request.Get("device").IsObject()) {
+      message.payload.info = deviceInfo(request.Get("device").As<Napi::Object>());
+      message.payloadBytes = sizeof(DeviceInfo);
+    } else if (request.Get("parameters").IsObject()) {
+      message.payload.parameters = parameters(request.Get("parameters").As<Napi::Object>());
+      message.payloadBytes = message.payload.parameters.length;
+    }
+    return send(info.Env(), message);
+  }
+
+  static DeviceInfo deviceInfo(const Napi::Object& device) {
+    DeviceInfo info{};
+    bool lossless;
+    info.queues = static_cast<uint16_t>(device.Get("queues").ToNumber().Uint32Value());
+    info.depth = static_cast<uint16_t>(device.Get("depth").ToNumber().Uint32Value());
+    info.maxIoBytes = device.Get("maxIoBytes").ToNumber().Uint32Value();
+    info.deviceId = device.Get("id").ToNumber().Uint32Value();
+    info.flags = device.Get("flags").As<Napi::BigInt>().Uint64Value(&lossless);
+    info.serverFlags = device.Get("cookie").As<Napi::BigInt>().Uint64Value(&lossless);
+    return info;
+  }
+
+  static Parameters parameters(const Napi::Object& wanted) {
+    const auto number = [&wanted](const char* key) { return wanted.Get(key).ToNumber().Int64Value(); };
+    Parameters parameters{};
+    parameters.length = offsetof(Parameters, tail);
+    parameters.types = kBasicParameters;
+    parameters.basic.attributes = static_cast<uint32_t>(number("attributes"));
+    parameters.basic.logicalBlockShift = static_cast<uint8_t>(number("logicalBlockShift"));
+    parameters.basic.physicalBlockShift = static_cast<uint8_t>(number("physicalBlockShift"));
+    parameters.basic.ioMinimumShift = parameters.basic.physicalBlockShift;
+    parameters.basic.ioOptimalShift = parameters.basic.physicalBlockShift;
+    parameters.basic.maxSectors = static_cast<uint32_t>(number("maxSectors"));
+    parameters.basic.deviceSectors = static_cast<uint64_t>(number("deviceSectors"));
+    const auto discardSectors = static_cast<uint32_t>(number("maxDiscardSectors"));
+    const auto writeZeroesSectors = static_cast<uint32_t>(number("maxWriteZeroesSectors"));
+    if (discardSectors > 0 || writeZeroesSectors > 0) {
+      parameters.types |= kDiscardParameters;
+      parameters.discard.granularity = static_cast<uint32_t>(number("discardGranularity"));
+      parameters.discard.maxSectors = discardSectors;
+      parameters.discard.maxWriteZeroesSectors = writeZeroesSectors;
+      parameters.discard.maxSegments = 1;
+    }
+    return parameters;
+  }
+
+  void cancel(const Napi::CallbackInfo& info) {
+    send(info.Env(), headerOf(MessageType::cancel, info[0].As<Napi::Number>().Uint32Value()));
+  }
+
+  void retire(const Napi::CallbackInfo& info) {
+    send(info.Env(), headerOf(MessageType::retire));
+  }
+
+  void close(const Napi::CallbackInfo&) { closeSocket(); }
+
+  template <typename Message>
+  Napi::Value send(Napi::Env env, const Message& message, std::span<const int> files = {}) {
+    return guarded(env, [&] {
+      if (!socket_) throw std::system_error(ENOTCONN, std::generic_category(), "sending to the zygote");
+      sendMessage(socket_.get(), &message, sizeof message, files);
+      return Napi::Number::New(env, lastSequence_);
+    });
+  }
+
+  void readable() {
+    const Napi::HandleScope scope(Env());
+    union {
+      MessageHeader header;
+      HelloMessage hello;
+      SpawnedMessage spawned;
+      ControlledMessage controlled;
+      ExitedMessage exited;
+    } message;
+    while (socket_) {
+      Received received;
+      try {
+        received = receiveMessage(socket_.get(), &message, sizeof message);
+      } catch (const std::system_error&) {
+        received.bytes = 0;
+      }
+      if (received.wouldBlock) return;
+      Napi::Object decoded;
+      if (received.bytes >= sizeof message.header && message.header.magic == kProtocolMagic &&
+          message.header.version == kProtocolVersion) {
+        decoded = decode(message.header, &message, received);
+      }
+      if (decoded.IsEmpty()) {
+        closeSocket();
+        onClose_.MakeCallback(Env().Global(), {});
+        return;
+      }
+      onMessage_.MakeCallback(Env().Global(), {decoded});
+    }
+  }
+
+  // Empty when the message is not one that a zygote of this build sends.
+  Napi::Object decode(const MessageHeader& header, const void* message, Received& received) {
+    Napi::Object object = Napi::Object::New(Env());
+    object.Set("sequence", header.sequence);
+    if (header.type == MessageType::hello && received.bytes == sizeof(HelloMessage)) {
+      object.Set("type", "hello");
+      object.Set("pid", static_cast<const HelloMessage*>(message)->pid);
+    } else if (header.type == MessageType::spawned && received.bytes == sizeof(SpawnedMessage)) {
+      const auto& spawned = *static_cast<const SpawnedMessage*>(message);
+      if (spawned.queues > kMaxQueues || received.files.size() != spawned.queues) return {};
+      Napi::Array pids = Napi::Array::New(Env(), spawned.queues);
+      Napi::Array pidfds = Napi::Array::New(Env(), spawned.queues);
+      for (uint32_t i = 0; i < spawned.queues; i++) {
+        pids.Set(i, spawned.pids[i]);
+        pidfds.Set(i, received.files[i].release());
+      }
+      object.Set("type", "spawned");
+      object.Set("error", spawned.error);
+      object.Set("step", std::string(spawned.step, strnlen(spawned.step, sizeof spawned.step)));
+      object.Set("pids", pids);
+      object.Set("pidfds", pidfds);
+    } else if (header.type == MessageType::controlled && received.bytes == sizeof(ControlledMessage)) {
+      const auto& controlled = *static_cast<const ControlledMessage*>(message);
+      object.Set("type", "controlled");
+      object.Set("result", controlled.result);
+      object.Set("id", controlled.info.deviceId);
+      object.Set("queues", controlled.info.queues);
+      object.Set("depth", controlled.info.depth);
+      object.Set("flags", Napi::BigInt::New(Env(), controlled.info.flags));
+    } else if (header.type == MessageType::exited && received.bytes == sizeof(ExitedMessage)) {
+      const auto& exited = *static_cast<const ExitedMessage*>(message);
+      object.Set("type", "exited");
+      object.Set("pid", exited.pid);
+      object.Set("code", WIFEXITED(exited.waitStatus) ? Napi::Value(Napi::Number::New(Env(), WEXITSTATUS(exited.waitStatus)))
+                                                      : Napi::Value(Env().Null()));
+      object.Set("signal", WIFSIGNALED(exited.waitStatus)
+                               ? Napi::Value(Napi::Number::New(Env(), WTERMSIG(exited.waitStatus)))
+                               : Napi::Value(Env().Null()));
+    } else {
+      return {};
+    }
+    return object;
+  }
+
+  void closeSocket() {
+    if (!socket_) return;
+    watcher_.stop();
+    socket_.reset();
+    Unref();
+  }
+
+  Napi::FunctionReference onMessage_;
+  Napi::FunctionReference onClose_;
+  FileDescriptor socket_;
+  Watcher watcher_;
+  uint32_t lastSequence_ = 0;
+};
+
+}  // namespace
+
+void exportZygoteChannel(Napi::Env env, Napi::Object exports) { ZygoteChannel::define(env, exports); }
+
+}  // namespace ublk::addon

@@ -1,0 +1,233 @@
+import { createRequire } from 'node:module';
+import { fileURLToPath } from 'node:url';
+import { getSystemErrorName } from 'node:util';
+import { SupervisorError } from '../errors.js';
+
+/** The compiled addon, typed. Its C++ side is src/native/addon/. */
+
+/** From compiled dist/src/native/ to the package's root, where node-gyp put its output. */
+const packageRoot = fileURLToPath(new URL('../../../', import.meta.url));
+
+/** The preloaded library that turns the node binary into the zygote. */
+export const zygoteLibrary = `${packageRoot}build/Release/zygote.so`;
+
+/** GET_DEV_INFO's answer about any ublk device of this machine; `struct ublksrv_ctrl_dev_info`. */
+export interface UblkDeviceInfo {
+  /** 0 DEAD, 1 LIVE, 2 QUIESCED, 3 FAIL_IO. LIVE is no proof of life. */
+  readonly state: number;
+  readonly ownerPid: number;
+  readonly flags: bigint;
+  /** `ublksrv_flags`: 64 bits that the driver keeps for the server. */
+  readonly cookie: bigint;
+  readonly queues: number;
+  readonly depth: number;
+}
+
+export interface SpawnRequest {
+  readonly deviceId: number;
+  readonly generation: number;
+  readonly queues: number;
+  readonly depth: number;
+  readonly maxIoBytes: number;
+  readonly userCopy: boolean;
+  readonly size: number;
+  readonly backend: string;
+}
+
+/** What a control process does with its command; ControlAction in protocol.hpp. */
+export const controlAction = { command: 0, retryWhileBusy: 1, stop: 2, forceStop: 3 } as const;
+
+/** Control commands by their ioctl-encoded number; `Control` in ublk_uapi.hpp. */
+export const controlCommand = {
+  ADD_DEV: 0xc0207504,
+  START_DEV: 0xc0207506,
+  STOP_DEV: 0xc0207507,
+  SET_PARAMS: 0xc0207508,
+  START_USER_RECOVERY: 0xc0207510,
+  END_USER_RECOVERY: 0xc0207511,
+  DEL_DEV_ASYNC: 0x80207514,
+  TRY_STOP_DEV: 0xc0207517,
+} as const;
+
+export type ControlCommand = keyof typeof controlCommand;
+
+export interface ControlRequest {
+  readonly action: number;
+  readonly command: number;
+  /** 0xffffffff in ADD_DEV: the kernel chooses. */
+  readonly deviceId: number;
+  /** For the stop actions: queue processes answer, so dirty pages can be written back. */
+  readonly writeBack: boolean;
+  /** How long `retryWhileBusy` goes on. */
+  readonly deadlineMs: number;
+  /** The command's inline argument, e.g. the pid of START_DEV. */
+  readonly data: number;
+  readonly device?: {
+    readonly id: number;
+    readonly queues: number;
+    readonly depth: number;
+    readonly maxIoBytes: number;
+    readonly flags: bigint;
+    readonly cookie: bigint;
+  };
+  readonly parameters?: {
+    readonly attributes: number;
+    readonly logicalBlockShift: number;
+    readonly physicalBlockShift: number;
+    readonly maxSectors: number;
+    readonly deviceSectors: number;
+    readonly discardGranularity: number;
+    readonly maxDiscardSectors: number;
+    readonly maxWriteZeroesSectors: number;
+  };
+}
+
+/** `sequence` is that of the request which the message answers, 0 where it answers none. */
+export type ZygoteMessage = { readonly sequence: number } & (
+  | { readonly type: 'hello'; readonly pid: number }
+  | {
+      readonly type: 'spawned';
+      /** 0, or the errno of `step`. */
+      readonly error: number;
+      readonly step: string;
+      readonly pids: readonly number[];
+      /** Owned by the receiver; ProcessWatch takes them over. */
+      readonly pidfds: readonly number[];
+    }
+  | {
+      readonly type: 'controlled';
+      /** >= 0 or -errno. */
+      readonly result: number;
+      /** The rest as ADD_DEV granted it. */
+      readonly id: number;
+      readonly queues: number;
+      readonly depth: number;
+      readonly flags: bigint;
+    }
+  | { readonly type: 'exited'; readonly pid: number; readonly code: number | null; readonly signal: number | null }
+);
+
+/** The connection to the zygote. Requests return their sequence number and throw when the zygote does not read. */
+export interface ZygoteChannel {
+  spawn(request: SpawnRequest, sharedPage: number, backendFiles: readonly number[]): number;
+  control(request: ControlRequest): number;
+  cancel(sequence: number): void;
+  retire(): void;
+  close(): void;
+}
+
+/** Watches one process by pidfd. */
+export interface ProcessWatch {
+  /** SIGKILL; harmless when the process is gone. */
+  kill(): void;
+}
+
+export interface SharedOperation {
+  readonly count: number;
+  readonly bytes: number;
+  readonly errors: number;
+  readonly p50ns: number;
+  readonly p99ns: number;
+}
+
+export interface SharedQueue {
+  /** 0 absent, 1 preparing, 2 fetching, 3 fetched. */
+  readonly phase: number;
+  readonly inflight: number;
+  /** Why the process gave up by itself; 0 when it did not. */
+  readonly failureErrno: number;
+  readonly failureStep: string;
+  /** Read, write, flush, discard, write zeroes. */
+  readonly operations: readonly SharedOperation[];
+}
+
+/** A device's shared page; shared_page.hpp. */
+export interface SharedPages {
+  readonly fd: number;
+  /** Only while no queue process of the device is alive. */
+  beginGeneration(): void;
+  readQueue(index: number): SharedQueue;
+  drain(): void;
+}
+
+interface Binding {
+  flock(fd: number): boolean;
+  ublkFeatures(): bigint;
+  ublkDeviceInfo(id: number): UblkDeviceInfo | null;
+  ioUringErrno(): number;
+  listenSeqpacket(path: string): number;
+  ZygoteChannel: new (
+    path: string,
+    onMessage: (message: ZygoteMessage) => void,
+    onClose: () => void,
+  ) => ZygoteChannel;
+  ProcessWatch: new (pidfd: number, onExit: () => void) => ProcessWatch;
+  SharedPages: new (queues: number, depth: number) => SharedPages;
+}
+
+let addon: Binding | undefined;
+
+/** Loaded at first use: `check`, `schema` and `--help` work where the addon was never built. */
+function binding(): Binding {
+  addon ??= createRequire(import.meta.url)(`${packageRoot}build/Release/ublk.node`) as Binding;
+  return addon;
+}
+
+/** `EBUSY` for 16, `ENODEV` for -19. */
+export function errnoName(errno: number): string {
+  return errno === 0 ? 'OK' : getSystemErrorName(-Math.abs(errno));
+}
+
+/** Gives the addon's errors the project's class and their errno's name. */
+function translated<Result>(call: () => Result): Result {
+  try {
+    return call();
+  } catch (error) {
+    const errno = error instanceof Error && 'errno' in error ? Number(error.errno) : undefined;
+    if (errno === undefined || !(error instanceof Error)) throw error;
+    const code = errnoName(errno);
+    throw new SupervisorError(`${error.message} (${code})`, { code, errno, cause: error });
+  }
+}
+
+/** Takes an exclusive flock(2) without waiting; false when somebody else has it. It goes with the last dup of `fd`. */
+export function flock(fd: number): boolean {
+  return translated(() => binding().flock(fd));
+}
+
+/** What GET_FEATURES answers: the UBLK_F_* bits that this kernel's driver knows. */
+export function ublkFeatures(): bigint {
+  return translated(() => binding().ublkFeatures());
+}
+
+/** null: there is no such device. Never blocks, whatever state ublk is in. */
+export function ublkDeviceInfo(id: number): UblkDeviceInfo | null {
+  return translated(() => binding().ublkDeviceInfo(id));
+}
+
+/** 0 when an io_uring can be set up here as the queue processes need it, else the errno. */
+export function ioUringErrno(): number {
+  return binding().ioUringErrno();
+}
+
+/** The fd of a listening SOCK_SEQPACKET socket at `path`, mode 0600. */
+export function listenSeqpacket(path: string): number {
+  return translated(() => binding().listenSeqpacket(path));
+}
+
+export function connectZygote(
+  path: string,
+  onMessage: (message: ZygoteMessage) => void,
+  onClose: () => void,
+): ZygoteChannel {
+  return translated(() => new (binding().ZygoteChannel)(path, onMessage, onClose));
+}
+
+/** Takes `pidfd` over; `onExit` is called once. */
+export function watchProcess(pidfd: number, onExit: () => void): ProcessWatch {
+  return translated(() => new (binding().ProcessWatch)(pidfd, onExit));
+}
+
+export function createSharedPages(queues: number, depth: number): SharedPages {
+  return translated(() => new (binding().SharedPages)(queues, depth));
+}

@@ -1,0 +1,105 @@
+// Messages between supervisor and zygote over a SOCK_SEQPACKET socket: one fixed-size struct a message, the same build
+// on both sides. A message of another size or version is an error, never a guess.
+#pragma once
+
+#include <cstdint>
+
+#include "backend.hpp"
+#include "ublk_uapi.hpp"
+
+namespace ublk {
+
+constexpr uint32_t kProtocolMagic = 0x7a6c6275;  // "ublz"
+constexpr uint16_t kProtocolVersion = 1;
+constexpr uint32_t kMaxQueues = 128;
+constexpr uint32_t kMaxBackendFiles = 8;
+
+enum class MessageType : uint16_t {
+  hello = 1,    // zygote -> supervisor, on connection: who serves
+  spawn,        // supervisor -> zygote, with the shared page's memfd and the backend's files: fork a generation
+  spawned,      // answer, with a pidfd per queue process
+  control,      // supervisor -> zygote: run one control command in a process of its own
+  controlled,   // answer, from that process itself
+  cancel,       // supervisor -> zygote: end the control process of `sequence`
+  exited,       // zygote -> supervisor: a child was reaped
+  retire,       // supervisor -> zygote: end every child, then yourself
+};
+
+struct MessageHeader {
+  uint32_t magic;
+  uint16_t version;
+  MessageType type;
+  uint32_t sequence;  // chosen by the supervisor, echoed by answers
+  uint32_t reserved;
+};
+
+constexpr MessageHeader headerOf(MessageType type, uint32_t sequence = 0) {
+  return {kProtocolMagic, kProtocolVersion, type, sequence, 0};
+}
+
+struct HelloMessage {
+  MessageHeader header;
+  int32_t pid;
+};
+
+struct SpawnMessage {
+  MessageHeader header;
+  int32_t deviceId;
+  uint32_t generation;
+  uint32_t queues;
+  uint32_t depth;
+  uint32_t maxIoBytes;
+  DataPath dataPath;
+  uint64_t size;
+  uint32_t backendFiles;
+  char backend[32];
+};
+
+struct SpawnedMessage {
+  MessageHeader header;
+  int32_t error;  // 0 or a positive errno
+  uint32_t queues;
+  char step[64];  // what failed
+  int32_t pids[kMaxQueues];
+};
+
+// What the control process does. The blocking ublk commands and the operations on the block device that can block.
+enum class ControlAction : uint32_t {
+  command,         // one ublk control command
+  retryWhileBusy,  // the same, again while it is refused with EBUSY, until the deadline
+  stop,            // claim the block device exclusively, write it back, STOP_DEV or TRY_STOP_DEV
+  forceStop,       // write it back if it is served, STOP_DEV
+};
+
+struct ControlMessage {
+  MessageHeader header;
+  ControlAction action;
+  Control command;
+  uint32_t deviceId;
+  uint32_t writeBack;  // stop actions: queue processes answer, so dirty pages can be written
+  uint32_t deadlineMs;
+  uint32_t payloadBytes;
+  uint64_t data;
+  union {
+    DeviceInfo info;
+    Parameters parameters;
+    uint8_t bytes[64];
+  } payload;
+};
+
+struct ControlledMessage {
+  MessageHeader header;
+  int32_t result;  // >= 0 or -errno
+  uint32_t reserved;
+  DeviceInfo info;  // ADD_DEV: as granted
+};
+
+struct ExitedMessage {
+  MessageHeader header;
+  int32_t pid;
+  int32_t waitStatus;
+};
+
+static_assert(sizeof(Parameters) <= sizeof(ControlMessage::payload));
+
+}  // namespace ublk

@@ -1,0 +1,234 @@
+#include "queue.hpp"
+
+#include <sys/mman.h>
+
+#include <cstring>
+#include <ctime>
+
+namespace ublk {
+
+namespace {
+
+// Not in the liburing of Debian 12; since Linux 6.7.
+constexpr uint8_t kOpFutexWait = 51;
+constexpr int kFutexSizeU32 = 2;
+constexpr uint64_t kFutexAnyBit = 0xffffffff;
+
+constexpr uint32_t kDeviceFile = 0;  // index in the ring's registered files
+
+uint64_t monotonicNs() {
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return static_cast<uint64_t>(now.tv_sec) * 1000000000 + static_cast<uint64_t>(now.tv_nsec);
+}
+
+std::byte* mapMemory(size_t bytes, int protection) {
+  void* memory = mmap(nullptr, bytes, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+  if (memory == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "allocating request buffers");
+  return static_cast<std::byte*>(memory);
+}
+
+constexpr uint32_t counterIndex(Operation operation) {
+  return operation == Operation::writeZeroes ? 4 : static_cast<uint32_t>(operation);
+}
+
+}  // namespace
+
+Queue::Queue(const QueueSetup& setup, Backend& backend) : setup_(setup), backend_(backend), tags_(setup.depth) {
+  finished_.reserve(setup.depth);
+  zeros_ = mapMemory(setup.maxIoBytes, PROT_READ);
+  if (setup.dataPath == DataPath::copy) {
+    buffers_ = mapMemory(size_t{setup.maxIoBytes} * setup.depth, PROT_READ | PROT_WRITE);
+  }
+  io_uring_params params{};
+  params.flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_DEFER_TASKRUN |
+                 IORING_SETUP_SUBMIT_ALL;
+  // A tag has at most a copy and a commit to submit at a time; one more entry waits for the drain flag.
+  int result = io_uring_queue_init_params(2 * setup.depth + 1, &ring_, &params);
+  if (result < 0) throw std::system_error(-result, std::generic_category(), "setting up io_uring");
+  result = io_uring_register_files(&ring_, &setup.charDevice, 1);
+  if (result < 0) throw std::system_error(-result, std::generic_category(), "registering the char device");
+  io_uring_register_ring_fd(&ring_);  // saves a file look-up a call; without it everything works the same
+}
+
+Queue::~Queue() { io_uring_queue_exit(&ring_); }
+
+io_uring_sqe* Queue::nextSqe(Completion kind, uint16_t tag) {
+  io_uring_sqe* sqe = io_uring_get_sqe(&ring_);
+  if (!sqe) throw std::system_error(EOVERFLOW, std::generic_category(), "queueing a submission");
+  std::memset(sqe, 0, sizeof *sqe);
+  sqe->user_data = static_cast<uint64_t>(kind) << 16 | tag;
+  return sqe;
+}
+
+void Queue::prepareCommand(uint32_t opcode, uint16_t tag, int32_t result) {
+  io_uring_sqe* sqe = nextSqe(Completion::command, tag);
+  sqe->opcode = IORING_OP_URING_CMD;
+  sqe->flags = IOSQE_FIXED_FILE;
+  sqe->fd = kDeviceFile;
+  sqe->cmd_op = opcode;
+  const IoCommand command{static_cast<uint16_t>(setup_.index), tag, result,
+                          buffers_ ? reinterpret_cast<uint64_t>(bufferOf(tag)) : 0};
+  std::memcpy(sqe->cmd, &command, sizeof command);
+}
+
+// Completes when the supervisor sets the drain flag and wakes the futex: no descriptor and no message are needed.
+void Queue::awaitDrain() {
+  io_uring_sqe* sqe = nextSqe(Completion::drain, 0);
+  sqe->opcode = kOpFutexWait;
+  sqe->fd = kFutexSizeU32;
+  sqe->addr = reinterpret_cast<uint64_t>(&setup_.page->drain);
+  sqe->off = 0;  // the value that means: go on
+  sqe->addr3 = kFutexAnyBit;
+}
+
+void Queue::fetchAll() {
+  for (uint32_t tag = 0; tag < setup_.depth; tag++) prepareCommand(kFetch, static_cast<uint16_t>(tag), 0);
+  int submitted;
+  do {
+    submitted = io_uring_submit(&ring_);
+  } while (submitted == -EINTR);
+  if (submitted < 0) throw std::system_error(-submitted, std::generic_category(), "fetching requests");
+  fetched_ = setup_.depth;
+  awaitDrain();
+}
+
+void Queue::serve() {
+  while (fetched_ > 0) {
+    const int submitted = io_uring_submit_and_wait(&ring_, 1);
+    if (submitted < 0 && submitted != -EINTR) {
+      throw std::system_error(-submitted, std::generic_category(), "waiting for requests");
+    }
+    batchStartNs_ = monotonicNs();
+    unsigned head;
+    unsigned seen = 0;
+    io_uring_cqe* cqe;
+    io_uring_for_each_cqe(&ring_, head, cqe) {
+      seen++;
+      handle(cqe->user_data, cqe->res);
+    }
+    io_uring_cq_advance(&ring_, seen);
+    accountFinished();
+    if (inBackend_ == 0 && setup_.page->drain.load(std::memory_order_relaxed)) {
+      // Requests that arrived meanwhile stay with the kernel, which gives them to the next generation.
+      io_uring_submit(&ring_);
+      return;
+    }
+  }
+}
+
+void Queue::handle(uint64_t userData, int32_t result) {
+  const auto tag = static_cast<uint16_t>(userData);
+  switch (static_cast<Completion>(userData >> 16)) {
+    case Completion::drain:
+      return;
+    case Completion::copy:
+      // Only failures are reported; the linked commit was cancelled and its completion follows.
+      return;
+    case Completion::command:
+      break;
+  }
+  if (result == 0) {
+    if (!setup_.page->drain.load(std::memory_order_relaxed)) begin(tag);
+    return;
+  }
+  if (result == -ENODEV) {
+    fetched_--;
+    return;
+  }
+  if (result == -ECANCELED) {
+    OperationCounters& counters =
+        setup_.page->operations[counterIndex(static_cast<Operation>(setup_.descriptors[tag].opFlags & kOperationMask))];
+    Histogram::bump(counters.errors, 1);
+    prepareCommand(kCommitAndFetch, tag, tags_[tag].faultResult);
+    return;
+  }
+  throw std::system_error(-result, std::generic_category(), "fetching a request");
+}
+
+void Queue::begin(uint16_t tag) {
+  const IoDescriptor& descriptor = setup_.descriptors[tag];
+  const auto operation = static_cast<Operation>(descriptor.opFlags & kOperationMask);
+  const bool flush = operation == Operation::flush;
+  const uint64_t offset = flush ? 0 : descriptor.startSector << kSectorShift;
+  const uint64_t length = flush ? 0 : uint64_t{descriptor.sectors} << kSectorShift;
+
+  InflightEntry& entry = setup_.inflight[tag];
+  entry.startSector.store(descriptor.startSector, std::memory_order_relaxed);
+  entry.sectors.store(descriptor.sectors, std::memory_order_relaxed);
+  entry.operation.store(static_cast<uint32_t>(operation), std::memory_order_relaxed);
+  entry.startNs.store(batchStartNs_, std::memory_order_release);
+  setup_.page->inflight.store(++inBackend_, std::memory_order_relaxed);
+
+  const Request request{
+      .tag = tag,
+      .operation = operation,
+      .fua = (descriptor.opFlags & kIoFua) != 0,
+      .mayUnmap = (descriptor.opFlags & kIoNoUnmap) == 0,
+      .offset = offset,
+      .length = static_cast<uint32_t>(length),
+      .data = buffers_ ? bufferOf(tag) : nullptr,
+  };
+  switch (operation) {
+    case Operation::read:
+    case Operation::write:
+      if (length > setup_.maxIoBytes) return complete(request, -EIO);
+      [[fallthrough]];
+    case Operation::discard:
+    case Operation::writeZeroes:
+      if (length > UINT32_MAX || offset > setup_.deviceBytes || length > setup_.deviceBytes - offset) {
+        return complete(request, -EIO);
+      }
+      [[fallthrough]];
+    case Operation::flush:
+      return backend_.submit(*this, request);
+  }
+  complete(request, -EOPNOTSUPP);
+}
+
+void Queue::complete(const Request& request, int64_t result) {
+  const int32_t committed = committedResult(request.operation, result, request.length);
+  prepareCommand(kCommitAndFetch, request.tag, committed);
+  finish(request.tag, request.operation, request.length, committed < 0);
+}
+
+void Queue::copyAndComplete(const Request& request, std::byte* memory, int32_t faultResult) {
+  io_uring_sqe* sqe = nextSqe(Completion::copy, request.tag);
+  sqe->opcode = request.operation == Operation::read ? IORING_OP_WRITE : IORING_OP_READ;
+  // Linked: the commit goes out only after the whole copy; a short copy cancels it.
+  sqe->flags = IOSQE_FIXED_FILE | IOSQE_IO_LINK | IOSQE_CQE_SKIP_SUCCESS;
+  sqe->fd = kDeviceFile;
+  sqe->addr = reinterpret_cast<uint64_t>(memory);
+  sqe->len = request.length;
+  sqe->off = requestDataOffset(setup_.index, request.tag);
+  tags_[request.tag].faultResult = faultResult;
+  complete(request, request.length);
+}
+
+void Queue::finish(uint16_t tag, Operation operation, uint32_t bytes, bool failed) {
+  if (operation <= Operation::discard || operation == Operation::writeZeroes) {
+    OperationCounters& counters = setup_.page->operations[counterIndex(operation)];
+    Histogram::bump(counters.count, 1);
+    Histogram::bump(failed ? counters.errors : counters.bytes, failed ? 1 : bytes);
+  }
+  finished_.push_back(tag);
+  setup_.page->inflight.store(--inBackend_, std::memory_order_relaxed);
+}
+
+// One clock reading for the whole batch, taken when its answers are about to be submitted.
+void Queue::accountFinished() {
+  if (finished_.empty()) return;
+  const uint64_t now = monotonicNs();
+  for (const uint16_t tag : finished_) {
+    InflightEntry& entry = setup_.inflight[tag];
+    const auto operation = static_cast<Operation>(entry.operation.load(std::memory_order_relaxed));
+    const uint64_t startNs = entry.startNs.load(std::memory_order_relaxed);
+    if (operation <= Operation::discard || operation == Operation::writeZeroes) {
+      setup_.page->operations[counterIndex(operation)].latency.add(now - startNs);
+    }
+    entry.startNs.store(0, std::memory_order_release);
+  }
+  finished_.clear();
+}
+
+}  // namespace ublk

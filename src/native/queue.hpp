@@ -1,0 +1,93 @@
+#pragma once
+
+#include <liburing.h>
+
+#include <memory>
+#include <vector>
+
+#include "backend.hpp"
+#include "shared_page.hpp"
+
+namespace ublk {
+
+struct QueueSetup {
+  uint32_t index;
+  uint32_t depth;
+  uint32_t maxIoBytes;
+  uint64_t deviceBytes;
+  DataPath dataPath;
+  int charDevice;
+  const IoDescriptor* descriptors;
+  QueuePage* page;
+  InflightEntry* inflight;
+};
+
+// The result that may be committed for an answer of `result` (bytes or -errno) to a request of `length` bytes.
+//
+// The kernel requeues a write that was answered with 0 for ever, warns about a read that was longer than asked, and
+// takes a positive number for flush, discard and write zeroes as success.
+constexpr int32_t committedResult(Operation operation, int64_t result, uint32_t length) {
+  if (result < 0) return result < -4095 ? -EIO : static_cast<int32_t>(result);
+  if (operation != Operation::read && operation != Operation::write) return 0;
+  if (result == 0) return -EIO;
+  return static_cast<int32_t>(result < length ? result : length);
+}
+
+// One hardware queue: fetches requests, hands them to the backend, commits the answers. One io_uring_enter a batch; no
+// allocation, lock or log once it serves.
+class Queue {
+ public:
+  // Sets up the ring and the buffers. Throws std::system_error.
+  Queue(const QueueSetup& setup, Backend& backend);
+  ~Queue();
+  Queue(const Queue&) = delete;
+  Queue& operator=(const Queue&) = delete;
+
+  // Hands every tag to the kernel in one system call, so that a SIGKILL finds either none or all of them there.
+  void fetchAll();
+
+  // Returns when the kernel has taken every tag back (-ENODEV), or when asked to drain and the backend holds nothing.
+  void serve();
+
+  // ---- for backends ------------------------------------------------------------------------------------------------
+
+  // Answers a request: bytes or -errno; anything that the kernel must not see is mapped by `committedResult`.
+  void complete(const Request& request, int64_t result);
+
+  // User-copy: moves the request's data between the kernel and `memory` (a read copies from it, a write to it) and
+  // answers with success, or with `faultResult` when `memory` cannot be accessed. `memory` stays valid and unchanged
+  // in meaning until the tag's next request.
+  void copyAndComplete(const Request& request, std::byte* memory, int32_t faultResult);
+
+  // `maxIoBytes` of zeros that nobody may write to.
+  std::byte* zeros() const { return zeros_; }
+
+ private:
+  enum class Completion : uint32_t { command = 0, copy = 1, drain = 2 };
+
+  struct Tag {
+    int32_t faultResult = 0;
+  };
+
+  io_uring_sqe* nextSqe(Completion kind, uint16_t tag);
+  void prepareCommand(uint32_t opcode, uint16_t tag, int32_t result);
+  void awaitDrain();
+  void handle(uint64_t userData, int32_t result);
+  void begin(uint16_t tag);
+  void finish(uint16_t tag, Operation operation, uint32_t bytes, bool failed);
+  void accountFinished();
+  std::byte* bufferOf(uint16_t tag) const { return buffers_ + size_t{tag} * setup_.maxIoBytes; }
+
+  const QueueSetup setup_;
+  Backend& backend_;
+  io_uring ring_{};
+  std::byte* buffers_ = nullptr;  // copy path only
+  std::byte* zeros_ = nullptr;
+  std::vector<Tag> tags_;
+  std::vector<uint16_t> finished_;  // tags answered since the last submission; never grows beyond depth
+  uint32_t fetched_ = 0;            // tags with the kernel or in the backend
+  uint32_t inBackend_ = 0;
+  uint64_t batchStartNs_ = 0;
+};
+
+}  // namespace ublk

@@ -1,0 +1,23 @@
+#pragma once
+
+#include <span>
+
+#include "protocol.hpp"
+
+namespace ublk {
+
+// What a freshly forked queue process has inherited.
+struct QueueInheritance {
+  const SpawnMessage& request;
+  uint32_t queue;
+  int charDevice;
+  const IoDescriptor* descriptors;
+  int sharedPage;
+  std::span<const int> backendFiles;
+};
+
+// Prepares, waits until the device's other queue processes are prepared too, then serves the queue. Exits with 0 when
+// the kernel has taken every tag back, with 1 when something failed; the shared page then says what.
+[[noreturn]] void runQueueProcess(const QueueInheritance& inheritance);
+
+}  // namespace ublk

@@ -1,0 +1,133 @@
+// What supervisor and queue processes share for the life of a device: one memfd, mapped by all of them. It lets the
+// supervisor watch a queue without asking it, and outlives the queue process, so that a crash can be explained.
+//
+// Writers: each QueuePage belongs to its queue process; DeviceHeader::barrier to the generation; `drain` to the
+// supervisor. Every field that is read while it may be written is atomic and relaxed: readers want recent numbers,
+// not a consistent snapshot.
+#pragma once
+
+#include <atomic>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+
+namespace ublk {
+
+constexpr uint32_t kSharedMagic = 0x6b6c6275;  // "ublk"
+constexpr uint32_t kSharedVersion = 1;
+constexpr uint32_t kOperationKinds = 5;  // read, write, flush, discard, write zeroes
+
+enum class Phase : uint32_t { absent = 0, preparing = 1, fetching = 2, fetched = 3 };
+
+// Latencies in nanoseconds, four buckets an octave: bucket b holds values whose top three bits are those of b.
+class Histogram {
+ public:
+  static constexpr uint32_t kBuckets = 256;
+
+  static constexpr uint32_t bucketOf(uint64_t ns) {
+    if (ns < 4) return static_cast<uint32_t>(ns);
+    const uint32_t octave = 63u - static_cast<uint32_t>(std::countl_zero(ns));
+    return octave * 4 + static_cast<uint32_t>((ns >> (octave - 2)) & 3);
+  }
+  // The middle of a bucket: within 13 % of every value in it.
+  static constexpr double valueOf(uint32_t bucket) {
+    if (bucket < 8) return bucket < 4 ? bucket : 0;
+    const uint32_t octave = bucket / 4;
+    const double lower = static_cast<double>((4ull + bucket % 4) << (octave - 2));
+    return lower + static_cast<double>(1ull << (octave - 2)) / 2;
+  }
+
+  void add(uint64_t ns) { bump(counts_[bucketOf(ns)], 1); }
+  // The value below which `share` (0 to 1) of the samples are, in nanoseconds; 0 without samples.
+  double quantile(double share) const {
+    uint64_t total = 0;
+    for (const auto& count : counts_) total += count.load(std::memory_order_relaxed);
+    const auto wanted = static_cast<uint64_t>(share * static_cast<double>(total));
+    uint64_t seen = 0;
+    for (uint32_t bucket = 0; bucket < kBuckets; bucket++) {
+      seen += counts_[bucket].load(std::memory_order_relaxed);
+      if (seen > wanted) return valueOf(bucket);
+    }
+    return 0;
+  }
+
+  // One writer at a time, so a plain load and store do and no locked instruction is paid for.
+  static void bump(std::atomic<uint64_t>& counter, uint64_t by) {
+    counter.store(counter.load(std::memory_order_relaxed) + by, std::memory_order_relaxed);
+  }
+
+ private:
+  std::atomic<uint64_t> counts_[kBuckets];
+};
+
+struct OperationCounters {
+  std::atomic<uint64_t> count;
+  std::atomic<uint64_t> bytes;
+  std::atomic<uint64_t> errors;
+  Histogram latency;
+};
+
+// One entry per tag. `startNs` (CLOCK_MONOTONIC) is 0 while the request is not in the backend.
+struct InflightEntry {
+  std::atomic<uint64_t> startNs;
+  std::atomic<uint64_t> startSector;
+  std::atomic<uint32_t> sectors;
+  std::atomic<uint32_t> operation;
+};
+
+struct QueuePage {
+  std::atomic<uint32_t> phase;
+  std::atomic<uint32_t> drain;
+  std::atomic<int32_t> failureErrno;
+  std::atomic<uint32_t> inflight;
+  char failureStep[64];  // NUL-terminated; written once, before the process exits
+  OperationCounters operations[kOperationKinds];
+};
+
+struct DeviceHeader {
+  uint32_t magic;
+  uint32_t version;
+  uint32_t queues;
+  uint32_t depth;
+  // How many queue processes of the present generation are ready to fetch. They wait for each other (futex), so that
+  // nobody fetches unless everybody can: kernels before 7.0 lose a device of which only some FETCHes arrived.
+  std::atomic<uint32_t> barrier;
+};
+
+// Offsets into the memfd. Queue pages are aligned so that two queues never share a cache line.
+struct SharedLayout {
+  uint32_t queues;
+  uint32_t depth;
+
+  static constexpr size_t align(size_t bytes) { return (bytes + 127) & ~size_t{127}; }
+  constexpr size_t queueStride() const { return align(sizeof(QueuePage)) + align(depth * sizeof(InflightEntry)); }
+  constexpr size_t queueOffset(uint32_t queue) const { return align(sizeof(DeviceHeader)) + queue * queueStride(); }
+  constexpr size_t inflightOffset(uint32_t queue) const { return queueOffset(queue) + align(sizeof(QueuePage)); }
+  constexpr size_t bytes() const { return queueOffset(queues); }
+};
+
+static_assert(std::atomic<uint64_t>::is_always_lock_free);
+static_assert(sizeof(std::atomic<uint64_t>) == sizeof(uint64_t));
+
+// A mapped memfd. Does not own the mapping: queue processes keep theirs until they exit.
+class SharedMap {
+ public:
+  SharedMap() = default;
+  SharedMap(void* base, SharedLayout layout) : base_(static_cast<std::byte*>(base)), layout_(layout) {}
+
+  DeviceHeader& header() const { return *reinterpret_cast<DeviceHeader*>(base_); }
+  QueuePage& queue(uint32_t index) const {
+    return *reinterpret_cast<QueuePage*>(base_ + layout_.queueOffset(index));
+  }
+  InflightEntry* inflight(uint32_t index) const {
+    return reinterpret_cast<InflightEntry*>(base_ + layout_.inflightOffset(index));
+  }
+  const SharedLayout& layout() const { return layout_; }
+  void* base() const { return base_; }
+
+ private:
+  std::byte* base_ = nullptr;
+  SharedLayout layout_{};
+};
+
+}  // namespace ublk

@@ -1,0 +1,283 @@
+// The zygote: the node binary, stopped before V8 exists.
+//
+// Only one address space may map /dev/ublkcN and only one open of it may exist, but a mapping is inherited by fork().
+// So one process opens and maps the descriptor areas of all queues and forks a process per queue. It holds on to
+// neither: whoever keeps a reference to the char device keeps the kernel from recovering it.
+//
+// It never blocks on the kernel's ublk locks: control commands run in processes forked for them.
+#include "zygote.hpp"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#include "channel.hpp"
+#include "control_process.hpp"
+#include "queue_process.hpp"
+
+namespace ublk {
+
+namespace {
+
+struct Child {
+  pid_t pid;
+  uint32_t controlSequence;  // 0 for queue processes
+};
+
+// A mapping of one queue's descriptors, which the zygote drops once the queue's process has been forked.
+struct DescriptorArea {
+  const IoDescriptor* base = nullptr;
+  size_t bytes = 0;
+};
+
+class Zygote {
+ public:
+  Zygote() {
+    sigset_t blocked;
+    sigemptyset(&blocked);
+    sigaddset(&blocked, SIGCHLD);
+    sigprocmask(SIG_BLOCK, &blocked, &inheritedMask_);
+    childSignals_ = FileDescriptor(checked(signalfd(-1, &blocked, SFD_CLOEXEC | SFD_NONBLOCK), "signalfd"));
+    for (const int signal : {SIGTERM, SIGINT, SIGHUP, SIGPIPE}) ::signal(signal, SIG_IGN);
+    prctl(PR_SET_NAME, "ublk-zygote");
+    for (const int fd : {kListenFd, kControlFd}) fcntl(fd, F_SETFD, FD_CLOEXEC);
+  }
+
+  [[noreturn]] void run() {
+    for (;;) {
+      pollfd watched[] = {{kListenFd, POLLIN, 0}, {childSignals_.get(), POLLIN, 0}, {supervisor_.get(), POLLIN, 0}};
+      if (poll(watched, std::size(watched), -1) < 0) {
+        if (errno == EINTR) continue;
+        std::abort();
+      }
+      if (watched[1].revents) reap();
+      if (watched[0].revents) acceptSupervisor();
+      if (supervisor_ && watched[2].fd == supervisor_.get() && watched[2].revents) receive();
+    }
+  }
+
+ private:
+  void acceptSupervisor() {
+    FileDescriptor connection(accept4(kListenFd, nullptr, nullptr, SOCK_CLOEXEC));
+    if (!connection) return;
+    ucred peer{};
+    socklen_t length = sizeof peer;
+    if (getsockopt(connection.get(), SOL_SOCKET, SO_PEERCRED, &peer, &length) < 0 || peer.uid != geteuid()) return;
+    supervisor_ = std::move(connection);
+    HelloMessage hello{};
+    hello.header = headerOf(MessageType::hello);
+    hello.pid = getpid();
+    send(&hello, sizeof hello);
+  }
+
+  // A supervisor that is gone or does not read is let go of; the queue processes do not need one.
+  void send(const void* message, size_t bytes, std::span<const int> files = {}) {
+    if (!supervisor_) return;
+    try {
+      sendMessage(supervisor_.get(), message, bytes, files);
+    } catch (const std::system_error&) {
+      supervisor_.reset();
+    }
+  }
+
+  void receive() {
+    union {
+      MessageHeader header;
+      SpawnMessage spawn;
+      ControlMessage control;
+    } message;
+    try {
+      Received received = receiveMessage(supervisor_.get(), &message, sizeof message);
+      if (received.wouldBlock) return;
+      if (!isWellFormed(message.header, received.bytes)) return supervisor_.reset();
+      switch (message.header.type) {
+        case MessageType::spawn:
+          return spawn(message.spawn, received.files);
+        case MessageType::control:
+          return control(message.control);
+        case MessageType::cancel:
+          return cancel(message.header.sequence);
+        case MessageType::retire:
+          return retire();
+        default:
+          return supervisor_.reset();
+      }
+    } catch (const std::system_error&) {
+      supervisor_.reset();
+    }
+  }
+
+  static bool isWellFormed(const MessageHeader& header, size_t bytes) {
+    if (bytes < sizeof header || header.magic != kProtocolMagic || header.version != kProtocolVersion) return false;
+    switch (header.type) {
+      case MessageType::spawn:
+        return bytes == sizeof(SpawnMessage);
+      case MessageType::control:
+        return bytes == sizeof(ControlMessage);
+      default:
+        return bytes == sizeof(MessageHeader);
+    }
+  }
+
+  // ---- queue processes ---------------------------------------------------------------------------------------------
+
+  void spawn(const SpawnMessage& request, std::vector<FileDescriptor>& files) {
+    SpawnedMessage answer{};
+    answer.header = headerOf(MessageType::spawned, request.header.sequence);
+    std::vector<FileDescriptor> pidfds;
+    try {
+      forkGeneration(request, files, answer, pidfds);
+    } catch (const std::system_error& error) {
+      // Half a generation is of no use: its processes end with the pidfds unreported.
+      for (uint32_t i = 0; i < answer.queues; i++) kill(answer.pids[i], SIGKILL);
+      pidfds.clear();
+      answer.queues = 0;
+      answer.error = error.code().value();
+      std::snprintf(answer.step, sizeof answer.step, "%s", error.what());
+    }
+    std::vector<int> raw;
+    for (const auto& pidfd : pidfds) raw.push_back(pidfd.get());
+    send(&answer, sizeof answer, raw);
+  }
+
+  void forkGeneration(const SpawnMessage& request, std::vector<FileDescriptor>& files, SpawnedMessage& answer,
+                      std::vector<FileDescriptor>& pidfds) {
+    if (request.queues == 0 || request.queues > kMaxQueues || request.depth == 0 || request.depth > kMaxDepth ||
+        files.size() != request.backendFiles + 1 || request.backendFiles > kMaxBackendFiles) {
+      throw std::system_error(EINVAL, std::generic_category(), "reading the spawn request");
+    }
+    char path[32];
+    std::snprintf(path, sizeof path, "/dev/ublkc%d", request.deviceId);
+    // O_NONBLOCK tells io_uring that reads and writes on the char device (user-copy) do not block, so it does them at
+    // once and not in a worker thread.
+    const FileDescriptor device(checked(open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK), "opening the char device"));
+    std::vector<DescriptorArea> areas(request.queues);
+    const auto unmapAll = [&areas] {
+      for (const auto& area : areas) {
+        if (area.base) munmap(const_cast<IoDescriptor*>(area.base), area.bytes);
+      }
+    };
+    try {
+      for (uint32_t queue = 0; queue < request.queues; queue++) areas[queue] = mapDescriptors(device.get(), queue, request.depth);
+      for (uint32_t queue = 0; queue < request.queues; queue++) {
+        const pid_t pid = checked(fork(), "forking a queue process");
+        if (pid == 0) becomeQueueProcess(request, queue, device.get(), areas, files);
+        children_.push_back({pid, 0});
+        answer.pids[answer.queues++] = pid;
+        pidfds.emplace_back(static_cast<int>(checked(syscall(SYS_pidfd_open, pid, 0), "pidfd_open")));
+      }
+    } catch (...) {
+      unmapAll();
+      throw;
+    }
+    unmapAll();
+  }
+
+  static DescriptorArea mapDescriptors(int device, uint32_t queue, uint32_t depth) {
+    const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    const size_t bytes = (depth * sizeof(IoDescriptor) + page - 1) / page * page;
+    void* base = mmap(nullptr, bytes, PROT_READ, MAP_SHARED | MAP_POPULATE, device,
+                      static_cast<off_t>(descriptorOffset(queue)));
+    if (base == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "mapping the descriptors");
+    return {static_cast<const IoDescriptor*>(base), bytes};
+  }
+
+  [[noreturn]] void becomeQueueProcess(const SpawnMessage& request, uint32_t queue, int device,
+                                       const std::vector<DescriptorArea>& areas, std::vector<FileDescriptor>& files) {
+    leaveZygote();
+    for (uint32_t other = 0; other < areas.size(); other++) {
+      if (other != queue) munmap(const_cast<IoDescriptor*>(areas[other].base), areas[other].bytes);
+    }
+    supervisor_.reset();
+    close(kControlFd);
+    std::vector<int> raw;
+    for (const auto& file : files) raw.push_back(file.get());
+    runQueueProcess({request, queue, device, areas[queue].base, raw[0], std::span(raw).subspan(1)});
+  }
+
+  // ---- control processes -------------------------------------------------------------------------------------------
+
+  void control(const ControlMessage& request) {
+    const pid_t pid = fork();
+    if (pid == 0) {
+      leaveZygote();
+      prctl(PR_SET_NAME, "ublk-control");
+      runControlProcess(supervisor_.get(), kControlFd, request);
+    }
+    if (pid > 0) {
+      children_.push_back({pid, request.header.sequence});
+      return;
+    }
+    ControlledMessage answer{};
+    answer.header = headerOf(MessageType::controlled, request.header.sequence);
+    answer.result = -errno;
+    send(&answer, sizeof answer);
+  }
+
+  void cancel(uint32_t sequence) {
+    for (const auto& child : children_) {
+      if (child.controlSequence == sequence) kill(child.pid, SIGKILL);
+    }
+  }
+
+  // ---- life --------------------------------------------------------------------------------------------------------
+
+  // What every forked child undoes first. Children do not outlive the zygote: START_DEV and END_USER_RECOVERY name the
+  // process that opened the char device, so a generation without its zygote could not be started again.
+  void leaveZygote() {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != zygotePid_) _exit(1);
+    sigprocmask(SIG_SETMASK, &inheritedMask_, nullptr);
+    childSignals_.reset();
+    close(kListenFd);
+  }
+
+  void reap() {
+    signalfd_siginfo ignored;
+    while (read(childSignals_.get(), &ignored, sizeof ignored) > 0) {
+    }
+    int status;
+    for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG)) > 0;) {
+      const auto child = std::find_if(children_.begin(), children_.end(), [pid](const Child& c) { return c.pid == pid; });
+      ExitedMessage message{};
+      message.header =
+          headerOf(MessageType::exited, child == children_.end() ? 0 : child->controlSequence);
+      message.pid = pid;
+      message.waitStatus = status;
+      if (child != children_.end()) children_.erase(child);
+      send(&message, sizeof message);
+    }
+  }
+
+  [[noreturn]] void retire() {
+    for (const auto& child : children_) kill(child.pid, SIGKILL);
+    _exit(0);
+  }
+
+  const pid_t zygotePid_ = getpid();
+  sigset_t inheritedMask_{};
+  FileDescriptor childSignals_;
+  FileDescriptor supervisor_;
+  std::vector<Child> children_;
+};
+
+}  // namespace
+
+void runZygote() {
+  Zygote zygote;
+  zygote.run();
+}
+
+}  // namespace ublk

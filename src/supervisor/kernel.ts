@@ -1,0 +1,89 @@
+import type { BackendFacts, DataPath } from '../../backends/interface.js';
+import type { RecoveryMode } from '../config/types.js';
+import type { ExitStatus, QueueStatus } from './status.js';
+
+/** Everything about a device that the kernel and the queue processes need, fixed for the device's life. */
+export interface DeviceSpec {
+  readonly name: string;
+  readonly id: number | undefined;
+  readonly queues: number;
+  readonly depth: number;
+  readonly blockSize: number;
+  readonly size: number;
+  readonly dataPath: DataPath;
+  readonly recovery: RecoveryMode;
+  readonly facts: BackendFacts;
+  readonly backend: { readonly name: string; readonly files: readonly number[] };
+}
+
+/** What ADD_DEV granted: the kernel chooses the id where none was asked for and clamps the queues to the CPUs. */
+export interface GrantedDevice {
+  readonly id: number;
+  readonly queues: number;
+  readonly depth: number;
+}
+
+/** How far a generation's queue processes came. `fetching`: some, not all, of the device's FETCHes may be with the kernel. */
+export type GenerationPhase = 'preparing' | 'fetching' | 'fetched';
+
+/** One set of queue processes, one per hardware queue, forked together and ended together. */
+export interface Generation {
+  readonly number: number;
+  /** By queue index. */
+  readonly pids: readonly number[];
+  /** Aborted, with an ExitStatus as reason, when the first of the processes has exited. */
+  readonly exited: AbortSignal;
+  /** Read from the shared page, so it is valid after the processes are dead. */
+  phase(): GenerationPhase;
+  /** SIGKILL to every process that is left; resolves when all have exited. Rejects after a deadline (uninterruptible sleep). */
+  kill(): Promise<void>;
+}
+
+/** What differs between kernels; resolved once from the features and the release. */
+export interface KernelQuirks {
+  /** A device whose replacement died between its first and its last FETCH can never be recovered (6.12 to 6.19). */
+  readonly midFetchDeathIsFatal: boolean;
+  /** START_USER_RECOVERY is refused with EINVAL when an earlier one succeeded and nobody fetched since (6.12). */
+  readonly recoveryBeginsOnce: boolean;
+  /** A dead server with every command in flight is only noticed by the block layer's time-out (6.14 and before). */
+  readonly deathNoticedByTimeout: boolean;
+}
+
+/**
+ * The kernel as the device state machine sees it. Every operation has a deadline and rejects with a `SupervisorError`
+ * whose `code` is the errno's name (`EBUSY`), or `TIMEOUT`, or `ABORTED` when `signal` fired.
+ * Operations are named after the ublk control commands that they send (Documentation/block/ublk.rst).
+ */
+export interface Kernel {
+  readonly quirks: KernelQuirks;
+  /** ADD_DEV, then compares the granted flags. A device that lacks a flag we need is deleted again. */
+  addDevice(spec: DeviceSpec): Promise<GrantedDevice>;
+  /** SET_PARAMS. */
+  setParameters(id: number, spec: DeviceSpec): Promise<void>;
+  /** Opens and maps /dev/ublkcN in the zygote and forks the queue processes; resolves once they exist. */
+  spawn(granted: GrantedDevice, spec: DeviceSpec, generation: number): Promise<Generation>;
+  /** START_DEV: blocks until every FETCH is in, then makes /dev/ublkbN. `signal` cancels. */
+  startDevice(granted: GrantedDevice, signal: AbortSignal): Promise<void>;
+  /** START_USER_RECOVERY, retried while the kernel still holds references of the dead generation (EBUSY). */
+  beginRecovery(id: number): Promise<void>;
+  /** END_USER_RECOVERY: blocks until every FETCH is in. `signal` cancels. */
+  endRecovery(granted: GrantedDevice, signal: AbortSignal): Promise<void>;
+  /** Rejects with `IN_USE` and who holds it when somebody has the block device open or mounted. */
+  assertUnused(id: number): Promise<void>;
+  /**
+   * Writes the block device's dirty pages back, then STOP_DEV (TRY_STOP_DEV where there is one and not `force`).
+   * `served`: live queue processes answer; without it nothing can be written back and nothing is flushed.
+   */
+  stopDevice(id: number, options: { readonly force: boolean; readonly served: boolean }): Promise<void>;
+  /**
+   * DEL_DEV_ASYNC, then waits until the id is free. Resolves false when the id stays taken because somebody still
+   * holds the block device open: it goes with the last user.
+   */
+  deleteDevice(id: number): Promise<boolean>;
+  /** Counters of the device's queues, which outlive generations; see `QueueStatus`. */
+  queueStatus(granted: GrantedDevice, generation: Generation | null): QueueStatus[];
+  /** The shared page and whatever else is kept for the device's life. */
+  release(id: number): void;
+}
+
+export type { ExitStatus };
