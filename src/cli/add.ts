@@ -1,0 +1,47 @@
+import { InvalidArgumentError } from 'commander';
+import { clientOf, runtimeDirOption, wholeNumber, type Register, type RuntimeDirOption } from './common-options.js';
+import { print } from './output.js';
+
+interface AddOptions extends RuntimeDirOption {
+  readonly name: string;
+  readonly number?: number;
+  readonly queues?: number;
+  readonly depth?: number;
+  readonly blockSize?: number;
+  readonly dataPath?: string;
+  readonly readOnly?: true;
+}
+
+type Setting = readonly [key: string, value: string];
+
+export const addCommand: Register = (program) => {
+  program
+    .command('add')
+    .description('add a device and print its path when it is usable; the device is not added to the configuration file')
+    .argument('<type>', 'backend: ram or null')
+    .argument('[key=value...]', "the backend's settings, such as size=512MiB", setting, [])
+    .requiredOption('--name <name>', 'what to call the device')
+    .option('-n, --number <id>', 'N of /dev/ublkbN', wholeNumber)
+    .option('-q, --queues <count>', 'hardware queues', wholeNumber)
+    .option('-d, --depth <count>', 'requests per queue that may be outstanding', wholeNumber)
+    .option('-r, --read-only', 'a device that cannot be written to')
+    .option('--block-size <bytes>', 'logical block size', wholeNumber)
+    .option('--data-path <path>', 'auto, copy or user-copy')
+    .addOption(runtimeDirOption())
+    .action(async (type: string, settings: readonly Setting[], options: AddOptions) => {
+      const { name, number: id, queues, depth, blockSize, dataPath, readOnly } = options;
+      const backend = { ...Object.fromEntries(settings), type };
+      // What was not given is left out by JSON.stringify, and gets the schema's default.
+      const device = { name, id, queues, depth, blockSize, readOnly, dataPath, backend };
+      const { path } = await clientOf(options).add(device);
+      print(path ?? '');
+    });
+};
+
+function setting(text: string, earlier: readonly Setting[]): readonly Setting[] {
+  const split = text.indexOf('=');
+  if (split < 1) throw new InvalidArgumentError('Expected key=value.');
+  const key = text.slice(0, split);
+  if (key === 'type' || earlier.some(([known]) => known === key)) throw new InvalidArgumentError('It is given twice.');
+  return [...earlier, [key, text.slice(split + 1)]];
+}

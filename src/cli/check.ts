@@ -1,0 +1,20 @@
+import { loadConfig } from '../config/load.js';
+import { messageOf } from '../errors.js';
+import type { Register } from './common-options.js';
+import { checkExitCode } from './exit-codes.js';
+import { printError } from './output.js';
+
+export const checkCommand: Register = (program) => {
+  program
+    .command('check')
+    .description('check a configuration and say what is wrong with it')
+    .argument('<config>', 'configuration file; see ublk-supervisor.json(5)')
+    .action(async (path: string) => {
+      try {
+        await loadConfig(path);
+      } catch (error) {
+        printError(messageOf(error));
+        process.exitCode = checkExitCode(error);
+      }
+    });
+};

@@ -1,0 +1,117 @@
+import { request } from 'node:http';
+import { SupervisorError, errnoOf, reasonOf } from '../errors.js';
+import { controlSocket } from '../supervisor/runtime-dir.js';
+import type { DeviceStatus, Status } from '../supervisor/status.js';
+
+export interface Client {
+  status(): Promise<Status>;
+  add(device: object): Promise<DeviceStatus>;
+  remove(name: string, options: { readonly force: boolean; readonly removeData: boolean }): Promise<void>;
+  recover(name: string): Promise<DeviceStatus>;
+  stop(options: { readonly force: boolean }): Promise<void>;
+}
+
+interface Answer {
+  readonly status: number;
+  readonly text: string;
+}
+
+/**
+ * Talks to the supervisor of `runtimeDir`. Rejects with what the supervisor answered, or with code `NOT_RUNNING`.
+ * There is no time-out: how long a flush or a recovery takes is for the supervisor to know, which has its deadlines.
+ */
+export function createClient(runtimeDir: string): Client {
+  const call = async (method: string, path: string, body?: object): Promise<unknown> => {
+    const socketPath = controlSocket(runtimeDir);
+    const { status, text } = await exchange(socketPath, method, path, body);
+    const document = parse(text, socketPath);
+    if (status >= 400) throw refusal(document, status);
+    return document;
+  };
+  const device = (name: string): string => `/v1/devices/${encodeURIComponent(name)}`;
+  return {
+    status: async () => (await call('GET', '/v1/status')) as Status,
+    add: async (config) => (await call('POST', '/v1/devices', config)) as DeviceStatus,
+    remove: async (name, { force, removeData }) => {
+      await call('DELETE', `${device(name)}?force=${String(force)}&data=${removeData ? 'remove' : 'keep'}`);
+    },
+    recover: async (name) => (await call('POST', `${device(name)}/recover`)) as DeviceStatus,
+    stop: async ({ force }) => {
+      await call('POST', '/v1/stop', { force });
+    },
+  };
+}
+
+function exchange(socketPath: string, method: string, path: string, body: object | undefined): Promise<Answer> {
+  return new Promise((resolve, reject) => {
+    const text = body === undefined ? '' : JSON.stringify(body);
+    const headers = {
+      'content-length': Buffer.byteLength(text),
+      ...(text === '' ? {} : { 'content-type': 'application/json' }),
+    };
+    const fail = (error: unknown): void => {
+      reject(unreachable(socketPath, error));
+    };
+    request({ socketPath, method, path, headers, agent: false }, (response) => {
+      const chunks: Buffer[] = [];
+      response.on('data', (chunk: Buffer) => chunks.push(chunk));
+      response.on('error', fail);
+      response.on('end', () => {
+        resolve({ status: response.statusCode ?? 0, text: Buffer.concat(chunks).toString('utf8') });
+      });
+    })
+      .on('error', fail)
+      .end(text);
+  });
+}
+
+function parse(text: string, socketPath: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch (error) {
+    throw new SupervisorError(`${socketPath} answered something that is not JSON; is it another program's?`, {
+      code: 'PROTOCOL',
+      cause: error,
+    });
+  }
+}
+
+function refusal(document: unknown, status: number): SupervisorError {
+  const { error } = document as {
+    readonly error?: Partial<Pick<SupervisorError, 'code' | 'message' | 'errno' | 'device'>>;
+  };
+  return new SupervisorError(error?.message ?? `the supervisor answered HTTP status ${String(status)}`, {
+    code: error?.code ?? 'PROTOCOL',
+    errno: error?.errno,
+    device: error?.device,
+  });
+}
+
+function unreachable(socketPath: string, error: unknown): SupervisorError {
+  const code = error instanceof Error && 'code' in error ? error.code : undefined;
+  const context = { errno: errnoOf(error), cause: error };
+  switch (code) {
+    case 'ENOENT':
+    case 'ENOTDIR':
+      return new SupervisorError(
+        `the supervisor is not running (no ${socketPath}); start it with: ublk-supervisor start CONFIG`,
+        { code: 'NOT_RUNNING', ...context },
+      );
+    case 'ECONNREFUSED':
+      return new SupervisorError(
+        `the supervisor is not running (nobody listens on ${socketPath}); start it with: ublk-supervisor start CONFIG`,
+        { code: 'NOT_RUNNING', ...context },
+      );
+    case 'EACCES':
+    case 'EPERM':
+      return new SupervisorError(
+        `connecting to ${socketPath} failed: ${reasonOf(error)}; run this as root or as a member of the socket's group`,
+        { code, ...context },
+      );
+    default:
+      return new SupervisorError(`talking to the supervisor on ${socketPath} failed: ${reasonOf(error)}; see its log`, {
+        code: typeof code === 'string' ? code : 'PROTOCOL',
+        ...context,
+      });
+  }
+}

@@ -1,0 +1,80 @@
+import { readdirSync } from 'node:fs';
+import { dirname } from 'node:path';
+import { messageOf } from '../errors.js';
+import { ublkDeviceInfo } from '../native/binding.js';
+import type { Check, CheckResult } from '../supervisor/preflight.js';
+
+/** Rings and request buffers of a device with many deep queues. */
+const COMFORTABLE_MEMLOCK = 64 * 2 ** 20;
+
+export const memlockCheck: Check = {
+  id: 'memlock',
+  subject: 'locked memory limit',
+  probe: (host) => {
+    const soft = /^Max locked memory\s+(\S+)/m.exec(host.readText('/proc/self/limits') ?? '')?.[1] ?? 'unknown';
+    if (soft === 'unlimited' || Number(soft) >= COMFORTABLE_MEMLOCK) return { status: 'ok', detail: soft };
+    return {
+      status: 'warn',
+      detail: `${soft} bytes, which counts for processes without CAP_IPC_LOCK`,
+      advice: 'ulimit -l unlimited, or LimitMEMLOCK=infinity in the unit',
+    };
+  },
+};
+
+export function runtimeDirCheck(runtimeDir: string): Check {
+  return {
+    id: 'runtime-dir',
+    subject: `runtime directory ${runtimeDir}`,
+    probe: (host): CheckResult => {
+      const found = host.stat(runtimeDir);
+      const place = found ? runtimeDir : dirname(runtimeDir);
+      if (found && !found.isDirectory()) {
+        return { status: 'fail', detail: 'is not a directory', advice: 'remove it, or give another --runtime-dir' };
+      }
+      if (!host.writable(place)) {
+        return {
+          status: 'fail',
+          detail: `${place} is not writable`,
+          advice: 'run as root, or give another --runtime-dir',
+        };
+      }
+      if (found && (found.mode & 0o002) !== 0) {
+        return { status: 'warn', detail: 'writable by everybody', advice: `chmod 0750 ${runtimeDir}` };
+      }
+      return { status: 'ok', detail: found ? 'present' : 'made at start' };
+    },
+  };
+}
+
+/** `ownIds`: of the devices of the supervisor that runs here; undefined when none does. */
+export function devicesCheck(ownIds: ReadonlySet<number> | undefined): Check {
+  return {
+    id: 'devices',
+    subject: 'ublk devices',
+    probe: (host) => {
+      if (!host.stat('/sys/class/ublk-char')) return null;
+      const ids = readdirSync('/sys/class/ublk-char').map((name) => Number(name.replace('ublkc', '')));
+      const foreign = ids.filter((id) => !ownIds?.has(id)).sort((a, b) => a - b);
+      const own = ids.length - foreign.length;
+      const summary = `${String(own)} of this supervisor, ${String(foreign.length)} of others`;
+      if (foreign.length === 0) return { status: 'ok', detail: summary };
+      return {
+        status: 'ok',
+        detail: `${summary} (${foreign.map(describe).join(', ')})`,
+        advice: ownIds ? 'they are left alone' : 'no supervisor answers here, so none counts as its own',
+      };
+    },
+  };
+}
+
+const STATES = ['dead', 'live', 'quiesced', 'failing I/O'];
+
+function describe(id: number): string {
+  try {
+    const info = ublkDeviceInfo(id);
+    if (!info) return `${String(id)}: gone`;
+    return `${String(id)}: ${STATES[info.state] ?? 'unknown state'}, pid ${String(info.ownerPid)}`;
+  } catch (error) {
+    return `${String(id)}: ${messageOf(error)}`;
+  }
+}

@@ -1,0 +1,57 @@
+import { Chalk } from 'chalk';
+import { printable } from '../printable.js';
+import { thisHost } from '../supervisor/host.js';
+import { preflightChecks, runChecks, type CheckStatus } from '../supervisor/preflight.js';
+import { runtimeDirectory } from '../supervisor/runtime-dir.js';
+import { createClient } from './client.js';
+import { runtimeDirOption, type Register, type RuntimeDirOption } from './common-options.js';
+import { devicesCheck, memlockCheck, runtimeDirCheck } from './doctor-checks.js';
+import { CliExit } from './exit-codes.js';
+import { print, printJson } from './output.js';
+
+interface DoctorOptions extends RuntimeDirOption {
+  readonly json?: true;
+}
+
+export const doctorCommand: Register = (program) => {
+  program
+    .command('doctor')
+    .description('check whether this machine can serve ublk devices, and say what to do if not')
+    .option('-J, --json', 'one JSON document')
+    .addOption(runtimeDirOption())
+    .action(async (options: DoctorOptions) => {
+      const runtimeDir = runtimeDirectory(options.runtimeDir);
+      const checks = [
+        ...preflightChecks,
+        memlockCheck,
+        runtimeDirCheck(runtimeDir),
+        devicesCheck(await ownIds(runtimeDir)),
+      ];
+      const results = runChecks(checks, thisHost);
+      if (options.json) {
+        printJson({ checks: results.map(({ id, status, detail, advice = null }) => ({ id, status, detail, advice })) });
+      } else {
+        for (const { status, subject, detail, advice } of results) {
+          const line = `${subject}: ${detail}${advice === undefined ? '' : `; ${advice}`}`;
+          print(`${coloured(status)}  ${printable(line)}`);
+        }
+      }
+      if (results.some(({ status }) => status === 'fail')) process.exitCode = CliExit.failure;
+    });
+};
+
+/** undefined: no supervisor answers. */
+async function ownIds(runtimeDir: string): Promise<ReadonlySet<number> | undefined> {
+  try {
+    const { devices } = await createClient(runtimeDir).status();
+    return new Set(devices.flatMap(({ id }) => id ?? []));
+  } catch {
+    return undefined;
+  }
+}
+
+function coloured(status: CheckStatus): string {
+  const chalk = new Chalk(process.stdout.isTTY ? {} : { level: 0 });
+  const colour = { ok: chalk.green, warn: chalk.yellow, fail: chalk.red }[status];
+  return colour(status.padEnd(4));
+}

@@ -1,0 +1,32 @@
+import { ublkFeatures } from '../native/binding.js';
+import { hasFeature, ublkFeatureTable, type UblkFeature } from '../supervisor/ublk-features.js';
+import type { Register } from './common-options.js';
+import { print, printJson } from './output.js';
+import { formatTable, tableObjects, type Column } from './table.js';
+
+export const featuresCommand: Register = (program) => {
+  program
+    .command('features')
+    .description("show what this kernel's ublk offers; needs root")
+    .option('-J, --json', 'one JSON document')
+    .action(({ json }: { readonly json?: true }) => {
+      const features = ublkFeatures();
+      const columns: readonly Column<UblkFeature>[] = [
+        { name: 'FEATURE', description: 'UBLK_F_ flag', value: ({ name }) => name },
+        {
+          name: 'OFFERED',
+          description: 'by this kernel',
+          value: (feature) => hasFeature(features, feature),
+          text: (feature) => (hasFeature(features, feature) ? 'yes' : 'no'),
+        },
+        { name: 'SINCE', description: 'first kernel that has it', value: ({ since }) => since, right: true },
+        { name: 'DESCRIPTION', description: 'what it is for', value: ({ description }) => description },
+      ];
+      if (json) {
+        printJson({ bits: `0x${features.toString(16)}`, features: tableObjects(columns, ublkFeatureTable) });
+        return;
+      }
+      const style = { headings: true, raw: false, exact: false };
+      for (const line of formatTable(columns, ublkFeatureTable, style)) print(line);
+    });
+};

@@ -1,0 +1,58 @@
+import { Command, CommanderError } from 'commander';
+import { messageOf } from '../errors.js';
+import { DaemonExit } from '../supervisor/exit-codes.js';
+import { version } from '../version.js';
+import { addCommand } from './add.js';
+import { checkCommand } from './check.js';
+import { delCommand } from './del.js';
+import { doctorCommand } from './doctor.js';
+import { CliExit, cliExitCode } from './exit-codes.js';
+import { featuresCommand } from './features.js';
+import { listCommand } from './list.js';
+import { printError } from './output.js';
+import { recoverCommand } from './recover.js';
+import { schemaCommand } from './schema.js';
+import { startCommand } from './start.js';
+import { statusCommand } from './status.js';
+import { stopCommand } from './stop.js';
+
+const commands = [
+  startCommand,
+  statusCommand,
+  listCommand,
+  addCommand,
+  delCommand,
+  stopCommand,
+  recoverCommand,
+  checkCommand,
+  schemaCommand,
+  featuresCommand,
+  doctorCommand,
+];
+
+/** Runs one command line and leaves its exit code in `process.exitCode`. */
+export async function run(args: readonly string[]): Promise<void> {
+  const program = new Command('ublk-supervisor')
+    .description('Serve Linux ublk block devices, one supervised process per hardware queue.')
+    .version(version)
+    .helpCommand(false)
+    .showHelpAfterError('see: ublk-supervisor --help')
+    .configureOutput({
+      outputError: (text, write) => {
+        write(text.replace(/^error: /, 'ublk-supervisor: '));
+      },
+    })
+    .exitOverride();
+  for (const register of commands) register(program);
+  try {
+    await program.parseAsync(args, { from: 'user' });
+  } catch (error) {
+    if (error instanceof CommanderError) {
+      const usage = args[0] === 'start' ? DaemonExit.usage : CliExit.usage;
+      process.exitCode = error.exitCode === 0 ? CliExit.ok : usage;
+    } else {
+      printError(messageOf(error));
+      process.exitCode = cliExitCode(error);
+    }
+  }
+}

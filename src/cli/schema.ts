@@ -1,0 +1,12 @@
+import { configJsonSchema } from '../config/schema.js';
+import type { Register } from './common-options.js';
+import { printJson } from './output.js';
+
+export const schemaCommand: Register = (program) => {
+  program
+    .command('schema')
+    .description("print the configuration's JSON Schema")
+    .action(() => {
+      printJson(configJsonSchema());
+    });
+};

@@ -1,0 +1,77 @@
+import { formatSize } from '../config/units.js';
+import { printable } from '../printable.js';
+import type { DeviceStatus, ExitStatus, OperationStatus, QueueStatus } from '../supervisor/status.js';
+import { clientOf, runtimeDirOption, type Register, type RuntimeDirOption } from './common-options.js';
+import { print, printJson } from './output.js';
+import { formatTable, type Column } from './table.js';
+
+interface StatusOptions extends RuntimeDirOption {
+  readonly json?: true;
+}
+
+export const statusCommand: Register = (program) => {
+  program
+    .command('status')
+    .description('show the supervisor, its devices and their queues')
+    .option('-J, --json', 'one JSON document, sizes in bytes')
+    .addOption(runtimeDirOption())
+    .action(async (options: StatusOptions) => {
+      const status = await clientOf(options).status();
+      if (options.json) {
+        printJson(status);
+        return;
+      }
+      const { pid, version, kernel } = status.supervisor;
+      print(printable(`ublk-supervisor ${version}, pid ${String(pid)}, Linux ${kernel}`));
+      for (const device of status.devices) for (const line of describeDevice(device)) print(printable(line));
+    });
+};
+
+function describeDevice(device: DeviceStatus): string[] {
+  const { name, path, state, reason, size, backend, blockSize, dataPath, generation, recoveries, lastPauseMs } = device;
+  const pause = lastPauseMs === null ? '' : `, the last with a pause of ${String(Math.round(lastPauseMs))} ms`;
+  return [
+    '',
+    `${name}: ${state}${reason === null ? '' : `, ${reason}`}`,
+    `  device    ${path ?? '-'}, ${formatSize(size)}, blocks of ${String(blockSize)}`,
+    `  backend   ${backend}, data path ${dataPath}`,
+    `  history   generation ${String(generation)}, recoveries: ${String(recoveries)}${pause}`,
+    ...(device.lastExit === null ? [] : [`  last exit ${describeExit(device.lastExit)}`]),
+    ...formatTable(queueColumns, device.queues, { headings: true, raw: false, exact: false }).map(
+      (line) => `  ${line}`,
+    ),
+  ];
+}
+
+function describeExit({ queue, pid, code, signal, reason, at }: ExitStatus): string {
+  const how = signal === null ? `exited with code ${String(code)}` : `killed by ${signal}`;
+  return `${at}, queue ${String(queue)}, pid ${String(pid)}: ${how}${reason === null ? '' : `, ${reason}`}`;
+}
+
+const queueColumns: readonly Column<QueueStatus>[] = [
+  { name: 'QUEUE', description: 'index', value: ({ index }) => index, right: true },
+  { name: 'PID', description: 'process', value: ({ pid }) => pid, right: true },
+  { name: 'INFLIGHT', description: 'requests in the process', value: ({ inflight }) => inflight, right: true },
+  ...operationColumns('READ', ({ read }) => read),
+  ...operationColumns('WRITE', ({ write }) => write),
+  { name: 'FLUSHES', description: 'flushes answered', value: ({ flush }) => flush.count, right: true },
+  { name: 'ERRORS', description: 'requests answered with an error', value: countErrors, right: true },
+];
+
+function operationColumns(name: string, of: (queue: QueueStatus) => OperationStatus): readonly Column<QueueStatus>[] {
+  return [
+    { name: `${name}S`, description: 'requests answered', value: (queue) => of(queue).count, right: true },
+    {
+      name: `${name}-BYTES`,
+      description: 'bytes moved',
+      value: (queue) => of(queue).bytes,
+      text: (queue) => formatSize(of(queue).bytes),
+      right: true,
+    },
+    { name: `${name}-P99-US`, description: 'microseconds', value: (queue) => of(queue).p99us, right: true },
+  ];
+}
+
+function countErrors({ read, write, flush, discard, writeZeroes }: QueueStatus): number {
+  return [read, write, flush, discard, writeZeroes].reduce((sum, { errors }) => sum + errors, 0);
+}

@@ -1,0 +1,126 @@
+import { z } from 'zod';
+import { backendOptions } from '../../backends/registry.js';
+import { parseJson } from './json.js';
+import { show, validate } from './problems.js';
+import type { Config, DeviceConfig } from './types.js';
+import { parseDuration } from './units.js';
+
+const MOST_DEVICES = 1024;
+const LONGEST_WINDOW_MS = 24 * 3600e3;
+
+function integer(min: number, max: number): z.ZodInt {
+  const error = ({ input }: { readonly input?: unknown }): string =>
+    `expected ${Number.isInteger(input) ? '' : 'a whole number from '}${String(min)} to ${String(max)}, got ${show(input)}`;
+  return z.int({ error }).min(min, { error }).max(max, { error });
+}
+
+/** Safe as a file name and in a URL, a log line and a shell word. */
+export const deviceName = z.string().regex(/^[a-z0-9][a-z0-9_.-]{0,62}$/, {
+  error: ({ input }) =>
+    `expected 1 to 63 of a-z, 0-9, "_", "." and "-", starting with a letter or digit, got ${show(input)}`,
+});
+
+const duration = z.string().transform((text, context) => {
+  const milliseconds = parseDuration(text);
+  if (milliseconds !== undefined && milliseconds >= 1 && milliseconds <= LONGEST_WINDOW_MS) return milliseconds;
+  context.addIssue({
+    code: 'custom',
+    message: `expected 1ms to 24h, such as 500ms, 60s, 5min or 1h, got ${show(text)}`,
+  });
+  return z.NEVER;
+});
+
+const recovery = z.strictObject({
+  mode: z
+    .enum(['reissue', 'fail-inflight', 'fail-io'])
+    .default('reissue')
+    .describe(
+      'what happens to requests when a queue process dies. reissue: the next process gets them again and nobody sees ' +
+        'an error. fail-inflight: those in flight fail, new ones wait. fail-io: both fail (kernel 6.13)',
+    ),
+  auto: z.boolean().default(true).describe('false leaves a dead device to `ublk-supervisor recover`'),
+  maxRestarts: integer(0, 10_000)
+    .default(10)
+    .describe('at most this many restarts within the window; 0: never restart'),
+  window: duration.prefault('60s').describe('a duration: 500ms, 60s, 5min, 1h'),
+  onGiveUp: z
+    .enum(['park', 'stop'])
+    .default('park')
+    .describe('after maxRestarts. park: I/O waits for `recover`. stop: the device goes away and I/O fails'),
+});
+
+const device = z
+  .strictObject({
+    name: deviceName.describe('what commands and logs call the device'),
+    id: integer(0, 2 ** 20 - 1)
+      .optional()
+      .describe('N of /dev/ublkbN; left out, the kernel chooses'),
+    queues: integer(1, 128).default(1).describe('hardware queues, one process each; the kernel allows one per CPU'),
+    depth: integer(1, 4096).default(128).describe('requests per queue that may be outstanding'),
+    blockSize: z.literal([512, 1024, 2048, 4096]).default(4096).describe('logical block size in bytes'),
+    readOnly: z.boolean().default(false),
+    dataPath: z
+      .enum(['auto', 'copy', 'user-copy'])
+      .default('auto')
+      .describe('how request data reaches the queue process; auto: what suits the backend best'),
+    backend: backendOptions.describe('what stores the data'),
+    recovery: recovery.prefault({}),
+  })
+  .superRefine(({ backend, blockSize }, context) => {
+    if (backend.size % blockSize === 0) return;
+    context.addIssue({
+      code: 'custom',
+      path: ['backend', 'size'],
+      message: `expected a multiple of blockSize ${String(blockSize)}, got ${String(backend.size)}`,
+    });
+  })
+  .transform(({ id, recovery: { window, ...rest }, ...others }): DeviceConfig => {
+    return { ...others, id, recovery: { ...rest, windowMs: window } };
+  });
+
+const config = z
+  .strictObject({
+    $schema: z.string().optional().describe('where an editor finds this schema; not read by ublk-supervisor'),
+    devices: z.array(device).max(MOST_DEVICES, {
+      error: ({ input }) =>
+        `expected at most ${String(MOST_DEVICES)} devices, got ${String((input as readonly unknown[]).length)}`,
+    }),
+  })
+  .superRefine(({ devices }, context) => {
+    refuseTwins(devices, context);
+  });
+
+/** The configuration in `text`; `source` names it in errors. Rejects with code `CONFIG`, one line per problem. */
+export function parseConfig(text: string, source: string): Config {
+  const { devices } = validate(config, parseJson(text, source), source);
+  return { devices };
+}
+
+/** One device, as in the configuration's `devices`. Rejects with code `CONFIG`, one line per problem. */
+export function parseDevice(input: unknown): DeviceConfig {
+  return validate(device, input, 'device');
+}
+
+/** The JSON Schema of what a person writes, for editors. */
+export function configJsonSchema(): object {
+  const schema = z.toJSONSchema(config, { io: 'input' });
+  return { ...schema, title: 'ublk-supervisor configuration' };
+}
+
+function refuseTwins(devices: readonly DeviceConfig[], context: z.RefinementCtx): void {
+  for (const key of ['name', 'id'] as const) {
+    const first = new Map<unknown, number>();
+    for (const [index, { [key]: value }] of devices.entries()) {
+      if (value === undefined) continue;
+      const earlier = first.get(value);
+      if (earlier === undefined) first.set(value, index);
+      else {
+        context.addIssue({
+          code: 'custom',
+          path: ['devices', index, key],
+          message: `${show(value)} is taken by devices[${String(earlier)}]; expected a different one for each device`,
+        });
+      }
+    }
+  }
+}

@@ -1,0 +1,170 @@
+import { parseJson } from '../config/json.js';
+import { SupervisorError, messageOf } from '../errors.js';
+import type { SupervisorApi } from './status.js';
+
+export interface ApiRequest {
+  readonly method: string;
+  /** The request target as sent: path and query. */
+  readonly target: string;
+  readonly contentType: string | undefined;
+  readonly body: string;
+}
+
+export interface ApiAnswer {
+  readonly status: number;
+  readonly body: unknown;
+  readonly headers?: Readonly<Record<string, string>>;
+  /** What nobody foresaw, for the log. */
+  readonly unexpected?: unknown;
+}
+
+interface Call {
+  readonly name: string;
+  readonly query: ReadonlyMap<string, string>;
+  readonly body: unknown;
+}
+
+interface Route {
+  readonly method: string;
+  readonly path: RegExp;
+  /** The query keys and their values that the route understands. */
+  readonly query?: Readonly<Record<string, readonly string[]>>;
+  run(api: SupervisorApi, call: Call): ApiAnswer | Promise<ApiAnswer>;
+}
+
+const DEVICE = /^\/v1\/devices\/([^/]+)$/;
+
+const ROUTES: readonly Route[] = [
+  { method: 'GET', path: /^\/v1\/status$/, run: (api) => ({ status: 200, body: api.status() }) },
+  { method: 'GET', path: DEVICE, run: (api, { name }) => ({ status: 200, body: deviceStatus(api, name) }) },
+  {
+    method: 'POST',
+    path: /^\/v1\/devices$/,
+    run: async (api, { body }) => ({ status: 201, body: await api.add(body) }),
+  },
+  {
+    method: 'DELETE',
+    path: DEVICE,
+    query: { force: ['true', 'false'], data: ['keep', 'remove'] },
+    run: async (api, { name, query }) => {
+      await api.remove(name, { force: query.get('force') === 'true', removeData: query.get('data') === 'remove' });
+      return { status: 200, body: {} };
+    },
+  },
+  {
+    method: 'POST',
+    path: /^\/v1\/devices\/([^/]+)\/recover$/,
+    run: async (api, { name }) => ({ status: 200, body: await api.recover(name) }),
+  },
+  {
+    method: 'POST',
+    path: /^\/v1\/stop$/,
+    run: async (api, { body }) => {
+      await api.stop({ force: forceIn(body) });
+      // The supervisor ends next and waits for its connections to end.
+      return { status: 200, body: {}, headers: { connection: 'close' } };
+    },
+  },
+];
+
+const STATUS_BY_CODE: Readonly<Record<string, number>> = {
+  CONFIG: 400,
+  BAD_REQUEST: 400,
+  NOT_FOUND: 404,
+  METHOD: 405,
+  EXISTS: 409,
+  IN_USE: 409,
+  EBUSY: 409,
+  BUSY: 409,
+  TOO_LARGE: 413,
+  MEDIA_TYPE: 415,
+};
+
+/** Answers one request. Never rejects: what fails becomes an answer with an `error` in it. */
+export async function answer(api: SupervisorApi, request: ApiRequest): Promise<ApiAnswer> {
+  try {
+    const [path = '', search = ''] = request.target.split('?', 2);
+    const routes = ROUTES.filter((route) => route.path.test(path));
+    const route = routes.find(({ method }) => method === request.method);
+    if (!route) return failure(refusal(request.method, path, routes), allowed(routes));
+    return await route.run(api, {
+      name: decodeURIComponentOrEmpty(route.path.exec(path)?.[1] ?? ''),
+      query: parseQuery(search, route.query ?? {}),
+      body: parseBody(request),
+    });
+  } catch (error) {
+    return failure(error);
+  }
+}
+
+export function failure(error: unknown, headers: Readonly<Record<string, string>> = {}): ApiAnswer {
+  if (!(error instanceof SupervisorError)) {
+    const body = { error: { code: 'INTERNAL', message: `internal error: ${messageOf(error)}; see the log` } };
+    return { status: 500, body, headers, unexpected: error };
+  }
+  const { code, message, errno, device } = error;
+  return { status: STATUS_BY_CODE[code] ?? 500, body: { error: { code, message, errno, device } }, headers };
+}
+
+function refusal(method: string, path: string, routes: readonly Route[]): SupervisorError {
+  return routes.length === 0
+    ? new SupervisorError(`no such resource: ${path}; see ublk-supervisor(8), CONTROL API`, { code: 'NOT_FOUND' })
+    : new SupervisorError(`${method} is not possible on ${path}`, { code: 'METHOD' });
+}
+
+function allowed(routes: readonly Route[]): Readonly<Record<string, string>> {
+  return routes.length === 0 ? {} : { allow: routes.map(({ method }) => method).join(', ') };
+}
+
+function deviceStatus(api: SupervisorApi, name: string): unknown {
+  const device = api.status().devices.find((candidate) => candidate.name === name);
+  if (!device) throw new SupervisorError(`no device is named ${JSON.stringify(name)}`, { code: 'NOT_FOUND' });
+  return device;
+}
+
+function decodeURIComponentOrEmpty(text: string): string {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return '';
+  }
+}
+
+function parseQuery(search: string, known: Readonly<Record<string, readonly string[]>>): ReadonlyMap<string, string> {
+  const query = new Map<string, string>();
+  for (const [key, value] of new URLSearchParams(search)) {
+    const values = Object.hasOwn(known, key) ? known[key] : undefined;
+    if (!values?.includes(value) || query.has(key)) {
+      const expected = Object.entries(known).map(([name, choices]) => `${name}=${choices.join('|')}`);
+      throw badRequest(`query ${JSON.stringify(`${key}=${value}`)}: expected ${expected.join(' or ') || 'none'}`);
+    }
+    query.set(key, value);
+  }
+  return query;
+}
+
+function parseBody({ method, contentType, body }: ApiRequest): unknown {
+  if (body === '') return undefined;
+  if (method !== 'POST') throw badRequest(`body: expected none with ${method}`);
+  if (!/^application\/json *(;|$)/i.test(contentType ?? '')) {
+    throw new SupervisorError(`content-type: expected application/json, got ${contentType ?? 'none'}`, {
+      code: 'MEDIA_TYPE',
+    });
+  }
+  return parseJson(body, 'body');
+}
+
+function forceIn(body: unknown): boolean {
+  if (body === undefined) return false;
+  const [entry, ...rest] = typeof body === 'object' && body !== null ? Object.entries(body) : [['body', body] as const];
+  if (entry === undefined) return false;
+  const [key, value] = entry;
+  if (key !== 'force' || typeof value !== 'boolean' || rest.length > 0) {
+    throw badRequest('body: expected {"force": true}, {"force": false} or none');
+  }
+  return value;
+}
+
+function badRequest(message: string): SupervisorError {
+  return new SupervisorError(message, { code: 'BAD_REQUEST' });
+}

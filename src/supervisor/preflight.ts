@@ -1,0 +1,162 @@
+import { getSystemErrorMap } from 'node:util';
+import { SupervisorError, messageOf } from '../errors.js';
+import { thisHost, type Host } from './host.js';
+import { hasFeature, ublkFeatureTable } from './ublk-features.js';
+
+export type CheckStatus = 'ok' | 'warn' | 'fail';
+
+export interface CheckResult {
+  readonly status: CheckStatus;
+  readonly detail: string;
+  /** What to do about it. */
+  readonly advice?: string;
+  /** The code of the `SupervisorError` that `start` ends with; decides its exit code. */
+  readonly code?: string;
+}
+
+export interface Check {
+  readonly id: string;
+  readonly subject: string;
+  /** null: an earlier check's failure makes this one meaningless. */
+  probe(host: Host): CheckResult | null;
+}
+
+const CONTROL_DEVICE = '/dev/ublk-control';
+const CAP_SYS_ADMIN = 21n;
+
+/** Releases whose ADD_DEV oopses and never returns. */
+const KNOWN_BAD: readonly RegExp[] = [/^6\.18\.[45](?![0-9])/, /^6\.17\.0-101[58]-azure$/, /^6\.17\.0-1017-aws$/];
+
+const ok = (detail: string): CheckResult => ({ status: 'ok', detail });
+const warn = (detail: string, advice: string): CheckResult => ({ status: 'warn', detail, advice });
+const fail = (code: string, detail: string, advice: string): CheckResult => ({ status: 'fail', code, detail, advice });
+
+/** What must be right before a device can be served, most telling failure first. */
+export const preflightChecks: readonly Check[] = [
+  {
+    id: 'kernel',
+    subject: 'kernel',
+    probe: ({ release }) =>
+      KNOWN_BAD.some((pattern) => pattern.test(release))
+        ? fail('BAD_KERNEL', `Linux ${release} crashes when a ublk device is added`, 'boot another kernel release')
+        : ok(`Linux ${release}`),
+  },
+  { id: 'ublk', subject: 'ublk driver', probe: probeDriver },
+  {
+    id: 'control-device',
+    subject: CONTROL_DEVICE,
+    probe: (host) => {
+      const found = host.stat(CONTROL_DEVICE);
+      if (!found) return null;
+      if (!host.writable(CONTROL_DEVICE)) return fail('EACCES', 'permission denied (EACCES)', 'run as root');
+      if ((found.mode & 0o002) !== 0) {
+        return warn('writable by everybody, who can then reach ublk kernel code', `chmod 0600 ${CONTROL_DEVICE}`);
+      }
+      return ok('present and writable');
+    },
+  },
+  {
+    id: 'privilege',
+    subject: 'privilege',
+    probe: (host) => {
+      const effective = /^CapEff:\s*([0-9a-f]+)$/m.exec(host.readText('/proc/self/status') ?? '')?.[1];
+      if (effective === undefined || ((BigInt(`0x${effective}`) >> CAP_SYS_ADMIN) & 1n) === 0n) {
+        return fail('EPERM', 'CAP_SYS_ADMIN is missing', 'run as root');
+      }
+      if (!/^\s*0\s+0\s+4294967295\s*$/.test(host.readText('/proc/self/uid_map') ?? '')) {
+        return fail('EPERM', 'this is a user namespace, where ublk refuses everybody', 'run outside of it');
+      }
+      return ok('CAP_SYS_ADMIN');
+    },
+  },
+  { id: 'io-uring', subject: 'io_uring', probe: probeIoUring },
+  { id: 'features', subject: 'ublk features', probe: probeFeatures },
+];
+
+/** Every check's result, in order; a check that itself goes wrong has failed. */
+export function runChecks(
+  checks: readonly Check[],
+  host: Host = thisHost,
+): readonly (CheckResult & Pick<Check, 'id' | 'subject'>)[] {
+  return checks.flatMap(({ id, subject, probe }) => {
+    const result = probe(host);
+    return result ? [{ id, subject, ...result }] : [];
+  });
+}
+
+/** Rejects with the first failure, in one line; warnings go to `onWarning`. */
+export function assertReady(onWarning: (message: string) => void, host: Host = thisHost): void {
+  for (const { subject, status, detail, advice, code } of runChecks(preflightChecks, host)) {
+    const message = `${subject}: ${detail}${advice === undefined ? '' : `; ${advice}`}`;
+    if (status === 'fail') throw new SupervisorError(message, { code: code ?? 'OS' });
+    if (status === 'warn') onWarning(message);
+  }
+}
+
+function probeDriver(host: Host): CheckResult {
+  if (host.stat(CONTROL_DEVICE)) return ok('loaded');
+  if (host.stat('/sys/class/misc/ublk-control')) {
+    return fail(
+      'NO_UBLK',
+      `loaded, but ${CONTROL_DEVICE} is missing`,
+      'in a container pass the device in; else see udev',
+    );
+  }
+  const modules = `/lib/modules/${host.release}`;
+  const index = host.readText(`${modules}/modules.dep`);
+  if (index === undefined) {
+    return fail(
+      'NO_UBLK',
+      `not loaded, and ${modules} cannot be read`,
+      'run: modprobe ublk_drv (outside of a container)',
+    );
+  }
+  return /\/ublk_drv\.ko/.test(index)
+    ? fail('NO_UBLK', 'the module is not loaded', 'run: modprobe ublk_drv')
+    : fail('NO_UBLK', `Linux ${host.release} has none`, 'boot a kernel 6.4 or later with CONFIG_BLK_DEV_UBLK');
+}
+
+function probeIoUring(host: Host): CheckResult {
+  const sysctl = host.readText('/proc/sys/kernel/io_uring_disabled')?.trim() ?? '0';
+  if (sysctl === '2') {
+    return fail('NO_IO_URING', 'disabled for everybody', 'run: sysctl kernel.io_uring_disabled=1');
+  }
+  let errno: number;
+  try {
+    errno = host.ioUringErrno();
+  } catch (error) {
+    return fail(
+      'ADDON',
+      `the compiled addon does not load: ${firstLine(error)}`,
+      'install the package again or build it',
+    );
+  }
+  if (errno === 0) return ok(sysctl === '1' ? 'works; the kernel allows it to privileged processes only' : 'works');
+  const [name, text] = getSystemErrorMap().get(-errno) ?? [String(errno), 'unknown error'];
+  const detail = `io_uring_setup failed: ${text} (${name})`;
+  if (name === 'ENOSYS') return fail('NO_IO_URING', detail, 'boot a kernel with CONFIG_IO_URING');
+  if (name === 'ENOMEM') return fail('ENOMEM', detail, 'raise the limit of locked memory (LimitMEMLOCK=infinity)');
+  return fail(name, detail, 'allow it in the container runtime (seccomp) or the security module');
+}
+
+function probeFeatures(host: Host): CheckResult | null {
+  if (!host.writable(CONTROL_DEVICE)) return null;
+  let features: bigint;
+  try {
+    features = host.ublkFeatures();
+  } catch (error) {
+    const code = error instanceof SupervisorError ? error.code : 'OS';
+    return fail(code, firstLine(error), 'boot a kernel 6.5 or later if this one does not know GET_FEATURES');
+  }
+  const missing = ublkFeatureTable.filter((feature) => feature.required && !hasFeature(features, feature));
+  if (missing.length > 0) {
+    const names = missing.map(({ name }) => name).join(', ');
+    return fail('NO_UBLK', `the kernel's ublk lacks ${names}`, 'boot a kernel 6.5 or later');
+  }
+  const offered = ublkFeatureTable.filter((feature) => hasFeature(features, feature));
+  return ok(`${String(offered.length)} of ${String(ublkFeatureTable.length)} known; see: ublk-supervisor features`);
+}
+
+function firstLine(error: unknown): string {
+  return messageOf(error).split('\n', 1).join();
+}
