@@ -14,6 +14,12 @@ export interface RamFile {
   remove(): Promise<void>;
 }
 
+/** The data, then a bitmap with a bit for each page of it; ram.hpp says why. */
+function fileBytes(size: number): number {
+  const pages = Math.ceil(size / 4096);
+  return pages * 4096 + Math.ceil(pages / 64) * 8;
+}
+
 /** Opens or creates the tmpfs file of a RAM disk, sparse, locked against a second user. */
 export async function openRamFile(device: string, size: number): Promise<RamFile> {
   await ensureOwnDirectory();
@@ -34,15 +40,16 @@ export async function openRamFile(device: string, size: number): Promise<RamFile
         device,
       });
     }
+    const bytes = fileBytes(size);
     const { size: present } = await file.stat();
-    if (present > size) {
+    if (present !== 0 && present !== bytes) {
       throw new SupervisorError(
-        `RAM disk file ${path} holds ${String(present)} bytes but the device is configured with ${String(size)}; ` +
-          'configure the larger size or remove the file',
+        `RAM disk file ${path} has ${String(present)} bytes, but a disk of ${String(size)} bytes needs ${String(bytes)}; ` +
+          'it is of a device of that name with another size: configure that size or remove the file',
         { code: 'BACKEND', device },
       );
     }
-    await file.truncate(size);
+    await file.truncate(bytes);
   } catch (error) {
     await file.close();
     throw error;

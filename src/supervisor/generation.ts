@@ -1,0 +1,93 @@
+import { constants } from 'node:os';
+import { SupervisorError } from '../errors.js';
+import { errnoName, watchProcess, type ProcessWatch, type SharedPages } from '../native/binding.js';
+import type { Generation, GenerationPhase } from './kernel.js';
+import type { ExitStatus } from './status.js';
+import type { ExitNotice } from './zygote.js';
+
+/** After SIGKILL only a process in uninterruptible sleep is still there. */
+const KILL_DEADLINE_MS = 5_000;
+
+/** Filled in as the news arrive: the pidfd says that, the zygote a moment later how. */
+type MutableExit = { -readonly [Key in keyof ExitStatus]: ExitStatus[Key] };
+
+interface Member {
+  readonly pid: number;
+  readonly watch: ProcessWatch;
+  readonly exit: MutableExit;
+}
+
+/** A generation of real processes, watched by pidfd. */
+export class ProcessGeneration implements Generation {
+  readonly number: number;
+  readonly pids: readonly number[];
+  readonly exited: AbortSignal;
+  readonly #pages: SharedPages;
+  readonly #members: readonly Member[];
+  readonly #firstExit = new AbortController();
+  readonly #allExited: Promise<void>;
+  #alive: number;
+
+  constructor(number: number, pages: SharedPages, pids: readonly number[], pidfds: readonly number[]) {
+    this.number = number;
+    this.pids = pids;
+    this.#pages = pages;
+    this.exited = this.#firstExit.signal;
+    this.#alive = pids.length;
+    let allExited = (): void => undefined;
+    this.#allExited = new Promise((resolve) => {
+      allExited = resolve;
+    });
+    this.#members = pids.map((pid, queue) => {
+      const exit: MutableExit = { queue, pid, code: null, signal: null, reason: null, at: '' };
+      const watch = watchProcess(pidfds[queue] ?? -1, () => {
+        exit.at = new Date().toISOString();
+        exit.reason = this.#reasonOf(queue);
+        this.#firstExit.abort(exit satisfies ExitStatus);
+        if (--this.#alive === 0) allExited();
+      });
+      return { pid, watch, exit };
+    });
+  }
+
+  /** What the zygote, as parent, learned of one of the processes. */
+  onNotice(notice: ExitNotice): void {
+    const member = this.#members.find(({ pid }) => pid === notice.pid);
+    if (!member) return;
+    member.exit.code = notice.code;
+    member.exit.signal = notice.signal === null ? null : signalName(notice.signal);
+  }
+
+  phase(): GenerationPhase {
+    const phases = this.pids.map((_, queue) => this.#pages.readQueue(queue).phase);
+    if (phases.every((phase) => phase === 3)) return 'fetched';
+    return phases.some((phase) => phase >= 2) ? 'fetching' : 'preparing';
+  }
+
+  async kill(): Promise<void> {
+    for (const { watch } of this.#members) watch.kill();
+    let timer: NodeJS.Timeout | undefined;
+    const deadline = new Promise<never>((_, reject) => {
+      timer = setTimeout(() => {
+        const stuck = this.#members.filter(({ exit }) => exit.at === '').map(({ pid }) => String(pid));
+        const message = `ending queue process ${stuck.join(', ')} failed: it is in uninterruptible sleep; free what it waits for`;
+        reject(new SupervisorError(message, { code: 'STUCK' }));
+      }, KILL_DEADLINE_MS);
+    });
+    try {
+      await Promise.race([this.#allExited, deadline]);
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  #reasonOf(queue: number): string | null {
+    const { failureErrno, failureStep } = this.#pages.readQueue(queue);
+    return failureErrno === 0 ? null : `${failureStep} (${errnoName(failureErrno)})`;
+  }
+}
+
+function signalName(number: number): string {
+  const entry = Object.entries(constants.signals).find(([, value]) => value === number);
+  return entry?.[0] ?? `signal ${String(number)}`;
+}

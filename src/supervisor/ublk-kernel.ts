@@ -1,0 +1,319 @@
+import { readFile, writeFile } from 'node:fs/promises';
+import { setTimeout } from 'node:timers/promises';
+import { SupervisorError } from '../errors.js';
+import {
+  controlAction,
+  controlCommand,
+  createSharedPages,
+  errnoName,
+  ublkDeviceInfo,
+  type ControlCommand,
+  type ControlRequest,
+  type SharedOperation,
+  type SharedPages,
+} from '../native/binding.js';
+import { holdersOf } from './block-device-users.js';
+import { ProcessGeneration } from './generation.js';
+import type { DeviceSpec, Generation, GrantedDevice, Kernel, KernelQuirks } from './kernel.js';
+import type { OperationStatus, QueueStatus } from './status.js';
+import { featureFlag } from './ublk-features.js';
+import type { ExitNotice, Zygote } from './zygote.js';
+
+/** Commands that only wait for locks or for FETCHes. */
+const COMMAND_DEADLINE_MS = 10_000;
+/** Writing a large dirty page cache back takes its time. */
+const STOP_DEADLINE_MS = 120_000;
+/** udev may hold a new char device for a moment, and its node may not be there yet. */
+const SPAWN_RETRY_MS = 5;
+const SPAWN_DEADLINE_MS = 2_000;
+/** How long a deleted device's id may stay taken before somebody must be holding the block device. */
+const REMOVAL_POLL_MS = 5;
+const REMOVAL_DEADLINE_MS = 2_000;
+/** Up to 6.14 this is how long a dead server with every command in flight stays unnoticed; the default is 30 s. */
+const OLD_KERNEL_IO_TIMEOUT_MS = 1_000;
+
+const ANY_ID = 0xffffffff;
+const SECTOR = 512;
+const MAX_DISCARD_SECTORS = 2 ** 31 / SECTOR;
+
+const Attribute = { readOnly: 1, rotational: 2, volatileCache: 4, fua: 8 } as const;
+
+/** What is kept for a device between its generations. */
+interface DeviceRecord {
+  readonly pages: SharedPages;
+  generation: ProcessGeneration | null;
+  openerPid: number;
+}
+
+/** The real kernel: control commands through the zygote, processes by pidfd, counters from the shared pages. */
+export class UblkKernel implements Kernel {
+  readonly quirks: KernelQuirks;
+  readonly #features: bigint;
+  readonly #cookie: bigint;
+  readonly #zygote: () => Promise<Zygote>;
+  readonly #devices = new Map<number, DeviceRecord>();
+
+  /** `cookie` marks our devices in the kernel; `zygote` gives the running zygote, started again if it died. */
+  constructor(options: { features: bigint; cookie: bigint; zygote: () => Promise<Zygote> }) {
+    this.#features = options.features;
+    this.#cookie = options.cookie;
+    this.#zygote = options.zygote;
+    this.quirks = {
+      midFetchDeathIsFatal: !this.#has('SAFE_STOP_DEV'),
+      recoveryBeginsOnce: !this.#has('QUIESCE'),
+      deathNoticedByTimeout: !this.#has('QUIESCE'),
+    };
+  }
+
+  /** To be called with what the zygote reports of its children. */
+  onExit(notice: ExitNotice): void {
+    for (const { generation } of this.#devices.values()) generation?.onNotice(notice);
+  }
+
+  async addDevice(spec: DeviceSpec): Promise<GrantedDevice> {
+    const wanted = this.#deviceFlags(spec);
+    const answer = await this.#control('ADD_DEV', spec.id ?? ANY_ID, {
+      device: {
+        id: spec.id ?? ANY_ID,
+        queues: spec.queues,
+        depth: spec.depth,
+        maxIoBytes: maxIoBytes(spec),
+        flags: wanted,
+        cookie: this.#cookie,
+      },
+    });
+    if ((answer.flags & wanted) !== wanted) {
+      await this.deleteDevice(answer.id);
+      const missing = `0x${(wanted & ~answer.flags).toString(16)}`;
+      throw new SupervisorError(
+        `ADD_DEV for device ${spec.name} failed: the kernel does not grant flags ${missing}; use a newer kernel`,
+        { code: 'EOPNOTSUPP', device: spec.name },
+      );
+    }
+    return { id: answer.id, queues: answer.queues, depth: answer.depth };
+  }
+
+  async setParameters(id: number, spec: DeviceSpec): Promise<void> {
+    const { facts } = spec;
+    const physicalBlock = Math.max(spec.blockSize, 4096);
+    await this.#control('SET_PARAMS', id, {
+      parameters: {
+        attributes:
+          (facts.readOnly ? Attribute.readOnly : 0) |
+          (facts.rotational ? Attribute.rotational : 0) |
+          (facts.volatileCache ? Attribute.volatileCache : 0) |
+          (facts.fua ? Attribute.fua : 0),
+        logicalBlockShift: Math.log2(spec.blockSize),
+        physicalBlockShift: Math.log2(physicalBlock),
+        maxSectors: maxIoBytes(spec) / SECTOR,
+        deviceSectors: spec.size / SECTOR,
+        discardGranularity: physicalBlock,
+        maxDiscardSectors: facts.discard ? MAX_DISCARD_SECTORS : 0,
+        maxWriteZeroesSectors: facts.writeZeroes ? MAX_DISCARD_SECTORS : 0,
+      },
+    });
+  }
+
+  async spawn(granted: GrantedDevice, spec: DeviceSpec, number: number): Promise<Generation> {
+    const record = this.#devices.get(granted.id) ?? {
+      pages: createSharedPages(granted.queues, granted.depth),
+      generation: null,
+      openerPid: 0,
+    };
+    this.#devices.set(granted.id, record);
+    record.pages.beginGeneration();
+    const deadline = performance.now() + SPAWN_DEADLINE_MS;
+    for (;;) {
+      const zygote = await this.#zygote();
+      try {
+        const { pids, pidfds } = await zygote.spawn(
+          {
+            deviceId: granted.id,
+            generation: number,
+            queues: granted.queues,
+            depth: granted.depth,
+            maxIoBytes: maxIoBytes(spec),
+            userCopy: spec.dataPath === 'user-copy',
+            size: spec.size,
+            backend: spec.backend.name,
+          },
+          record.pages.fd,
+          spec.backend.files,
+        );
+        record.generation = new ProcessGeneration(number, record.pages, pids, pidfds);
+        record.openerPid = zygote.pid;
+        return record.generation;
+      } catch (error) {
+        const busy = error instanceof SupervisorError && (error.code === 'EBUSY' || error.code === 'ENOENT');
+        if (!busy || performance.now() > deadline) throw error;
+        await setTimeout(SPAWN_RETRY_MS);
+      }
+    }
+  }
+
+  async startDevice({ id }: GrantedDevice, signal: AbortSignal): Promise<void> {
+    await this.#control('START_DEV', id, { data: this.#record(id).openerPid }, signal);
+    if (this.quirks.deathNoticedByTimeout) {
+      await writeFile(`/sys/block/ublkb${String(id)}/queue/io_timeout`, String(OLD_KERNEL_IO_TIMEOUT_MS));
+    }
+  }
+
+  async beginRecovery(id: number): Promise<void> {
+    await this.#control('START_USER_RECOVERY', id, { action: controlAction.retryWhileBusy });
+  }
+
+  async endRecovery({ id }: GrantedDevice, signal: AbortSignal): Promise<void> {
+    await this.#control('END_USER_RECOVERY', id, { data: this.#record(id).openerPid }, signal);
+  }
+
+  async assertUnused(id: number): Promise<void> {
+    const holders = await holdersOf(id);
+    if (holders.length > 0) throw inUse(id, holders);
+  }
+
+  async stopDevice(id: number, options: { readonly force: boolean; readonly served: boolean }): Promise<void> {
+    const safely = !options.force && this.#has('SAFE_STOP_DEV');
+    try {
+      await this.#control(safely ? 'TRY_STOP_DEV' : 'STOP_DEV', id, {
+        action: options.force ? controlAction.forceStop : controlAction.stop,
+        writeBack: options.served,
+      });
+    } catch (error) {
+      const code = error instanceof SupervisorError ? error.code : undefined;
+      // Never started or already gone: nothing to stop.
+      if (code === 'ENODEV') return;
+      if (code === 'EBUSY') throw inUse(id, await holdersOf(id));
+      throw error;
+    }
+  }
+
+  async deleteDevice(id: number): Promise<boolean> {
+    try {
+      await this.#control('DEL_DEV_ASYNC', id, {});
+    } catch (error) {
+      if (error instanceof SupervisorError && error.code === 'ENODEV') return true;
+      throw error;
+    }
+    // The kernel does not announce the removal of the id.
+    const deadline = performance.now() + REMOVAL_DEADLINE_MS;
+    while (ublkDeviceInfo(id) !== null) {
+      if (performance.now() > deadline) return false;
+      await setTimeout(REMOVAL_POLL_MS);
+    }
+    return true;
+  }
+
+  queueStatus({ id, queues, depth }: GrantedDevice, generation: Generation | null): QueueStatus[] {
+    const record = this.#devices.get(id);
+    if (!record) return [];
+    return Array.from({ length: queues }, (_, index) => {
+      const { inflight, operations } = record.pages.readQueue(index);
+      const operation = (kind: number): OperationStatus => operationStatus(operations[kind]);
+      return {
+        index,
+        pid: generation && !generation.exited.aborted ? (generation.pids[index] ?? null) : null,
+        depth,
+        inflight,
+        read: operation(0),
+        write: operation(1),
+        flush: operation(2),
+        discard: operation(3),
+        writeZeroes: operation(4),
+      };
+    });
+  }
+
+  release(id: number): void {
+    this.#devices.delete(id);
+  }
+
+  #has(feature: Parameters<typeof featureFlag>[0]): boolean {
+    return (this.#features & featureFlag(feature)) !== 0n;
+  }
+
+  #record(id: number): DeviceRecord {
+    const record = this.#devices.get(id);
+    if (!record) throw new TypeError(`ublk device ${String(id)} has no generation`);
+    return record;
+  }
+
+  #deviceFlags(spec: DeviceSpec): bigint {
+    let flags = featureFlag('CMD_IOCTL_ENCODE') | featureFlag('USER_RECOVERY');
+    if (spec.recovery === 'reissue') flags |= featureFlag('USER_RECOVERY_REISSUE');
+    if (spec.recovery === 'fail-io') flags |= featureFlag('USER_RECOVERY_FAIL_IO');
+    if (spec.dataPath === 'user-copy') flags |= featureFlag('USER_COPY');
+    if (this.#has('NO_AUTO_PART_SCAN')) flags |= featureFlag('NO_AUTO_PART_SCAN');
+    return flags;
+  }
+
+  /** Runs one control command; a refusal by the kernel becomes an error with the errno's name as code. */
+  async #control(
+    command: ControlCommand,
+    id: number,
+    details: Partial<ControlRequest>,
+    signal?: AbortSignal,
+  ): Promise<{ id: number; queues: number; depth: number; flags: bigint }> {
+    const zygote = await this.#zygote();
+    const request: ControlRequest = {
+      action: controlAction.command,
+      command: controlCommand[command],
+      deviceId: id,
+      writeBack: false,
+      deadlineMs: COMMAND_DEADLINE_MS,
+      data: 0,
+      ...details,
+    };
+    const stops = request.action === controlAction.stop || request.action === controlAction.forceStop;
+    const object = id === ANY_ID ? 'a new ublk device' : `ublk device ${String(id)}`;
+    try {
+      // The control process keeps the deadline of a retry itself, and answers then.
+      const margin = request.action === controlAction.retryWhileBusy ? COMMAND_DEADLINE_MS : 0;
+      const deadlineMs = (stops ? STOP_DEADLINE_MS : COMMAND_DEADLINE_MS) + margin;
+      const answer = await zygote.control(request, deadlineMs, signal);
+      if (answer.result >= 0) return answer;
+      const code = errnoName(answer.result);
+      throw new SupervisorError(`${command} on ${object} failed: ${await reasonOf(command, id, code)} (${code})`, {
+        code,
+        errno: -answer.result,
+      });
+    } catch (error) {
+      if (!(error instanceof SupervisorError) || error.errno !== undefined) throw error;
+      throw new SupervisorError(`${command} on ${object} failed: ${error.message}`, { code: error.code, cause: error });
+    }
+  }
+}
+
+/** Buffers of the copy path are per tag and locked, so its requests are kept shorter. */
+function maxIoBytes(spec: DeviceSpec): number {
+  return spec.dataPath === 'user-copy' ? 2 ** 20 : 2 ** 18;
+}
+
+function operationStatus(operation: SharedOperation | undefined): OperationStatus {
+  if (!operation) throw new TypeError('the shared page lacks an operation');
+  const { count, bytes, errors, p50ns, p99ns } = operation;
+  return { count, bytes, errors, p50us: Math.round(p50ns / 100) / 10, p99us: Math.round(p99ns / 100) / 10 };
+}
+
+function inUse(id: number, holders: readonly string[]): SupervisorError {
+  const by = holders.length > 0 ? holders.join(', ') : 'somebody';
+  return new SupervisorError(
+    `stopping /dev/ublkb${String(id)} failed: it is in use by ${by} (EBUSY); unmount or close it, or use --force`,
+    { code: 'IN_USE' },
+  );
+}
+
+/** What an errno of a control command means to the person who reads it. */
+async function reasonOf(command: ControlCommand, id: number, code: string): Promise<string> {
+  if (command === 'ADD_DEV' && code === 'EEXIST') {
+    const owner = ublkDeviceInfo(id)?.ownerPid ?? 0;
+    const by = owner > 0 ? ` by pid ${String(owner)}` : '';
+    return `id ${String(id)} is taken${by}; choose another id or delete that device`;
+  }
+  if (command === 'ADD_DEV' && code === 'EACCES') {
+    const limit = await readFile('/sys/module/ublk_drv/parameters/ublks_max', 'utf8').catch(() => '?');
+    return `the limit of ${limit.trim()} ublk devices is reached; raise ublk_drv's parameter ublks_max`;
+  }
+  if (command === 'START_USER_RECOVERY' && code === 'EBUSY') return 'its queue processes still hold the char device';
+  if (code === 'EPERM') return 'not permitted; run as root';
+  return 'refused by the kernel';
+}

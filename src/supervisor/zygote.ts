@@ -1,0 +1,207 @@
+import { closeSync } from 'node:fs';
+import { rm } from 'node:fs/promises';
+import { execa } from 'execa';
+import { SupervisorError } from '../errors.js';
+import {
+  connectZygote,
+  errnoName,
+  listenSeqpacket,
+  zygoteLibrary,
+  type ControlRequest,
+  type SpawnRequest,
+  type ZygoteChannel,
+  type ZygoteMessage,
+} from '../native/binding.js';
+
+type Answer<Type extends ZygoteMessage['type']> = Extract<ZygoteMessage, { type: Type }>;
+export type ExitNotice = Answer<'exited'>;
+
+/** Replaced once the zygote has said hello. */
+interface ChannelEvents {
+  onMessage: (message: ZygoteMessage) => void;
+  onClose: () => void;
+}
+
+interface Pending {
+  readonly resolve: (message: ZygoteMessage) => void;
+  readonly reject: (error: SupervisorError) => void;
+}
+
+/** Ample for a process that only forks; a zygote that needs longer hangs. */
+const ZYGOTE_DEADLINE_MS = 5_000;
+
+/**
+ * One running zygote and the requests that wait for it. When it dies every queue process dies with it, `onExit` is no
+ * longer called, and requests reject; the owner starts another.
+ */
+export class Zygote {
+  /** Of the zygote: START_DEV and END_USER_RECOVERY name it, as it opened the char device. */
+  readonly pid: number;
+  /** Resolves when the zygote is gone. */
+  readonly closed: Promise<void>;
+  readonly #channel: ZygoteChannel;
+  readonly #pending = new Map<number, Pending>();
+  #alive = true;
+
+  private constructor(
+    channel: ZygoteChannel,
+    pid: number,
+    events: ChannelEvents,
+    onExit: (notice: ExitNotice) => void,
+  ) {
+    this.#channel = channel;
+    this.pid = pid;
+    this.closed = new Promise((resolve) => {
+      events.onClose = () => {
+        this.#alive = false;
+        for (const pending of this.#pending.values()) pending.reject(zygoteGone());
+        this.#pending.clear();
+        resolve();
+      };
+    });
+    events.onMessage = (message) => {
+      if (message.type === 'exited') {
+        if (message.sequence === 0) onExit(message);
+        // A control process that was killed never answered; one that answered is no longer pending.
+        else this.#settle(message.sequence, (pending) => { pending.reject(aborted()); });
+      } else {
+        this.#settle(message.sequence, (pending) => { pending.resolve(message); });
+      }
+    };
+  }
+
+  /** Starts a zygote that listens at `socketPath`. `controlFd`: an open /dev/ublk-control, which the zygote inherits. */
+  static async start(
+    socketPath: string,
+    controlFd: number,
+    onExit: (notice: ExitNotice) => void,
+  ): Promise<Zygote> {
+    await rm(socketPath, { force: true });
+    const listener = listenSeqpacket(socketPath);
+    const child = execa({
+      stdio: ['ignore', 'ignore', 'inherit', listener, controlFd],
+      env: { LD_PRELOAD: zygoteLibrary, UBLK_SUPERVISOR_ZYGOTE: '1' },
+      extendEnv: false,
+      // Not in our process group: a terminal's Ctrl-C is for the supervisor, which then stops the devices in order.
+      detached: true,
+      buffer: false,
+      cleanup: false,
+      reject: false,
+    })`${process.execPath}`;
+    closeSync(listener);
+    const events: ChannelEvents = { onMessage: () => undefined, onClose: () => undefined };
+    const channel = connectZygote(
+      socketPath,
+      (message) => {
+        events.onMessage(message);
+      },
+      () => {
+        events.onClose();
+      },
+    );
+    const deadline = new AbortController();
+    const timer = setTimeout(() => {
+      deadline.abort();
+    }, ZYGOTE_DEADLINE_MS);
+    try {
+      const { pid } = await new Promise<Answer<'hello'>>((resolve, reject) => {
+        events.onMessage = (message) => {
+          if (message.type === 'hello') resolve(message);
+        };
+        events.onClose = () => {
+          reject(zygoteGone());
+        };
+        deadline.signal.addEventListener('abort', () => {
+          reject(new SupervisorError('starting the zygote failed: no answer (TIMEOUT)', { code: 'TIMEOUT' }));
+        });
+        void child.then(({ signal, exitCode }) => {
+          const end = signal ?? `exit code ${String(exitCode)}`;
+          const message = `starting the zygote failed: it ended with ${end}; was ${zygoteLibrary} built for this machine?`;
+          reject(new SupervisorError(message, { code: 'ZYGOTE' }));
+        });
+      });
+      return new Zygote(channel, pid, events, onExit);
+    } catch (error) {
+      channel.close();
+      child.kill('SIGKILL');
+      throw error;
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  get alive(): boolean {
+    return this.#alive;
+  }
+
+  /** Forks a generation. Rejects with the errno's name as code when a step failed. */
+  async spawn(request: SpawnRequest, sharedPage: number, files: readonly number[]): Promise<Answer<'spawned'>> {
+    const answer = await this.#request(() => this.#channel.spawn(request, sharedPage, files), ZYGOTE_DEADLINE_MS);
+    if (answer.type !== 'spawned') throw zygoteGone();
+    if (answer.error !== 0) {
+      const code = errnoName(answer.error);
+      throw new SupervisorError(
+        `starting queue processes of ublk device ${String(request.deviceId)} failed: ${answer.step} (${code})`,
+        { code, errno: answer.error },
+      );
+    }
+    return answer;
+  }
+
+  /**
+   * Runs a control command in a process of its own, which is killed when `deadlineMs` has passed or `signal` fires.
+   * Resolves with whatever the kernel said; rejects with `TIMEOUT`, `ABORTED` or `ZYGOTE`.
+   */
+  async control(request: ControlRequest, deadlineMs: number, signal?: AbortSignal): Promise<Answer<'controlled'>> {
+    const answer = await this.#request(() => this.#channel.control(request), deadlineMs, signal);
+    if (answer.type !== 'controlled') throw zygoteGone();
+    return answer;
+  }
+
+  /** Ends every queue process and the zygote. */
+  async retire(): Promise<void> {
+    if (this.#alive) this.#channel.retire();
+    await this.closed;
+  }
+
+  #request(send: () => number, deadlineMs: number, signal?: AbortSignal): Promise<ZygoteMessage> {
+    if (!this.#alive) return Promise.reject(zygoteGone());
+    if (signal?.aborted) return Promise.reject(aborted());
+    const sequence = send();
+    // A process in uninterruptible sleep survives the cancellation; nobody waits for it any longer.
+    const giveUp = (error: SupervisorError): void => {
+      this.#settle(sequence, (pending) => {
+        if (this.#alive) this.#channel.cancel(sequence);
+        pending.reject(error);
+      });
+    };
+    const deadline = setTimeout(() => {
+      giveUp(new SupervisorError('no answer before the deadline (TIMEOUT)', { code: 'TIMEOUT' }));
+    }, deadlineMs);
+    const onAbort = (): void => {
+      giveUp(aborted());
+    };
+    signal?.addEventListener('abort', onAbort, { once: true });
+    return new Promise<ZygoteMessage>((resolve, reject) => {
+      this.#pending.set(sequence, { resolve, reject });
+    }).finally(() => {
+      clearTimeout(deadline);
+      signal?.removeEventListener('abort', onAbort);
+    });
+  }
+
+  #settle(sequence: number, act: (pending: Pending) => void): void {
+    const pending = this.#pending.get(sequence);
+    if (!pending) return;
+    this.#pending.delete(sequence);
+    act(pending);
+  }
+}
+
+function zygoteGone(): SupervisorError {
+  return new SupervisorError('the zygote is gone', { code: 'ZYGOTE' });
+}
+
+function aborted(): SupervisorError {
+  return new SupervisorError('cancelled', { code: 'ABORTED' });
+}
