@@ -1,0 +1,53 @@
+import type { ExitStatus } from './kernel.js';
+
+export function describeExit({ queue, pid, code, signal, reason }: ExitStatus): string {
+  const how = signal === null ? `exited with code ${String(code)}` : `was killed by ${signal}`;
+  return `queue process ${String(queue)} (pid ${String(pid)}) ${how}${reason === null ? '' : `: ${reason}`}`;
+}
+
+/** What `status` tells of a device's generations, and how long the last one served. */
+export class DeviceHistory {
+  readonly #now: () => number;
+  #liveAt = 0;
+  #exitedAt = 0;
+  #recoveries = 0;
+  #lastExit: ExitStatus | null = null;
+  #lastPauseMs: number | null = null;
+
+  /** @param now milliseconds of a monotonic clock */
+  constructor(now: () => number) {
+    this.#now = now;
+  }
+
+  get recoveries(): number {
+    return this.#recoveries;
+  }
+
+  get lastExit(): ExitStatus | null {
+    return this.#lastExit;
+  }
+
+  get lastPauseMs(): number | null {
+    return this.#lastPauseMs;
+  }
+
+  get servedMs(): number {
+    return this.#exitedAt - this.#liveAt;
+  }
+
+  /** A queue process ended; `serving`: the device was live until then. */
+  exited(status: ExitStatus, serving: boolean): void {
+    this.#lastExit = status;
+    if (serving) this.#exitedAt = this.#now();
+  }
+
+  started(): void {
+    this.#liveAt = this.#now();
+  }
+
+  recovered(): void {
+    this.#liveAt = this.#now();
+    this.#lastPauseMs = this.#liveAt - this.#exitedAt;
+    this.#recoveries += 1;
+  }
+}

@@ -1,0 +1,33 @@
+import type { OpenBackend } from '../../backends/interface.js';
+import type { DeviceConfig } from '../config/types.js';
+import { SupervisorError } from '../errors.js';
+import type { DeviceSpec } from './kernel.js';
+
+/** What a configured device and its open backend come to. Throws `CONFIG` where the two do not fit. */
+export function deviceSpec(config: DeviceConfig, backend: OpenBackend): DeviceSpec {
+  const refuse = (reason: string): SupervisorError =>
+    new SupervisorError(`configuring device ${config.name} failed: ${reason}`, { code: 'CONFIG', device: config.name });
+  if (config.recovery.mode === 'reissue' && !backend.facts.idempotentWrites) {
+    throw refuse(
+      `backend ${config.backend.type} cannot take a write twice, which recovery mode reissue may do; use fail-inflight`,
+    );
+  }
+  if (backend.size === 0 || backend.size % config.blockSize !== 0) {
+    throw refuse(
+      `the backend's size of ${String(backend.size)} bytes is not a multiple of the block size of ` +
+        `${String(config.blockSize)}; change one of them`,
+    );
+  }
+  return {
+    name: config.name,
+    id: config.id,
+    queues: config.queues,
+    depth: config.depth,
+    blockSize: config.blockSize,
+    size: backend.size,
+    dataPath: config.dataPath === 'auto' ? backend.preferredDataPath : config.dataPath,
+    recovery: config.recovery.mode,
+    facts: { ...backend.facts, readOnly: backend.facts.readOnly || config.readOnly },
+    backend: { name: config.backend.type, files: backend.files },
+  };
+}

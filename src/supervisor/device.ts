@@ -1,0 +1,270 @@
+import type { OpenBackend } from '../../backends/interface.js';
+import type { DeviceConfig } from '../config/types.js';
+import { messageOf, SupervisorError } from '../errors.js';
+import { Attempts } from './attempts.js';
+import { monotonicClock, type Clock } from './clock.js';
+import { describeExit, DeviceHistory } from './device-history.js';
+import type { Log } from './device-log.js';
+import { DeviceRequests } from './device-requests.js';
+import { deviceSpec } from './device-spec.js';
+import type { DeviceSpec, ExitStatus, Kernel } from './kernel.js';
+import { machine, targetOfFailure, type AfterRemoval, type DeviceEvent, type DeviceState } from './machine.js';
+import type { Rule, Step, Target } from './machine.js';
+import type { DeviceStatus } from './status.js';
+import { KernelDevice } from './steps.js';
+
+export interface DeviceOptions {
+  readonly config: DeviceConfig;
+  readonly backend: OpenBackend;
+  readonly kernel: Kernel;
+  readonly log: Log;
+  readonly clock?: Clock | undefined;
+  /** Called after every change of state; must not throw. */
+  readonly onChange?: ((state: DeviceState) => void) | undefined;
+}
+
+const events: readonly DeviceEvent[] = ['exited', 'stop', 'recover'];
+
+/**
+ * Runs one device through its states. What happens to it is level-triggered: an exit, a stop or a recover stays
+ * pending until a state answers it. Only the one loop in `#run` changes the state, so nothing can interleave.
+ */
+export class Device {
+  readonly #config: DeviceConfig;
+  readonly #spec: DeviceSpec;
+  readonly #log: Log;
+  readonly #onChange: (state: DeviceState) => void;
+  readonly #device: KernelDevice;
+  readonly #attempts: Attempts;
+  readonly #history: DeviceHistory;
+  readonly #requests = new DeviceRequests();
+
+  #state: DeviceState = 'adding';
+  #afterRemoval: AfterRemoval = 'gone';
+  #running = false;
+  #error: SupervisorError | null = null;
+  #reason: string | null = null;
+  #recoverWanted = false;
+  /** Ends what can be ended of the step under way: a back-off or startDevice. */
+  #interrupt = new AbortController();
+
+  /** Throws `CONFIG` when the configuration does not fit the backend. */
+  constructor({ config, backend, kernel, log, clock = monotonicClock, onChange = () => undefined }: DeviceOptions) {
+    this.#config = config;
+    this.#spec = deviceSpec(config, backend);
+    this.#log = log;
+    this.#onChange = onChange;
+    const onExit = (status: ExitStatus): void => {
+      this.#onExit(status);
+    };
+    this.#device = new KernelDevice({ spec: this.#spec, kernel, clock, log, onExit });
+    this.#attempts = new Attempts(config.recovery, clock);
+    this.#history = new DeviceHistory(() => clock.now());
+  }
+
+  get state(): DeviceState {
+    return this.#state;
+  }
+
+  /** N of /dev/ublkbN; null while the kernel has no such device. */
+  get id(): number | null {
+    return this.#device.id;
+  }
+
+  /** Call once. Resolves when the device is live; rejects when it failed, or was stopped before. */
+  start(): Promise<void> {
+    if (this.#state === 'gone') return Promise.reject(this.#stopped());
+    this.#attempts.askedFor();
+    return this.#untilLive();
+  }
+
+  /**
+   * Resolves when the device is gone. Without `force` it is refused with `IN_USE` or `EBUSY` while somebody has the
+   * device open or mounted. A stop that waits behind a refused one is tried next.
+   */
+  stop({ force }: { readonly force: boolean }): Promise<void> {
+    if (this.#state === 'gone') return Promise.resolve();
+    const gone = this.#requests.untilGone(force);
+    this.#interrupt.abort();
+    void this.#run();
+    return gone;
+  }
+
+  /** Resolves when the device is live (again), with its restarts forgotten; rejects with why it is not. */
+  recover(): Promise<void> {
+    if (this.#state === 'gone' || this.#requests.stopPending) return Promise.reject(this.#stopped());
+    this.#attempts.forgetRestarts();
+    if (this.#state === 'live') return Promise.resolve();
+    this.#attempts.askedFor();
+    this.#recoverWanted = true;
+    // Of the steps that can be ended only a back-off is in the way, not a startDevice.
+    if (this.#state !== 'starting') this.#interrupt.abort();
+    return this.#untilLive();
+  }
+
+  /** Rejects with `IN_USE` and who holds it while somebody has the block device open or mounted. */
+  assertUnused(): Promise<void> {
+    return this.#device.assertUnused();
+  }
+
+  status(): DeviceStatus {
+    const { id, started, generationNumber } = this.#device;
+    const { recoveries, lastExit, lastPauseMs } = this.#history;
+    return {
+      name: this.#spec.name,
+      id,
+      path: id !== null && started ? `/dev/ublkb${String(id)}` : null,
+      state: this.#state,
+      reason: this.#reason,
+      backend: this.#spec.backend.name,
+      size: this.#spec.size,
+      blockSize: this.#spec.blockSize,
+      dataPath: this.#spec.dataPath,
+      generation: generationNumber,
+      recoveries,
+      lastExit,
+      lastPauseMs,
+      queues: this.#device.queueStatus(),
+    };
+  }
+
+  #untilLive(): Promise<void> {
+    const live = this.#requests.untilLive();
+    void this.#run();
+    return live;
+  }
+
+  /** The interpreter. It ends in the same turn in which it saw that the device rests and nothing is pending. */
+  async #run(): Promise<void> {
+    if (this.#running) return;
+    this.#running = true;
+    for (;;) {
+      const rule = machine[this.#state];
+      const target = rule.done === null ? this.#answer(rule) : await this.#perform(rule.steps, rule, rule.done);
+      if (target === undefined) break;
+      this.#enter(target);
+    }
+    this.#running = false;
+  }
+
+  /** Where the first pending event that this state answers leads. */
+  #answer({ on }: Rule): Target | undefined {
+    const { exited } = this.#device;
+    const pending = { exited, stop: this.#requests.stopPending, recover: this.#recoverWanted };
+    const event = events.find((name) => pending[name] && on[name] !== undefined);
+    return event && on[event];
+  }
+
+  async #perform(steps: readonly Step[], rule: Rule, done: Target | 'then'): Promise<Target> {
+    for (const step of steps) {
+      const answer = this.#answer(rule);
+      if (answer !== undefined) return answer;
+      try {
+        await this.#step(step);
+      } catch (error) {
+        return this.#fail(step, error);
+      }
+    }
+    return this.#answer(rule) ?? (done === 'then' ? this.#afterRemoval : done);
+  }
+
+  async #step(step: Step): Promise<void> {
+    this.#interrupt = new AbortController();
+    if (this.#requests.stopPending) this.#interrupt.abort();
+    const { signal } = this.#interrupt;
+    if (step === 'backOff') return this.#backOff(signal);
+    // A removal that nobody asked for is the last resort, so it cannot depend on who uses the device.
+    const force = this.#stopUnderWay ? this.#requests.force : true;
+    return this.#device.run(step, { force, cancelStart: signal });
+  }
+
+  async #backOff(signal: AbortSignal): Promise<void> {
+    const { name } = this.#config;
+    const exhausted = await this.#attempts.backOff(this.#history.servedMs, this.#requests.stopPending, signal);
+    if (exhausted === null) return;
+    const last = this.#reason ?? `restarting device ${name} failed`;
+    const advice = `ublk-supervisor recover ${name} tries again`;
+    throw this.#newError(`${last}; ${exhausted.reason}, ${advice}`, exhausted.code, this.#error);
+  }
+
+  #fail(step: Step, error: unknown): Target {
+    const { name } = this.#config;
+    const known =
+      error instanceof SupervisorError
+        ? error
+        : this.#newError(`${step} of device ${name} failed: ${messageOf(error)}`, 'INTERNAL', error);
+    if (this.#state === 'stopping' && this.#afterRemoval !== 'gone' && this.#error !== null) {
+      // A removal that fails must not hide why the device is removed.
+      this.#reason = `${this.#error.message}; ${known.message}`;
+    } else {
+      this.#error = known;
+      this.#reason = known.message;
+    }
+    this.#attempts.failed();
+    return targetOfFailure(this.#state, step, known.code);
+  }
+
+  #enter(target: Target): void {
+    const from = this.#state;
+    if (target === 'refuse' && this.#stopUnderWay) this.#requests.stopRefused(this.#whyNotLive());
+    if (typeof target === 'object') this.#afterRemoval = target.then;
+    this.#state = target === 'refuse' ? this.#device.rest : typeof target === 'object' ? target.state : target;
+    this.#recoverWanted = false;
+    if (this.#state === 'live' && target !== 'refuse') this.#becomeLive(from);
+    // Why an earlier stop was refused says nothing about this one.
+    if (this.#state === 'draining' && from === 'live') this.#reason = null;
+    if (machine[this.#state].done === null) this.#rest();
+    this.#report(from);
+  }
+
+  #becomeLive(from: DeviceState): void {
+    this.#reason = null;
+    this.#error = null;
+    if (from === 'recovering') this.#history.recovered();
+    else this.#history.started();
+  }
+
+  #rest(): void {
+    this.#attempts.rested();
+    if (this.#state === 'live') this.#requests.live();
+    else this.#requests.notLive(this.#whyNotLive());
+    if (this.#state !== 'gone') return;
+    this.#reason = null;
+    this.#requests.gone();
+  }
+
+  #report(from: DeviceState): void {
+    const { name: device } = this.#config;
+    const bad = this.#state === 'degraded' || this.#state === 'failed';
+    const level = bad ? 'error' : this.#reason === null ? 'info' : 'warn';
+    const why = this.#reason === null ? '' : `: ${this.#reason}`;
+    this.#log[level]({ device, state: this.#state, from }, `device ${device} is ${this.#state}${why}`);
+    this.#onChange(this.#state);
+  }
+
+  #onExit(status: ExitStatus): void {
+    const { name: device } = this.#config;
+    const { queue, pid, code, signal } = status;
+    this.#error = this.#newError(`serving device ${device} failed: ${describeExit(status)}`, 'EXITED');
+    this.#reason = this.#error.message;
+    this.#history.exited(status, this.#device.exited);
+    this.#log.warn({ device, queue, pid, code, signal }, this.#error.message);
+    void this.#run();
+  }
+
+  #whyNotLive(): SupervisorError {
+    return (this.#state === 'gone' ? null : this.#error) ?? this.#stopped();
+  }
+
+  #stopped(): SupervisorError {
+    return this.#newError(`device ${this.#config.name} is not served: it was stopped`, 'STOPPED');
+  }
+
+  #newError(message: string, code: string, cause?: unknown): SupervisorError {
+    return new SupervisorError(message, { code, device: this.#config.name, cause: cause ?? undefined });
+  }
+
+  get #stopUnderWay(): boolean {
+    return this.#state === 'draining' || (this.#state === 'stopping' && this.#afterRemoval === 'gone');
+  }
+}

@@ -1,0 +1,162 @@
+/**
+ * The life of a device as data; device.ts interprets it. What each step does to the kernel is in steps.ts, and why no
+ * other order is safe is in docs/reliability.md ("what the kernel does").
+ */
+
+export type DeviceState =
+  'adding' | 'starting' | 'live' | 'draining' | 'recovering' | 'degraded' | 'failed' | 'stopping' | 'gone';
+
+/** Steps that have nothing to do (no generation to kill, no device to delete) succeed. */
+export type Step =
+  | 'backOff'
+  | 'addDevice'
+  | 'setParameters'
+  | 'spawn'
+  | 'startDevice'
+  | 'killGeneration'
+  | 'checkRecoverable'
+  | 'beginRecovery'
+  | 'endRecovery'
+  | 'assertUnused'
+  | 'killUnlessServing'
+  | 'stopDevice'
+  | 'endGeneration'
+  | 'deleteDevice'
+  | 'release';
+
+/** What may happen to a device from outside. A state without an answer leaves the event to the first state that has one. */
+export type DeviceEvent = 'exited' | 'stop' | 'recover';
+
+/** What a failed step means. `error`: whatever has no entry of its own. */
+export type Failure =
+  /** The request itself cannot work, so trying it again cannot either. */
+  | 'invalid'
+  /** No further attempt is due, and the device stays with its I/O waiting. */
+  | 'parked'
+  /** No further attempt is due, and the device is to be removed. */
+  | 'givenUp'
+  /** A queue process survives SIGKILL in an uninterruptible sleep, and the kernel must not be asked anything. */
+  | 'stuck'
+  /** Somebody still holds the dead generation's char device. */
+  | 'held'
+  /** No generation can ever serve this device again. */
+  | 'lost'
+  | 'error';
+
+/** Where `stopping` leads. `adding`: the device is made anew, which is the only way to repeat a start. */
+export type AfterRemoval = 'gone' | 'failed' | 'adding';
+
+export type Target =
+  | DeviceState
+  | { readonly state: 'stopping'; readonly then: AfterRemoval }
+  /** The stop under way, if any, is refused; live, degraded or failed, whichever the device still is. */
+  | 'refuse';
+
+export interface Rule {
+  readonly steps: readonly Step[];
+  /** Where all steps done lead; null: the device rests here. `then`: what `remove` was asked for. */
+  readonly done: Target | 'then' | null;
+  readonly on: Readonly<Partial<Record<DeviceEvent, Target>>>;
+  readonly failed: Readonly<Partial<Record<Failure, Target>>>;
+}
+
+const remove = (then: AfterRemoval): Target => ({ state: 'stopping', then });
+
+export const machine: Readonly<Record<DeviceState, Rule>> = {
+  adding: {
+    steps: ['backOff', 'addDevice', 'setParameters'],
+    done: 'starting',
+    on: { stop: remove('gone') },
+    failed: { parked: 'failed', givenUp: 'failed', invalid: remove('failed'), error: remove('adding') },
+  },
+  // A stop or an exit makes startDevice fail; when the kernel was quicker the device is live and has an answer.
+  starting: {
+    steps: ['spawn', 'startDevice'],
+    done: 'live',
+    on: {},
+    failed: { invalid: remove('failed'), error: remove('adding') },
+  },
+  live: {
+    steps: [],
+    done: null,
+    on: { exited: 'recovering', stop: 'draining' },
+    failed: {},
+  },
+  // A stop waits until this attempt ended: killing a replacement that is fetching loses the device on some kernels.
+  recovering: {
+    steps: ['killGeneration', 'checkRecoverable', 'backOff', 'beginRecovery', 'spawn', 'endRecovery'],
+    done: 'live',
+    on: {},
+    failed: {
+      stuck: 'degraded',
+      held: 'degraded',
+      parked: 'degraded',
+      givenUp: remove('failed'),
+      lost: remove('failed'),
+      error: 'recovering',
+    },
+  },
+  degraded: {
+    steps: [],
+    done: null,
+    on: { stop: 'draining', recover: 'recovering' },
+    failed: {},
+  },
+  draining: {
+    steps: ['assertUnused'],
+    done: remove('gone'),
+    on: { exited: 'recovering' },
+    failed: { error: 'refuse' },
+  },
+  // Exits are expected here; STOP_DEV and DEL_DEV need every queue process to be either healthy or dead.
+  stopping: {
+    steps: ['killUnlessServing', 'stopDevice', 'endGeneration', 'deleteDevice', 'release'],
+    done: 'then',
+    on: {},
+    failed: { error: 'refuse' },
+  },
+  // Nothing is in the kernel, or something that could not be removed: both ways out begin with removing it.
+  failed: {
+    steps: [],
+    done: null,
+    on: { stop: remove('gone'), recover: remove('adding') },
+    failed: {},
+  },
+  gone: {
+    steps: [],
+    done: null,
+    on: {},
+    failed: {},
+  },
+};
+
+const callerErrors = {
+  EEXIST: 'invalid',
+  EINVAL: 'invalid',
+  EACCES: 'invalid',
+  EPERM: 'invalid',
+  IN_USE: 'invalid',
+  BACKEND: 'invalid',
+} as const;
+
+/** By step and the error's code; `*` is any other code. */
+const failures: Readonly<Partial<Record<Step, Readonly<Record<string, Failure>>>>> = {
+  addDevice: callerErrors,
+  setParameters: callerErrors,
+  spawn: callerErrors,
+  backOff: { PARKED: 'parked', GIVEN_UP: 'givenUp' },
+  killGeneration: { '*': 'stuck' },
+  checkRecoverable: { '*': 'lost' },
+  beginRecovery: { EBUSY: 'held', TIMEOUT: 'held', ENODEV: 'lost' },
+  endRecovery: { ENODEV: 'lost' },
+};
+
+/** Where a failed step leads. */
+export function targetOfFailure(state: DeviceState, step: Step, code: string): Target {
+  const meanings = failures[step] ?? {};
+  const failure = meanings[code] ?? meanings['*'] ?? 'error';
+  const { failed } = machine[state];
+  const target = failed[failure] ?? failed.error;
+  if (target === undefined) throw new TypeError(`state ${state} has no answer to a failing ${step}`);
+  return target;
+}

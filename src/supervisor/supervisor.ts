@@ -1,0 +1,202 @@
+import { openBackend as openRegisteredBackend } from '../../backends/registry.js';
+import type { Config, DeviceConfig } from '../config/types.js';
+import { messageOf, SupervisorError } from '../errors.js';
+import type { Clock } from './clock.js';
+import type { Log } from './device-log.js';
+import type { Kernel } from './kernel.js';
+import { ManagedDevice, type ManagedDeviceContext, type OpenBackendFunction } from './managed-device.js';
+import type { DeviceStatus, Status, SupervisorApi } from './status.js';
+
+export interface SupervisorOptions {
+  readonly kernel: Kernel;
+  readonly log: Log;
+  readonly version: string;
+  /** As `uname -r` prints it. */
+  readonly kernelRelease: string;
+  /** Validates what `add` is given; throws a `SupervisorError`. */
+  readonly parseDevice: (input: unknown) => DeviceConfig;
+  /** Called once, when stop() is done. */
+  readonly onStopped?: () => void;
+  readonly openBackend?: OpenBackendFunction;
+  readonly clock?: Clock;
+}
+
+export interface StartFailure {
+  readonly name: string;
+  readonly error: SupervisorError;
+}
+
+interface RemoveOptions {
+  readonly force: boolean;
+  readonly removeData: boolean;
+}
+
+/** Every device of one supervisor, by name. */
+export class Supervisor implements SupervisorApi {
+  readonly #context: ManagedDeviceContext;
+  readonly #log: Log;
+  readonly #version: string;
+  readonly #kernelRelease: string;
+  readonly #parseDevice: (input: unknown) => DeviceConfig;
+  readonly #onStopped: () => void;
+  readonly #devices = new Map<string, ManagedDevice>();
+  /** Stops under way or done; while there are any nothing is added. */
+  #stops = 0;
+  #stopped = false;
+
+  constructor(options: SupervisorOptions) {
+    const { kernel, log, openBackend = openRegisteredBackend, clock, onStopped = () => undefined } = options;
+    this.#context = { kernel, log, openBackend, clock };
+    this.#log = log;
+    this.#version = options.version;
+    this.#kernelRelease = options.kernelRelease;
+    this.#parseDevice = options.parseDevice;
+    this.#onStopped = onStopped;
+  }
+
+  /**
+   * Resolves when every device of the configuration is live or has failed; returns the failures. A device that failed
+   * stays, to be recovered or removed, unless its backend could not be opened.
+   */
+  async start({ devices }: Config): Promise<StartFailure[]> {
+    const failures: StartFailure[] = [];
+    const opening = devices.map((config) =>
+      this.#open(config).catch((error: unknown) => {
+        const failure = { name: config.name, error: known(error, `opening device ${config.name}`) };
+        this.#log.error({ device: failure.name, code: failure.error.code }, failure.error.message);
+        failures.push(failure);
+      }),
+    );
+    const opened = (await Promise.all(opening)).filter((managed) => managed !== undefined);
+    // One ADD_DEV after the other, wanted ids first: the ids that the kernel chooses are the same at every start.
+    const wanted = opened.filter(({ config }) => config.id !== undefined);
+    const chosen = opened.filter(({ config }) => config.id === undefined);
+    const starting: Promise<unknown>[] = [];
+    for (const managed of [...wanted, ...chosen]) {
+      const { name } = managed.config;
+      const start = this.#startOne(managed).catch((error: unknown) => {
+        failures.push({ name, error: known(error, `starting device ${name}`) });
+      });
+      starting.push(start);
+      await managed.added;
+    }
+    await Promise.all(starting);
+    return failures;
+  }
+
+  status(): Status {
+    return {
+      supervisor: { pid: process.pid, version: this.#version, kernel: this.#kernelRelease },
+      devices: [...this.#devices.values()].flatMap(({ device }) => (device === null ? [] : [device.status()])),
+    };
+  }
+
+  async add(input: unknown): Promise<DeviceStatus> {
+    const managed = await this.#open(this.#parseDevice(input));
+    try {
+      return await this.#startOne(managed);
+    } catch (error) {
+      // The backend's data stays: it may be older than this attempt.
+      await this.#remove(managed, { force: true, removeData: false }).catch(() => undefined);
+      throw error;
+    }
+  }
+
+  async remove(name: string, options: RemoveOptions): Promise<void> {
+    await this.#remove(this.#find('removing', name), options);
+  }
+
+  async recover(name: string): Promise<DeviceStatus> {
+    const device = await this.#find('recovering', name).opened;
+    await device.recover();
+    return device.status();
+  }
+
+  /** With `force` the supervisor ends even when a device could not be removed; the promise rejects nevertheless. */
+  async stop({ force }: { readonly force: boolean }): Promise<void> {
+    this.#stops += 1;
+    const devices = [...this.#devices.values()];
+    try {
+      if (!force) await Promise.all(devices.flatMap(({ device }) => device?.assertUnused() ?? []));
+      const removals = devices.map((managed) => this.#remove(managed, { force, removeData: false }));
+      const refused = (await Promise.allSettled(removals)).find(
+        (outcome, index) => outcome.status === 'rejected' && this.#has(devices[index]),
+      );
+      if (refused?.status === 'rejected') throw known(refused.reason, 'stopping the supervisor');
+    } catch (error) {
+      if (force) this.#end();
+      else this.#stops -= 1;
+      throw error;
+    }
+    this.#end();
+  }
+
+  /** Takes the name and the id, then opens the backend; what fails leaves nothing. */
+  async #open(config: DeviceConfig): Promise<ManagedDevice> {
+    this.#assertFree(config);
+    const managed = new ManagedDevice(config, this.#context);
+    this.#devices.set(config.name, managed);
+    try {
+      await managed.opened;
+    } catch (error) {
+      this.#devices.delete(config.name);
+      throw known(error, `opening the backend of device ${config.name}`);
+    }
+    return managed;
+  }
+
+  async #startOne(managed: ManagedDevice): Promise<DeviceStatus> {
+    const device = await managed.opened;
+    await device.start();
+    return device.status();
+  }
+
+  async #remove(managed: ManagedDevice, options: RemoveOptions): Promise<void> {
+    const { name } = managed.config;
+    try {
+      await managed.remove(options);
+    } catch (error) {
+      const failure = known(error, `closing the backend of device ${name}`);
+      this.#log.error({ device: name, code: failure.code }, failure.message);
+      if (managed.device?.state === 'gone') this.#forget(managed);
+      throw failure;
+    }
+    this.#forget(managed);
+  }
+
+  #forget(managed: ManagedDevice): void {
+    if (this.#has(managed)) this.#devices.delete(managed.config.name);
+  }
+
+  #has(managed: ManagedDevice | undefined): boolean {
+    return managed !== undefined && this.#devices.get(managed.config.name) === managed;
+  }
+
+  #find(verb: string, name: string): ManagedDevice {
+    const managed = this.#devices.get(name);
+    if (managed !== undefined) return managed;
+    const message = `${verb} device ${name} failed: there is no such device; see ublk-supervisor list`;
+    throw new SupervisorError(message, { code: 'NOT_FOUND', device: name });
+  }
+
+  #assertFree({ name, id }: DeviceConfig): void {
+    const refuse = (reason: string, code: string): never => {
+      throw new SupervisorError(`adding device ${name} failed: ${reason}`, { code, device: name });
+    };
+    if (this.#stops > 0) refuse('the supervisor is stopping', 'STOPPING');
+    if (this.#devices.has(name)) refuse('there is a device of that name; remove it or choose another name', 'EXISTS');
+    const owner = [...this.#devices.values()].find((other) => id !== undefined && other.id === id);
+    if (owner) refuse(`id ${String(id)} is that of device ${owner.config.name}; choose another id`, 'EXISTS');
+  }
+
+  #end(): void {
+    if (this.#stopped) return;
+    this.#stopped = true;
+    this.#onStopped();
+  }
+}
+
+function known(error: unknown, operation: string): SupervisorError {
+  if (error instanceof SupervisorError) return error;
+  return new SupervisorError(`${operation} failed: ${messageOf(error)}`, { code: 'INTERNAL', cause: error });
+}
