@@ -1,4 +1,6 @@
+import { z } from 'zod';
 import { parseJson } from '../config/json.js';
+import { validate } from '../config/problems.js';
 import { SupervisorError, messageOf } from '../errors.js';
 import type { SupervisorApi } from './status.js';
 
@@ -32,6 +34,8 @@ interface Route {
   run(api: SupervisorApi, call: Call): ApiAnswer | Promise<ApiAnswer>;
 }
 
+const stopRequest = z.strictObject({ force: z.boolean().default(false) });
+
 const DEVICE = /^\/v1\/devices\/([^/]+)$/;
 
 const ROUTES: readonly Route[] = [
@@ -60,7 +64,7 @@ const ROUTES: readonly Route[] = [
     method: 'POST',
     path: /^\/v1\/stop$/,
     run: async (api, { body }) => {
-      await api.stop({ force: forceIn(body) });
+      await api.stop({ force: validate(stopRequest, body ?? {}, 'body').force });
       // The supervisor ends next and waits for its connections to end.
       return { status: 200, body: {}, headers: { connection: 'close' } };
     },
@@ -152,17 +156,6 @@ function parseBody({ method, contentType, body }: ApiRequest): unknown {
     });
   }
   return parseJson(body, 'body');
-}
-
-function forceIn(body: unknown): boolean {
-  if (body === undefined) return false;
-  const [entry, ...rest] = typeof body === 'object' && body !== null ? Object.entries(body) : [['body', body] as const];
-  if (entry === undefined) return false;
-  const [key, value] = entry;
-  if (key !== 'force' || typeof value !== 'boolean' || rest.length > 0) {
-    throw badRequest('body: expected {"force": true}, {"force": false} or none');
-  }
-  return value;
 }
 
 function badRequest(message: string): SupervisorError {

@@ -5,12 +5,18 @@ import type { Generation, GenerationPhase } from './kernel.js';
 import type { ExitStatus } from './status.js';
 import type { ExitNotice } from './zygote.js';
 
+/** How long the zygote may take to say how a process ended before we go on without knowing. */
+const NOTICE_DEADLINE_MS = 50;
 /** After SIGKILL only a process in uninterruptible sleep is still there. */
 const KILL_DEADLINE_MS = 5_000;
 
 /** Filled in as the news arrive: the pidfd says that, the zygote a moment later how. */
 type MutableExit = { -readonly [Key in keyof ExitStatus]: ExitStatus[Key] };
 
+/**
+ * A member's end is seen by pidfd, which works whatever became of the zygote; how it ended is known to the zygote, its
+ * parent. `exited` fires when both are known. The siblings are ended at once: no kernel lets a device lose one queue.
+ */
 interface Member {
   readonly pid: number;
   readonly watch: ProcessWatch;
@@ -43,7 +49,7 @@ export class ProcessGeneration implements Generation {
       const watch = watchProcess(pidfds[queue] ?? -1, () => {
         exit.at = new Date().toISOString();
         exit.reason = this.#reasonOf(queue);
-        this.#firstExit.abort(exit satisfies ExitStatus);
+        if (this.#alive === pids.length) this.#begin(exit);
         if (--this.#alive === 0) allExited();
       });
       return { pid, watch, exit };
@@ -56,6 +62,7 @@ export class ProcessGeneration implements Generation {
     if (!member) return;
     member.exit.code = notice.code;
     member.exit.signal = notice.signal === null ? null : signalName(notice.signal);
+    this.#report(member.exit);
   }
 
   phase(): GenerationPhase {
@@ -79,6 +86,19 @@ export class ProcessGeneration implements Generation {
     } finally {
       clearTimeout(timer);
     }
+  }
+
+  #begin(exit: MutableExit): void {
+    for (const { watch } of this.#members) watch.kill();
+    this.#report(exit);
+    setTimeout(() => {
+      this.#firstExit.abort(exit);
+    }, NOTICE_DEADLINE_MS);
+  }
+
+  #report(exit: MutableExit): void {
+    const complete = exit.at !== '' && (exit.code !== null || exit.signal !== null);
+    if (complete) this.#firstExit.abort(exit satisfies ExitStatus);
   }
 
   #reasonOf(queue: number): string | null {

@@ -50,7 +50,7 @@ function formatFor(fd: number): (line: string) => string {
 
 /** As systemd.exec(5) asks: JOURNAL_STREAM is inherited, so it counts only for the very file that it names. */
 function isJournal(fd: number): boolean {
-  const stream = process.env['JOURNAL_STREAM'];
+  const stream = process.env.JOURNAL_STREAM;
   if (stream === undefined) return false;
   const { dev, ino } = fstatSync(fd, { bigint: true });
   return stream === `${String(dev)}:${String(ino)}`;

@@ -73,14 +73,14 @@ export const preflightChecks: readonly Check[] = [
   { id: 'features', subject: 'ublk features', probe: probeFeatures },
 ];
 
-/** Every check's result, in order; a check that itself goes wrong has failed. */
+/** The results of the checks that apply, in order. */
 export function runChecks(
   checks: readonly Check[],
   host: Host = thisHost,
 ): readonly (CheckResult & Pick<Check, 'id' | 'subject'>)[] {
-  return checks.flatMap(({ id, subject, probe }) => {
-    const result = probe(host);
-    return result ? [{ id, subject, ...result }] : [];
+  return checks.flatMap((check) => {
+    const result = check.probe(host);
+    return result ? [{ id: check.id, subject: check.subject, ...result }] : [];
   });
 }
 
@@ -111,7 +111,7 @@ function probeDriver(host: Host): CheckResult {
       'run: modprobe ublk_drv (outside of a container)',
     );
   }
-  return /\/ublk_drv\.ko/.test(index)
+  return index.includes('/ublk_drv.ko')
     ? fail('NO_UBLK', 'the module is not loaded', 'run: modprobe ublk_drv')
     : fail('NO_UBLK', `Linux ${host.release} has none`, 'boot a kernel 6.4 or later with CONFIG_BLK_DEV_UBLK');
 }

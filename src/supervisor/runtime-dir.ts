@@ -3,7 +3,7 @@ import { join } from 'node:path';
 /** Where the control socket, the journal and the lock are: the option, else what systemd gave, else the standard place. */
 export function runtimeDirectory(option: string | undefined): string {
   // systemd separates several RuntimeDirectory= with colons; the first is ours.
-  const given = process.env['RUNTIME_DIRECTORY']?.split(':')[0];
+  const given = process.env.RUNTIME_DIRECTORY?.split(':')[0];
   return option ?? (given === undefined || given === '' ? '/run/ublk-supervisor' : given);
 }
 

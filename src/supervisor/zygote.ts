@@ -1,6 +1,6 @@
+import { spawn } from 'node:child_process';
 import { closeSync } from 'node:fs';
 import { rm } from 'node:fs/promises';
-import { execa } from 'execa';
 import { SupervisorError } from '../errors.js';
 import {
   connectZygote,
@@ -78,16 +78,12 @@ export class Zygote {
   ): Promise<Zygote> {
     await rm(socketPath, { force: true });
     const listener = listenSeqpacket(socketPath);
-    const child = execa({
+    const child = spawn(process.execPath, {
       stdio: ['ignore', 'ignore', 'inherit', listener, controlFd],
       env: { LD_PRELOAD: zygoteLibrary, UBLK_SUPERVISOR_ZYGOTE: '1' },
-      extendEnv: false,
       // Not in our process group: a terminal's Ctrl-C is for the supervisor, which then stops the devices in order.
       detached: true,
-      buffer: false,
-      cleanup: false,
-      reject: false,
-    })`${process.execPath}`;
+    });
     closeSync(listener);
     const events: ChannelEvents = { onMessage: () => undefined, onClose: () => undefined };
     const channel = connectZygote(
@@ -114,8 +110,9 @@ export class Zygote {
         deadline.signal.addEventListener('abort', () => {
           reject(new SupervisorError('starting the zygote failed: no answer (TIMEOUT)', { code: 'TIMEOUT' }));
         });
-        void child.then(({ signal, exitCode }) => {
-          const end = signal ?? `exit code ${String(exitCode)}`;
+        child.once('error', reject);
+        child.once('exit', (code, signal) => {
+          const end = signal ?? `exit code ${String(code)}`;
           const message = `starting the zygote failed: it ended with ${end}; was ${zygoteLibrary} built for this machine?`;
           reject(new SupervisorError(message, { code: 'ZYGOTE' }));
         });
@@ -196,6 +193,27 @@ export class Zygote {
     this.#pending.delete(sequence);
     act(pending);
   }
+}
+
+/** The pid of a zygote that still listens at `socketPath`, null when there is none. */
+export async function servingZygote(socketPath: string): Promise<number | null> {
+  return new Promise((resolve, reject) => {
+    try {
+      const channel = connectZygote(
+        socketPath,
+        (message) => {
+          channel.close();
+          resolve(message.type === 'hello' ? message.pid : null);
+        },
+        () => {
+          resolve(null);
+        },
+      );
+    } catch (error) {
+      if (error instanceof SupervisorError && (error.code === 'ENOENT' || error.code === 'ECONNREFUSED')) resolve(null);
+      else reject(error instanceof Error ? error : new Error(String(error)));
+    }
+  });
 }
 
 function zygoteGone(): SupervisorError {
