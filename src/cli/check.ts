@@ -1,4 +1,3 @@
-import { loadConfig } from '../config/load.js';
 import { messageOf } from '../errors.js';
 import type { Register } from './common-options.js';
 import { checkExitCode } from './exit-codes.js';
@@ -10,6 +9,7 @@ export const checkCommand: Register = (program) => {
     .description('check a configuration and say what is wrong with it')
     .argument('<config>', 'configuration file; see ublk-supervisor.json(5)')
     .action(async (path: string) => {
+      const { loadConfig } = await import('../config/load.js');
       try {
         await loadConfig(path);
       } catch (error) {

@@ -5,7 +5,6 @@ export function endQuietlyOnClosedPipe(): void {
   for (const stream of [process.stdout, process.stderr]) {
     stream.on('error', (error: NodeJS.ErrnoException) => {
       if (error.code !== 'EPIPE') throw error;
-      // eslint-disable-next-line n/no-process-exit -- nobody is left to write to
       process.exit();
     });
   }

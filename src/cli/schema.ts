@@ -1,4 +1,3 @@
-import { configJsonSchema } from '../config/schema.js';
 import type { Register } from './common-options.js';
 import { printJson } from './output.js';
 
@@ -6,7 +5,8 @@ export const schemaCommand: Register = (program) => {
   program
     .command('schema')
     .description("print the configuration's JSON Schema")
-    .action(() => {
+    .action(async () => {
+      const { configJsonSchema } = await import('../config/schema.js');
       printJson(configJsonSchema());
     });
 };

@@ -1,15 +1,14 @@
 import { Option } from 'commander';
-import { loadConfig } from '../config/load.js';
 import { messageOf } from '../errors.js';
 import { daemonExitCode } from '../supervisor/exit-codes.js';
-import { createLogger, logLevels, type Level } from '../supervisor/log.js';
-import { assertReady } from '../supervisor/preflight.js';
 import { runtimeDirectory } from '../supervisor/runtime-dir.js';
 import { runtimeDirOption, type Register, type RuntimeDirOption } from './common-options.js';
 import { printError } from './output.js';
 
+const LOG_LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'fatal'] as const;
+
 interface StartOptions extends RuntimeDirOption {
-  readonly logLevel: Level;
+  readonly logLevel: (typeof LOG_LEVELS)[number];
 }
 
 export const startCommand: Register = (program) => {
@@ -18,7 +17,7 @@ export const startCommand: Register = (program) => {
     .description('serve the devices of a configuration; stays in the foreground')
     .argument('<config>', 'configuration file; see ublk-supervisor.json(5)')
     .addOption(runtimeDirOption())
-    .addOption(new Option('--log-level <level>', 'least important messages to log').choices(logLevels).default('info'))
+    .addOption(new Option('--log-level <level>', 'least important messages to log').choices(LOG_LEVELS).default('info'))
     .action(async (path: string, options: StartOptions) => {
       // Ended by exit, so that nothing that a failed start left open can keep the process from ending.
       process.exit(await start(path, options));
@@ -26,13 +25,17 @@ export const startCommand: Register = (program) => {
 };
 
 async function start(path: string, { runtimeDir, logLevel }: StartOptions): Promise<number> {
+  // Loaded here and not above, so that the other commands start without the daemon's code.
+  const { loadConfig } = await import('../config/load.js');
+  const { createLogger } = await import('../supervisor/log.js');
+  const { assertReady } = await import('../supervisor/preflight.js');
+  const { runDaemon } = await import('../supervisor/daemon.js');
   try {
     const config = await loadConfig(path);
     const log = createLogger(logLevel);
     assertReady((warning) => {
       log.warn(warning);
     });
-    const { runDaemon } = await import('../supervisor/daemon.js');
     return await runDaemon({ config, runtimeDir: runtimeDirectory(runtimeDir), log });
   } catch (error) {
     printError(messageOf(error));

@@ -29,8 +29,9 @@ export const stopCommand: Register = (program) => {
 async function stopAll(client: Client, force: boolean): Promise<void> {
   const { pid } = (await client.status()).supervisor;
   await client.stop({ force });
-  for (const deadline = Date.now() + END_DEADLINE_MS; isRunning(pid); await sleep(END_POLL_MS)) {
-    if (Date.now() < deadline) continue;
+  const deadline = Date.now() + END_DEADLINE_MS;
+  while (isRunning(pid) && Date.now() < deadline) await sleep(END_POLL_MS);
+  if (isRunning(pid)) {
     throw new SupervisorError(
       `all devices are stopped, but the supervisor (pid ${String(pid)}) does not end; see its log`,
       {

@@ -31,10 +31,11 @@ interface Route {
   readonly path: RegExp;
   /** The query keys and their values that the route understands. */
   readonly query?: Readonly<Record<string, readonly string[]>>;
+  readonly takesBody?: boolean;
   run(api: SupervisorApi, call: Call): ApiAnswer | Promise<ApiAnswer>;
 }
 
-const stopRequest = z.strictObject({ force: z.boolean().default(false) });
+const stopRequest = z.strictObject({ force: z.boolean().default(false) }).prefault({});
 
 const DEVICE = /^\/v1\/devices\/([^/]+)$/;
 
@@ -44,6 +45,7 @@ const ROUTES: readonly Route[] = [
   {
     method: 'POST',
     path: /^\/v1\/devices$/,
+    takesBody: true,
     run: async (api, { body }) => ({ status: 201, body: await api.add(body) }),
   },
   {
@@ -63,8 +65,9 @@ const ROUTES: readonly Route[] = [
   {
     method: 'POST',
     path: /^\/v1\/stop$/,
+    takesBody: true,
     run: async (api, { body }) => {
-      await api.stop({ force: validate(stopRequest, body ?? {}, 'body').force });
+      await api.stop({ force: validate(stopRequest, body, 'body').force });
       // The supervisor ends next and waits for its connections to end.
       return { status: 200, body: {}, headers: { connection: 'close' } };
     },
@@ -94,7 +97,7 @@ export async function answer(api: SupervisorApi, request: ApiRequest): Promise<A
     return await route.run(api, {
       name: decodeURIComponentOrEmpty(route.path.exec(path)?.[1] ?? ''),
       query: parseQuery(search, route.query ?? {}),
-      body: parseBody(request),
+      body: parseBody(request, route),
     });
   } catch (error) {
     return failure(error);
@@ -147,9 +150,9 @@ function parseQuery(search: string, known: Readonly<Record<string, readonly stri
   return query;
 }
 
-function parseBody({ method, contentType, body }: ApiRequest): unknown {
+function parseBody({ contentType, body }: ApiRequest, { method, takesBody = false }: Route): unknown {
   if (body === '') return undefined;
-  if (method !== 'POST') throw badRequest(`body: expected none with ${method}`);
+  if (!takesBody) throw badRequest(`body: expected none with this ${method}`);
   if (!/^application\/json *(;|$)/i.test(contentType ?? '')) {
     throw new SupervisorError(`content-type: expected application/json, got ${contentType ?? 'none'}`, {
       code: 'MEDIA_TYPE',

@@ -11,8 +11,6 @@ const STDERR = 2;
 /** syslog(3) priorities, as journald reads them from a line's `<N>` prefix. */
 const PRIORITIES: Readonly<Record<Level, number>> = { trace: 7, debug: 7, info: 6, warn: 4, error: 3, fatal: 2 };
 
-export const logLevels = Object.keys(PRIORITIES) as readonly Level[];
-
 type Entry = Readonly<Record<string, unknown>> & {
   readonly level: Level;
   readonly time: string;

@@ -1,0 +1,376 @@
+import { once } from 'node:events';
+import { mkdtemp, rm, stat, writeFile } from 'node:fs/promises';
+import { request, type IncomingMessage } from 'node:http';
+import { connect, createServer, type Socket } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { pino } from 'pino';
+import t, { type Test } from 'tap';
+import { createClient } from '../../src/cli/client.js';
+import { parseDevice } from '../../src/config/schema.js';
+import { SupervisorError } from '../../src/errors.js';
+import { createApiServer, type ApiServer } from '../../src/supervisor/api-server.js';
+import type { DeviceStatus, Status, SupervisorApi } from '../../src/supervisor/status.js';
+
+const scratch: DeviceStatus = {
+  name: 'scratch',
+  id: 0,
+  path: '/dev/ublkb0',
+  state: 'live',
+  reason: null,
+  backend: 'ram',
+  size: 2 ** 20,
+  blockSize: 4096,
+  dataPath: 'copy',
+  generation: 1,
+  recoveries: 0,
+  lastExit: null,
+  lastPauseMs: null,
+  queues: [],
+};
+
+/** Remembers what it was asked for; knows one device. */
+class FakeSupervisor implements SupervisorApi {
+  readonly calls: unknown[] = [];
+
+  status(): Status {
+    return { supervisor: { pid: process.pid, version: '0.0.0', kernel: 'none' }, devices: [scratch] };
+  }
+
+  async add(device: unknown): Promise<DeviceStatus> {
+    const { name } = parseDevice(device);
+    this.calls.push(['add', device]);
+    if (name === 'scratch') throw new SupervisorError('device scratch exists', { code: 'EXISTS', device: name });
+    if (name === 'bug') throw new TypeError('undefined is not a function');
+    return Promise.resolve({ ...scratch, name });
+  }
+
+  async remove(name: string, options: object): Promise<void> {
+    this.calls.push(['remove', name, options]);
+    if (name !== 'scratch') throw new SupervisorError('no such device', { code: 'NOT_FOUND', device: name });
+    if (!('force' in options && options.force)) {
+      throw new SupervisorError('device scratch is mounted on /mnt', { code: 'IN_USE', errno: 16, device: name });
+    }
+    return Promise.resolve();
+  }
+
+  async recover(name: string): Promise<DeviceStatus> {
+    this.calls.push(['recover', name]);
+    return Promise.resolve(scratch);
+  }
+
+  async stop(options: object): Promise<void> {
+    this.calls.push(['stop', options]);
+    return Promise.resolve();
+  }
+}
+
+interface Running {
+  readonly directory: string;
+  readonly path: string;
+  readonly supervisor: FakeSupervisor;
+  readonly server: ApiServer;
+}
+
+/** tap's own directories are too deep for a unix socket. */
+async function shortDirectory(t: Test): Promise<string> {
+  const directory = await mkdtemp(join(tmpdir(), 'api-'));
+  t.teardown(() => rm(directory, { recursive: true }));
+  return directory;
+}
+
+async function serve(t: Test): Promise<Running> {
+  const directory = await shortDirectory(t);
+  const path = join(directory, 'control.sock');
+  const supervisor = new FakeSupervisor();
+  const server = createApiServer(supervisor, pino({ level: 'silent' }));
+  await server.listen(path);
+  t.teardown(() => server.close());
+  return { directory, path, supervisor, server };
+}
+
+interface Reply {
+  readonly status: number | undefined;
+  readonly body: unknown;
+  readonly headers: NodeJS.Dict<string | string[]>;
+}
+
+async function ask(
+  socketPath: string,
+  method: string,
+  path: string,
+  body?: string,
+  type = 'application/json',
+): Promise<Reply> {
+  const headers = body === undefined ? {} : { 'content-type': type, 'content-length': Buffer.byteLength(body) };
+  const sent = request({ socketPath, method, path, headers, agent: false });
+  sent.end(body);
+  const [response] = (await once(sent, 'response')) as [IncomingMessage];
+  const chunks: Buffer[] = [];
+  for await (const chunk of response as AsyncIterable<Buffer>) chunks.push(chunk);
+  const text = Buffer.concat(chunks).toString();
+  return { status: response.statusCode, body: JSON.parse(text), headers: response.headers };
+}
+
+/** What a raw client gets until the server cuts it off. */
+async function converse(path: string, talk: (socket: Socket) => void): Promise<string> {
+  const socket = connect(path);
+  const chunks: Buffer[] = [];
+  socket.on('data', (chunk) => chunks.push(chunk));
+  socket.on('error', () => undefined);
+  talk(socket);
+  await once(socket, 'close').catch(() => undefined);
+  return Buffer.concat(chunks).toString('latin1');
+}
+
+// The time-outs that half a message runs into are among what is tested.
+t.setTimeout(90_000);
+
+t.test('each route reaches the supervisor', async (t) => {
+  const { path, supervisor } = await serve(t);
+  const device = { name: 'new', backend: { type: 'ram', size: '1M' } };
+  t.match(await ask(path, 'GET', '/v1/status'), { status: 200, body: { devices: [{ name: 'scratch' }] } });
+  t.match(await ask(path, 'GET', '/v1/devices/scratch'), { status: 200, body: { path: '/dev/ublkb0' } });
+  t.match(await ask(path, 'POST', '/v1/devices', JSON.stringify(device)), { status: 201, body: { name: 'new' } });
+  t.match(await ask(path, 'DELETE', '/v1/devices/scratch?force=true&data=remove'), { status: 200 });
+  t.match(await ask(path, 'DELETE', '/v1/devices/scratch?force=true'), { status: 200 });
+  t.match(await ask(path, 'POST', '/v1/devices/scratch/recover'), { status: 200, body: { state: 'live' } });
+  t.match(await ask(path, 'POST', '/v1/stop', '{"force":true}'), { status: 200, headers: { connection: 'close' } });
+  t.match(await ask(path, 'POST', '/v1/stop'), { status: 200 });
+  t.strictSame(supervisor.calls, [
+    ['add', device],
+    ['remove', 'scratch', { force: true, removeData: true }],
+    ['remove', 'scratch', { force: true, removeData: false }],
+    ['recover', 'scratch'],
+    ['stop', { force: true }],
+    ['stop', { force: false }],
+  ]);
+});
+
+t.test('what the supervisor refuses has a fitting status and its code', async (t) => {
+  const { path } = await serve(t);
+  const device = (name: string): string => JSON.stringify({ name, backend: { type: 'null', size: 4096 } });
+  t.match(await ask(path, 'GET', '/v1/devices/none'), { status: 404, body: { error: { code: 'NOT_FOUND' } } });
+  t.match(await ask(path, 'DELETE', '/v1/devices/scratch'), {
+    status: 409,
+    body: { error: { code: 'IN_USE', errno: 16, device: 'scratch', message: 'device scratch is mounted on /mnt' } },
+  });
+  t.match(await ask(path, 'POST', '/v1/devices', device('scratch')), {
+    status: 409,
+    body: { error: { code: 'EXISTS' } },
+  });
+  t.match(await ask(path, 'POST', '/v1/devices', device('../x')), { status: 400, body: { error: { code: 'CONFIG' } } });
+  t.match(await ask(path, 'POST', '/v1/devices'), { status: 400, body: { error: { code: 'CONFIG' } } });
+  t.match(await ask(path, 'POST', '/v1/devices', device('bug')), {
+    status: 500,
+    body: { error: { code: 'INTERNAL' } },
+  });
+});
+
+t.test('requests that mean nothing are refused without effect', async (t) => {
+  const { path, supervisor } = await serve(t);
+  const cases: readonly [status: number, method: string, target: string, body?: string, type?: string][] = [
+    [404, 'GET', '/'],
+    [404, 'GET', '/v2/status'],
+    [404, 'GET', '/v1/status/'],
+    [404, 'GET', '/v1/devices/../status'],
+    [404, 'GET', '/v1/devices/%2e%2e%2fstatus'],
+    [404, 'GET', '/v1/devices/%ff'],
+    [404, 'GET', '/v1/devices/__proto__'],
+    [405, 'PUT', '/v1/status'],
+    [405, 'DELETE', '/v1/status'],
+    [405, 'GET', '/v1/stop'],
+    [400, 'GET', '/v1/status?x=1'],
+    [400, 'DELETE', '/v1/devices/scratch?force=yes'],
+    [400, 'DELETE', '/v1/devices/scratch?force=true&force=true'],
+    [400, 'DELETE', '/v1/devices/scratch?data=shred'],
+    [400, 'DELETE', '/v1/devices/scratch?__proto__=1'],
+    [400, 'DELETE', '/v1/devices/scratch', '{"force":true}'],
+    [400, 'POST', '/v1/stop', '{"force":"true"}'],
+    [400, 'POST', '/v1/stop', '{"froce":true}'],
+    [400, 'POST', '/v1/devices/scratch/recover', '{}'],
+    [400, 'POST', '/v1/stop', '[]'],
+    [400, 'POST', '/v1/stop', 'null'],
+    [400, 'POST', '/v1/stop', '{"force":true,"force":false}'],
+    [400, 'POST', '/v1/stop', '{"__proto__":{"force":true}}'],
+    [400, 'POST', '/v1/stop', '{'],
+    [400, 'POST', '/v1/devices', '['.repeat(60_000)],
+    [415, 'POST', '/v1/stop', '{"force":true}', 'text/plain'],
+    [415, 'POST', '/v1/stop', '{"force":true}', 'application/jsonp'],
+    [413, 'POST', '/v1/devices', ' '.repeat(64 * 1024 + 1)],
+  ];
+  for (const [status, method, target, body, type] of cases) {
+    const reply = await ask(path, method, target, body, type);
+    t.equal(reply.status, status, `${method} ${target.slice(0, 60)} ${body?.slice(0, 30) ?? ''}`);
+    t.match(reply.body, { error: { code: String, message: String } });
+  }
+  t.match(await ask(path, 'PUT', '/v1/status'), { headers: { allow: 'GET' } });
+  t.strictSame(supervisor.calls, []);
+  t.equal(({} as { force?: unknown }).force, undefined);
+});
+
+t.test('a body without a length is counted too', async (t) => {
+  const { path, supervisor } = await serve(t);
+  const text = await converse(path, (socket) => {
+    socket.write(
+      'POST /v1/devices HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n',
+    );
+    const chunk = `8000\r\n${' '.repeat(0x8000)}\r\n`;
+    socket.write(chunk.repeat(8));
+  });
+  t.match(text, /^HTTP\/1\.1 413 /);
+  t.strictSame(supervisor.calls, []);
+});
+
+t.test('garbage ends the connection', async (t) => {
+  const { path, supervisor } = await serve(t);
+  for (const garbage of [
+    '\0\0\0\0\0\0\0\0',
+    'hello\n',
+    '{"force":true}\n',
+    '\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03',
+    'POST /v1/stop HTTP/1.1\r\nContent-Length: -1\r\n\r\n',
+  ]) {
+    t.match(await converse(path, (socket) => socket.write(garbage)), /^HTTP\/1\.1 400 /, JSON.stringify(garbage));
+  }
+  t.match(await ask(path, 'GET', '/v1/status'), { status: 200 });
+  t.strictSame(supervisor.calls, []);
+});
+
+t.test('an endless line is cut off, and costs no memory', async (t) => {
+  const { path } = await serve(t);
+  const before = process.memoryUsage().rss;
+  let written = 0;
+  const block = Buffer.alloc(2 ** 16, 'a');
+  const text = await converse(path, (socket) => {
+    const more = (): void => {
+      while (written < 2 ** 30 && !socket.destroyed) {
+        written += block.length;
+        if (!socket.write(block)) {
+          socket.once('drain', more);
+          return;
+        }
+      }
+    };
+    socket.write('GET /');
+    more();
+  });
+  t.match(text, /^(HTTP\/1\.1 431 .*)?/);
+  t.ok(written < 2 ** 23, `cut off after ${String(written)} bytes`);
+  t.ok(process.memoryUsage().rss - before < 2 ** 26);
+  t.match(await ask(path, 'GET', '/v1/status'), { status: 200 });
+});
+
+t.test('half a message and silence are cut off in time, without effect', { timeout: 40_000 }, async (t) => {
+  const { path, supervisor } = await serve(t);
+  const halves = [
+    '',
+    'GET /v1/sta',
+    'POST /v1/stop HTTP/1.1\r\nHost: x\r\n',
+    'POST /v1/stop HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 14\r\n\r\n{"force',
+  ];
+  const start = performance.now();
+  await Promise.all(halves.map((half) => converse(path, (socket) => socket.write(half))));
+  const elapsed = performance.now() - start;
+  t.ok(elapsed > 5_000 && elapsed < 15_000, `${String(Math.round(elapsed))} ms`);
+  t.strictSame(supervisor.calls, []);
+});
+
+t.test('a client that leaves in the middle of its body has no effect', async (t) => {
+  const { path, supervisor } = await serve(t);
+  const head = 'POST /v1/stop HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 14\r\n\r\n';
+  await converse(path, (socket) => socket.write(`${head}{"force":`, () => socket.destroy()));
+  await sleep(50);
+  t.match(await ask(path, 'GET', '/v1/status'), { status: 200 });
+  t.strictSame(supervisor.calls, []);
+});
+
+t.test('of 100 connections 64 are kept, and room comes back', async (t) => {
+  const { path } = await serve(t);
+  const closed = new Set<Socket>();
+  const sockets = Array.from({ length: 100 }, () => {
+    const socket = connect(path);
+    socket.on('error', () => undefined).on('close', () => closed.add(socket));
+    return socket.resume();
+  });
+  await sleep(500);
+  t.equal(closed.size, 36);
+  for (const socket of sockets) socket.destroy();
+  await sleep(200);
+  t.match(await ask(path, 'GET', '/v1/status'), { status: 200 });
+});
+
+t.test('the socket is for its owner and group, whatever the umask', async (t) => {
+  const umask = process.umask(0);
+  t.teardown(() => process.umask(umask));
+  const { path } = await serve(t);
+  const { mode } = await stat(path);
+  t.equal(mode & 0o777, 0o660);
+  t.equal(process.umask(0), 0, 'the umask is as before');
+});
+
+t.test('a stale socket is replaced, a living one and other files are not', async (t) => {
+  const { path, directory, server } = await serve(t);
+  const second = createApiServer(new FakeSupervisor(), pino({ level: 'silent' }));
+  await t.rejects(second.listen(path), { code: 'RUNNING' });
+  t.match(await ask(path, 'GET', '/v1/status'), { status: 200 }, 'the first is unharmed');
+  await server.close();
+  await t.rejects(stat(path), { code: 'ENOENT' }, 'closing removes the socket');
+
+  const file = join(directory, 'file');
+  await writeFile(file, 'precious');
+  await t.rejects(second.listen(file), { code: 'RUNTIME_DIR', message: /not a socket/ });
+  await t.rejects(second.listen(join(directory, 'none', 'control.sock')), { code: 'RUNTIME_DIR' });
+  await t.rejects(second.listen(`/tmp/${'x'.repeat(108)}`), { code: 'RUNTIME_DIR', message: /longer than 107 bytes/ });
+
+  await leaveStaleSocket(path);
+  await second.listen(path);
+  t.teardown(() => second.close());
+  t.match(await ask(path, 'GET', '/v1/status'), { status: 200 });
+});
+
+/** Binds in a process that is killed, as a crash would leave it. */
+async function leaveStaleSocket(path: string): Promise<void> {
+  const { spawn } = await import('node:child_process');
+  const code = `require('net').createServer().listen(${JSON.stringify(path)}, () => process.kill(process.pid, 'SIGKILL'))`;
+  await once(spawn(process.execPath, ['-e', code], { env: {} }), 'exit');
+}
+
+t.test('closing answers what was asked and then ends', async (t) => {
+  const { path, server } = await serve(t);
+  const idle = connect(path);
+  idle.on('error', () => undefined).resume();
+  await once(idle, 'connect');
+  const start = performance.now();
+  await server.close();
+  t.ok(performance.now() - start < 5_000);
+  await t.rejects(createClient(join(path, '..')).status(), { code: 'NOT_RUNNING' });
+});
+
+t.test('the client says who is missing and passes on what the supervisor says', async (t) => {
+  const { directory, supervisor } = await serve(t);
+  const client = createClient(directory);
+  t.match(await client.status(), { devices: [{ name: 'scratch' }] });
+  t.match(await client.add({ name: 'new', backend: { type: 'null', size: 4096 } }), { name: 'new' });
+  await client.remove('scratch', { force: true, removeData: false });
+  await t.rejects(client.remove('a/../b', { force: true, removeData: true }), { code: 'NOT_FOUND' });
+  t.strictSame(supervisor.calls.at(-1), ['remove', 'a/../b', { force: true, removeData: true }]);
+  await t.rejects(client.remove('scratch', { force: false, removeData: false }), { code: 'IN_USE', errno: 16 });
+  await t.rejects(createClient(`${directory}/none`).status(), {
+    code: 'NOT_RUNNING',
+    message: /no .*\/none\/control\.sock\)/,
+  });
+
+  const other = join(await shortDirectory(t), 'control.sock');
+  await leaveStaleSocket(other);
+  await t.rejects(createClient(join(other, '..')).status(), { code: 'NOT_RUNNING', message: /nobody listens/ });
+});
+
+t.test('a socket of another program is not mistaken for a supervisor', async (t) => {
+  const directory = await shortDirectory(t);
+  const server = createServer((socket) => socket.end('220 mail ready\r\n'));
+  server.listen(join(directory, 'control.sock'));
+  t.teardown(() => server.close());
+  await t.rejects(createClient(directory).status(), { message: /talking to the supervisor .* failed/ });
+});

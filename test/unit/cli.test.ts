@@ -1,0 +1,281 @@
+import { readFileSync, readdirSync } from 'node:fs';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { createServer } from 'node:http';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { execa } from 'execa';
+import t, { type Test } from 'tap';
+
+const root = fileURLToPath(new URL('../../../', import.meta.url));
+const main = join(root, 'dist/src/cli/main.js');
+
+interface Result {
+  readonly code: number | undefined;
+  readonly out: string;
+  readonly err: string;
+}
+
+/** The environment is bare: without tap's loaders a child starts in a fifth of the time. */
+async function cli(...args: string[]): Promise<Result> {
+  const { exitCode, stdout, stderr } = await execa(process.execPath, [main, ...args], {
+    reject: false,
+    extendEnv: false,
+    env: { PATH: '/usr/bin:/bin' },
+  });
+  return { code: exitCode, out: stdout, err: stderr };
+}
+
+async function shortDirectory(t: Test): Promise<string> {
+  const directory = await mkdtemp(join(tmpdir(), 'cli-'));
+  t.teardown(() => rm(directory, { recursive: true }));
+  return directory;
+}
+
+/** Answers every request with `document`, and tells what was asked. */
+async function standIn(t: Test, document: object, status = 200): Promise<{ directory: string; asked: string[] }> {
+  const directory = await shortDirectory(t);
+  const asked: string[] = [];
+  const server = createServer((request, response) => {
+    let body = '';
+    request.on('data', (chunk: Buffer) => (body += chunk.toString()));
+    request.on('end', () => {
+      asked.push(`${request.method ?? ''} ${request.url ?? ''} ${body}`.trimEnd());
+      response.writeHead(status, { 'content-type': 'application/json' }).end(JSON.stringify(document));
+    });
+  });
+  await new Promise<void>((resolve) => server.listen(join(directory, 'control.sock'), resolve));
+  t.teardown(() => server.close());
+  return { directory, asked };
+}
+
+const operation = { count: 7, bytes: 28_672, errors: 1, p50us: 10, p99us: 90 };
+const queue = (index: number): object => {
+  return {
+    index,
+    pid: 100 + index,
+    depth: 128,
+    inflight: 1,
+    read: operation,
+    write: operation,
+    flush: operation,
+    discard: operation,
+    writeZeroes: operation,
+  };
+};
+const device = {
+  name: 'scratch',
+  id: 3,
+  path: '/dev/ublkb3',
+  state: 'live',
+  reason: null,
+  backend: 'ram',
+  size: 512 * 2 ** 20,
+  blockSize: 4096,
+  dataPath: 'copy',
+  generation: 2,
+  recoveries: 1,
+  lastExit: { queue: 1, pid: 99, code: null, signal: 'SIGKILL', reason: null, at: '2026-01-01T00:00:00.000Z' },
+  lastPauseMs: 93.4,
+  queues: [queue(0), queue(1)],
+};
+const status = { supervisor: { pid: 42, version: '0.1.0', kernel: '6.12.0' }, devices: [device] };
+
+// Some fifty child processes, on machines that may have other things to do.
+t.setTimeout(180_000);
+
+t.test('usage errors: 2, and 64 for the daemon, with one line of reason', async (t) => {
+  const cases: readonly [code: number, args: string[], reason: RegExp][] = [
+    [2, ['bogus'], /unknown command 'bogus'/],
+    [2, ['--bogus'], /unknown option '--bogus'/],
+    [2, ['list', '--bogus'], /unknown option '--bogus'/],
+    [2, ['list', 'extra'], /too many arguments/],
+    [2, ['list', '-o', 'NAME,COLOUR'], /Columns: NAME, /],
+    [2, ['del'], /missing required argument 'name'/],
+    [2, ['check'], /missing required argument 'config'/],
+    [2, ['add', 'ram', 'size=1M'], /'--name <name>' not specified/],
+    [2, ['add', 'ram', 'size', '--name', 'a'], /Expected key=value/],
+    [2, ['add', 'ram', 'size=1M', 'size=2M', '--name', 'a'], /given twice/],
+    [2, ['add', 'ram', '--name', 'a', '-q', 'two'], /Expected a whole number/],
+    [2, ['add', 'ram', '--name', 'a', '-d', '-1'], /whole number|missing/],
+    [64, ['start'], /missing required argument 'config'/],
+    [64, ['start', 'a', '--log-level', 'loud'], /Allowed choices/],
+  ];
+  for (const [code, args, reason] of cases) {
+    const result = await cli(...args);
+    t.equal(result.code, code, args.join(' '));
+    t.match(result.err, reason);
+    t.equal(result.out, '', 'nothing on stdout');
+  }
+});
+
+t.test('no command at all shows the help and is a usage error', async (t) => {
+  t.match(await cli(), { code: 2, out: '', err: /^Usage: ublk-supervisor/ });
+});
+
+t.test('help, version and schema need neither kernel nor supervisor', async (t) => {
+  t.match(await cli('--help'), { code: 0, out: /doctor/, err: '' });
+  t.match(await cli('list', '--help'), { code: 0, out: /RECOVERIES/, err: '' });
+  const { version } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')) as { version: string };
+  t.match(await cli('--version'), { code: 0, out: version });
+  const schema = await cli('schema');
+  t.equal(schema.code, 0);
+  t.strictSame(JSON.parse(schema.out), JSON.parse(readFileSync(join(root, 'examples/config.schema.json'), 'utf8')));
+});
+
+t.test('commands that need a supervisor say that there is none: 3', async (t) => {
+  const directory = await shortDirectory(t);
+  for (const args of [
+    ['status'],
+    ['list'],
+    ['add', 'ram', '--name', 'a'],
+    ['del', 'a'],
+    ['stop'],
+    ['stop', 'a'],
+    ['recover', 'a'],
+  ]) {
+    const { code, out, err } = await cli(...args, '--runtime-dir', directory);
+    t.equal(code, 3, args.join(' '));
+    t.equal(
+      err,
+      `ublk-supervisor: the supervisor is not running (no ${directory}/control.sock); start it with: ublk-supervisor start CONFIG`,
+    );
+    t.equal(out, '');
+  }
+});
+
+t.test('a broken configuration: 78 from check and start alike, and nothing is made', async (t) => {
+  const directory = join(await shortDirectory(t), 'run');
+  for (const name of ['depth-4097', 'duplicate-key', 'many-problems', 'empty', 'name-escape']) {
+    const path = join(root, 'test/unit/configs', `${name}.json`);
+    const expected = readFileSync(path.replace(/json$/, 'expected'), 'utf8').trimEnd();
+    const lines = expected
+      .split('\n')
+      .map((line) => `ublk-supervisor: ${line.replace('CONFIG', path)}`)
+      .join('\n');
+    t.strictSame(await cli('check', path), { code: 78, out: '', err: lines });
+    t.strictSame(await cli('start', path, '--runtime-dir', directory), { code: 78, out: '', err: lines });
+  }
+  t.match(await cli('check', '/none'), {
+    code: 78,
+    err: /^ublk-supervisor: reading configuration \/none failed: .*\(ENOENT\)$/,
+  });
+  t.throws(() => readdirSync(directory), { code: 'ENOENT' });
+});
+
+t.test('a good configuration passes check silently', async (t) => {
+  t.strictSame(await cli('check', join(root, 'examples/config.json')), { code: 0, out: '', err: '' });
+});
+
+t.test('list shows a table, JSON, raw and chosen columns', async (t) => {
+  const { directory } = await standIn(t, status);
+  const list = (...args: string[]): Promise<Result> => cli('list', '--runtime-dir', directory, ...args);
+  t.strictSame(await list(), {
+    code: 0,
+    out: 'NAME     PATH         STATE  SIZE  BACKEND  QUEUES  RECOVERIES\nscratch  /dev/ublkb3  live   512M  ram           2           1',
+    err: '',
+  });
+  t.match(await list('-b', '--raw', '--noheadings', '-o', 'size,reason,pids'), { out: '536870912 - 100,101' });
+  t.match(await list('--noheadings', '-o', '+ID'), { out: /1 +3$/ });
+  const { out } = await list('-J', '-o', 'NAME,SIZE,ID,PIDS,REASON');
+  t.strictSame(JSON.parse(out), {
+    devices: [{ name: 'scratch', size: 536_870_912, id: 3, pids: [100, 101], reason: null }],
+  });
+});
+
+t.test('status shows everything, and JSON is what the supervisor said', async (t) => {
+  const { directory } = await standIn(t, status);
+  const { out } = await cli('status', '--runtime-dir', directory);
+  t.match(out, 'ublk-supervisor 0.1.0, pid 42, Linux 6.12.0');
+  t.match(out, 'scratch: live');
+  t.match(out, 'recoveries: 1, the last with a pause of 93 ms');
+  t.match(out, 'queue 1, pid 99: killed by SIGKILL');
+  t.strictSame(JSON.parse((await cli('status', '-J', '--runtime-dir', directory)).out), status);
+});
+
+t.test('add asks for what was given, no more, and prints only the path', async (t) => {
+  const { directory, asked } = await standIn(t, device, 201);
+  const result = await cli(
+    'add',
+    'ram',
+    'size=1M',
+    '--name',
+    'a',
+    '-n',
+    '3',
+    '-q',
+    '2',
+    '-d',
+    '64',
+    '-r',
+    '--block-size',
+    '512',
+    '--data-path',
+    'copy',
+    '--runtime-dir',
+    directory,
+  );
+  t.strictSame(result, { code: 0, out: '/dev/ublkb3', err: '' });
+  await cli('add', 'null', 'size=1M', '--name', 'b', '--runtime-dir', directory);
+  t.strictSame(asked, [
+    'POST /v1/devices {"name":"a","id":3,"queues":2,"depth":64,"blockSize":512,"readOnly":true,"dataPath":"copy","backend":{"size":"1M","type":"ram"}}',
+    'POST /v1/devices {"name":"b","backend":{"size":"1M","type":"null"}}',
+  ]);
+});
+
+t.test('del removes the data, stop keeps it', async (t) => {
+  const { directory, asked } = await standIn(t, {});
+  t.equal((await cli('del', 'a', '--runtime-dir', directory)).code, 0);
+  t.equal((await cli('stop', 'a', '--force', '--runtime-dir', directory)).code, 0);
+  t.equal((await cli('recover', '../a', '--runtime-dir', directory)).code, 0);
+  t.strictSame(asked, [
+    'DELETE /v1/devices/a?force=false&data=remove',
+    'DELETE /v1/devices/a?force=true&data=keep',
+    'POST /v1/devices/..%2Fa/recover',
+  ]);
+});
+
+t.test('stop without a name returns when the supervisor has ended', async (t) => {
+  const gone = await execa(process.execPath, ['-p', 'process.pid'], { extendEnv: false });
+  const { directory, asked } = await standIn(t, {
+    supervisor: { ...status.supervisor, pid: Number(gone.stdout) },
+    devices: [],
+  });
+  t.strictSame(await cli('stop', '--force', '--runtime-dir', directory), { code: 0, out: '', err: '' });
+  t.strictSame(asked, ['GET /v1/status', 'POST /v1/stop {"force":true}']);
+});
+
+t.test('what the supervisor refuses is passed on, harmless to a terminal', async (t) => {
+  const { directory } = await standIn(
+    t,
+    { error: { code: 'IN_USE', message: 'device \u001b[2J is mounted\nreally' } },
+    409,
+  );
+  t.strictSame(await cli('del', 'a', '--runtime-dir', directory), {
+    code: 1,
+    out: '',
+    err: 'ublk-supervisor: device \\u001b[2J is mounted\nublk-supervisor: really',
+  });
+});
+
+t.test('a reader that has had enough ends the output quietly', async (t) => {
+  const devices = Array.from({ length: 5000 }, (_none, index) => ({ ...device, name: `d${String(index)}` }));
+  const { directory } = await standIn(t, { ...status, devices });
+  const command = `${process.execPath} ${main} status --runtime-dir ${directory} | head -1; echo "\${PIPESTATUS[@]}"`;
+  const { stdout, stderr } = await execa('bash', ['--norc', '-c', command], {
+    extendEnv: false,
+    env: { PATH: process.env.PATH },
+  });
+  t.equal(stderr, '');
+  t.equal(stdout, 'ublk-supervisor 0.1.0, pid 42, Linux 6.12.0\n0 0');
+});
+
+t.test('doctor gives each check a line, and JSON on request', async (t) => {
+  const directory = await shortDirectory(t);
+  const { out } = await cli('doctor', '--runtime-dir', directory);
+  for (const line of out.split('\n')) t.match(line, /^(ok|warn|fail) +\S.*: \S/);
+  t.match(out, 'runtime directory');
+  const { checks } = JSON.parse((await cli('doctor', '-J', '--runtime-dir', directory)).out) as { checks: unknown[] };
+  t.equal(checks.length, out.split('\n').length);
+  t.match(checks[0], { id: 'kernel', status: /ok|warn|fail/, detail: String });
+});

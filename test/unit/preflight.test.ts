@@ -1,0 +1,122 @@
+import t from 'tap';
+import { SupervisorError } from '../../src/errors.js';
+import { daemonExitCode } from '../../src/supervisor/exit-codes.js';
+import type { Host } from '../../src/supervisor/host.js';
+import { assertReady, preflightChecks, runChecks } from '../../src/supervisor/preflight.js';
+
+type Files = Readonly<Record<string, string>>;
+
+const control = '/dev/ublk-control';
+const rootFiles: Files = {
+  '/proc/self/status': 'Name:\tnode\nCapEff:\t000001ffffffffff\n',
+  '/proc/self/uid_map': '         0          0 4294967295\n',
+  '/proc/sys/kernel/io_uring_disabled': '0\n',
+  [control]: '',
+};
+
+interface Machine {
+  readonly release?: string;
+  readonly files?: Files;
+  readonly without?: readonly string[];
+  readonly mode?: number;
+  readonly writable?: boolean;
+  readonly features?: bigint;
+  readonly ioUringErrno?: number;
+}
+
+/** A machine that can serve ublk, but for what is said. */
+function host(machine: Machine = {}): Host {
+  const {
+    release = '6.12.57+deb13-amd64',
+    mode = 0o20600,
+    writable = true,
+    features = 0xffn,
+    ioUringErrno = 0,
+  } = machine;
+  const files = new Map(Object.entries({ ...rootFiles, ...machine.files }));
+  for (const path of machine.without ?? []) files.delete(path);
+  return {
+    release,
+    readText: (path) => files.get(path),
+    stat: (path) => (files.has(path) ? { mode, isDirectory: () => false } : undefined),
+    writable: (path) => writable && files.has(path),
+    ublkFeatures: () => features,
+    ioUringErrno: () => ioUringErrno,
+  };
+}
+
+function refusal(machine: Machine): { readonly exit: number; readonly message: string } {
+  try {
+    assertReady(() => undefined, host(machine));
+  } catch (error) {
+    if (error instanceof SupervisorError) return { exit: daemonExitCode(error), message: error.message };
+    throw error;
+  }
+  return { exit: 0, message: '' };
+}
+
+t.test('a machine that has all of it passes every check', async (t) => {
+  t.strictSame(
+    runChecks(preflightChecks, host()).map(({ status }) => status),
+    preflightChecks.map(() => 'ok'),
+  );
+  t.strictSame(refusal({}), { exit: 0, message: '' });
+});
+
+t.test('kernels that crash in ADD_DEV are refused, their neighbours are not', async (t) => {
+  for (const release of ['6.18.4', '6.18.5-arch1-1', '6.17.0-1015-azure', '6.17.0-1018-azure', '6.17.0-1017-aws']) {
+    t.match(refusal({ release }), { exit: 69, message: /^kernel: .*; boot another kernel/ }, release);
+  }
+  for (const release of [
+    '6.18.44',
+    '6.18.50',
+    '6.18.3',
+    '6.18.6',
+    '6.17.0-1016-azure',
+    '6.17.0-1015-aws',
+    '6.17.0-101-generic',
+  ]) {
+    t.equal(refusal({ release }).exit, 0, release);
+  }
+});
+
+t.test('one line and the documented exit code for whatever is missing', async (t) => {
+  const release = '6.12.0';
+  const dep = `/lib/modules/${release}/modules.dep`;
+  const without = [control];
+  t.match(refusal({ release, without, files: { [dep]: 'kernel/drivers/block/ublk_drv.ko.xz:\n' } }), {
+    exit: 69,
+    message: /not loaded; run: modprobe ublk_drv$/,
+  });
+  t.match(refusal({ release, without, files: { [dep]: 'kernel/drivers/block/loop.ko:\n' } }), {
+    exit: 69,
+    message: /CONFIG_BLK_DEV_UBLK/,
+  });
+  t.match(refusal({ release, without }), { exit: 69, message: /modprobe ublk_drv/ });
+  t.match(refusal({ without, files: { '/sys/class/misc/ublk-control': '' } }), {
+    exit: 69,
+    message: /ublk-control is missing/,
+  });
+  t.match(refusal({ writable: false }), { exit: 77, message: /permission denied \(EACCES\); run as root/ });
+  t.match(refusal({ files: { '/proc/self/status': 'CapEff:\t0000000000000000\n' } }), {
+    exit: 77,
+    message: /CAP_SYS_ADMIN/,
+  });
+  t.match(refusal({ files: { '/proc/self/uid_map': '0 1000 1\n' } }), { exit: 77, message: /user namespace/ });
+  t.match(refusal({ files: { '/proc/sys/kernel/io_uring_disabled': '2\n' } }), {
+    exit: 69,
+    message: /sysctl kernel.io_uring_disabled=1/,
+  });
+  t.match(refusal({ ioUringErrno: 38 }), { exit: 69, message: /\(ENOSYS\)/ });
+  t.match(refusal({ ioUringErrno: 1 }), { exit: 77, message: /\(EPERM\).*seccomp/ });
+  t.match(refusal({ ioUringErrno: 12 }), { exit: 71, message: /\(ENOMEM\).*LimitMEMLOCK/ });
+  t.match(refusal({ features: 0b10111n }), { exit: 69, message: /lacks USER_RECOVERY, CMD_IOCTL_ENCODE; boot/ });
+});
+
+t.test('a control device that everybody may write to is a warning', async (t) => {
+  const warnings: string[] = [];
+  assertReady((warning) => warnings.push(warning), host({ mode: 0o20666 }));
+  t.strictSame(warnings, [
+    '/dev/ublk-control: writable by everybody, who can then reach ublk kernel code; chmod 0600 /dev/ublk-control',
+  ]);
+});
