@@ -16,6 +16,7 @@
 #include <memory>
 
 #include "../../backends/registry.hpp"
+#include "fault_point.hpp"
 #include "file_descriptor.hpp"
 #include "queue.hpp"
 #include "shared_page.hpp"
@@ -84,6 +85,7 @@ void runQueueProcess(const QueueInheritance& inheritance) {
     page = &shared.queue(inheritance.queue);
     page->failureErrno = 0;
     page->phase = static_cast<uint32_t>(Phase::preparing);
+    faultPoint("preparing", inheritance.queue);
     prepareForReclaim();
 
     char backendName[sizeof request.backend + 1] = {};
@@ -108,8 +110,10 @@ void runQueueProcess(const QueueInheritance& inheritance) {
     dropPrivileges();
     awaitSiblings(shared.header());
     page->phase = static_cast<uint32_t>(Phase::fetching);
+    faultPoint("fetching", inheritance.queue);
     queue.fetchAll();
     page->phase = static_cast<uint32_t>(Phase::fetched);
+    faultPoint("fetched", inheritance.queue);
     queue.serve();
     _exit(0);
   } catch (const std::system_error& error) {

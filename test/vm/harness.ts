@@ -1,0 +1,201 @@
+import { spawn } from 'node:child_process';
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
+import { mkdtemp, writeFile } from 'node:fs/promises';
+import { request } from 'node:http';
+import { join } from 'node:path';
+import { setTimeout } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
+import assert from 'node:assert/strict';
+import { execa } from 'execa';
+import type { DeviceStatus, Status } from '../../src/supervisor/status.js';
+
+/** What the tests share that run inside a guest, as root, on a real kernel. */
+
+export const root = fileURLToPath(new URL('../../../', import.meta.url));
+export const cli = join(root, 'dist/src/cli/main.js');
+
+export interface Finished {
+  readonly code: number;
+  readonly stdout: string;
+  readonly stderr: string;
+}
+
+/** Runs a command to its end; never rejects because of its exit code. */
+export async function run(file: string, args: readonly string[] = [], timeoutMs = 60_000): Promise<Finished> {
+  const { exitCode, stdout, stderr, timedOut } = await execa(file, args, { reject: false, timeout: timeoutMs });
+  assert.ok(!timedOut, `${file} ${args.join(' ')} did not end within ${String(timeoutMs)} ms`);
+  return { code: exitCode ?? -1, stdout, stderr };
+}
+
+/** Runs a command that must succeed; returns what it printed. */
+export async function ok(file: string, args: readonly string[] = [], timeoutMs = 60_000): Promise<string> {
+  const { code, stdout, stderr } = await run(file, args, timeoutMs);
+  assert.equal(code, 0, `${file} ${args.join(' ')} ended with ${String(code)}: ${stderr}${stdout}`);
+  return stdout;
+}
+
+/** A shell script that must succeed; only for fixed text. */
+export const shell = (script: string, timeoutMs = 60_000): Promise<string> => ok('bash', ['-ec', script], timeoutMs);
+
+/** Asks until `probe` gives something other than undefined or false. */
+export async function waitFor<Value>(
+  what: string,
+  probe: () => Promise<Value | undefined | false> | Value | undefined | false,
+  timeoutMs = 20_000,
+): Promise<Value> {
+  const deadline = performance.now() + timeoutMs;
+  for (;;) {
+    const value = await probe();
+    if (value !== undefined && value !== false) return value;
+    assert.ok(performance.now() < deadline, `${what} did not happen within ${String(timeoutMs)} ms`);
+    await setTimeout(20);
+  }
+}
+
+export interface ApiResponse {
+  readonly status: number;
+  readonly body: unknown;
+}
+
+/** A supervisor that runs in this guest. */
+export class Served {
+  readonly pid: number;
+  readonly runtimeDir: string;
+  /** Resolves with the exit code when the supervisor ends; a signal counts as 128 + number would in a shell. */
+  readonly exit: Promise<number>;
+  #log = '';
+
+  private constructor(child: ReturnType<typeof spawn>, runtimeDir: string) {
+    assert.ok(child.pid);
+    this.pid = child.pid;
+    this.runtimeDir = runtimeDir;
+    child.stderr?.setEncoding('utf8').on('data', (text: string) => {
+      this.#log += text;
+    });
+    this.exit = new Promise((resolve) => {
+      child.once('exit', (code, signal) => {
+        resolve(signal === null ? (code ?? -1) : -1);
+      });
+    });
+  }
+
+  /** Starts a supervisor with `devices` and waits until none of them is on its way any more. */
+  static async start(devices: readonly object[], options: { node?: string; runtimeDir?: string } = {}): Promise<Served> {
+    const directory = options.runtimeDir ?? (await mkdtemp('/run/supervisor-'));
+    const config = join(await mkdtemp('/tmp/config-'), 'config.json');
+    await writeFile(config, JSON.stringify({ devices }));
+    const child = spawn(options.node ?? process.execPath, [cli, 'start', config, '--runtime-dir', directory], {
+      stdio: ['ignore', 'inherit', 'pipe'],
+      env: { PATH: process.env['PATH'] },
+    });
+    const served = new Served(child, directory);
+    let ended: number | undefined;
+    void served.exit.then((code) => {
+      ended = code;
+    });
+    await waitFor('the supervisor being ready', () => {
+      assert.equal(ended, undefined, `the supervisor ended with ${String(ended)}: ${served.log}`);
+      return served.log.includes('"serving"');
+    });
+    return served;
+  }
+
+  /** Everything it logged so far, JSON lines. */
+  get log(): string {
+    return this.#log;
+  }
+
+  api(method: string, path: string, body?: unknown): Promise<ApiResponse> {
+    return new Promise((resolve, reject) => {
+      const text = body === undefined ? undefined : JSON.stringify(body);
+      const outgoing = request({ socketPath: join(this.runtimeDir, 'control.sock'), method, path }, (response) => {
+        let received = '';
+        response.setEncoding('utf8').on('data', (part: string) => {
+          received += part;
+        });
+        response.on('end', () => {
+          resolve({ status: response.statusCode ?? 0, body: received === '' ? null : JSON.parse(received) });
+        });
+      });
+      outgoing.on('error', reject);
+      if (text !== undefined) outgoing.setHeader('content-type', 'application/json');
+      outgoing.end(text);
+    });
+  }
+
+  async status(): Promise<Status> {
+    return (await this.api('GET', '/v1/status')).body as Status;
+  }
+
+  async device(name: string): Promise<DeviceStatus> {
+    const found = (await this.status()).devices.find((device) => device.name === name);
+    assert.ok(found, `the supervisor knows no device ${name}`);
+    return found;
+  }
+
+  /** Waits until the device is live with at least `recoveries` recoveries behind it. */
+  untilLive(name: string, recoveries = 0, timeoutMs = 30_000): Promise<DeviceStatus> {
+    return waitFor(
+      `device ${name} being live after ${String(recoveries)} recoveries`,
+      async () => {
+        const device = await this.device(name);
+        return device.state === 'live' && device.recoveries >= recoveries && device;
+      },
+      timeoutMs,
+    );
+  }
+
+  /** SIGTERM, as systemd does; resolves with the exit code. */
+  terminate(): Promise<number> {
+    process.kill(this.pid, 'SIGTERM');
+    return this.exit;
+  }
+}
+
+/** Pids of live processes whose name begins with `prefix`: `ublk/0/1` is queue 1 of device 0, `ublk-zygote` the zygote. */
+export function processesNamed(prefix: string): number[] {
+  return readdirSync('/proc')
+    .filter((name) => /^[0-9]+$/.test(name))
+    .filter((pid) => {
+      try {
+        const status = readFileSync(`/proc/${pid}/status`, 'utf8');
+        return status.startsWith(`Name:\t${prefix}`) && !/^State:\tZ/m.test(status);
+      } catch {
+        return false;
+      }
+    })
+    .map(Number);
+}
+
+/** Complaints of the kernel since boot: warnings, oopses, hung tasks, I/O errors. */
+export async function kernelComplaints(): Promise<string[]> {
+  const log = await ok('dmesg');
+  return log
+    .split('\n')
+    .filter((line) => /WARNING:|BUG:|Oops:|general protection|blocked for more than|I\/O error|Call Trace/.test(line));
+}
+
+function tasksInUninterruptibleSleep(): string[] {
+  return readdirSync('/proc')
+    .filter((name) => /^[0-9]+$/.test(name))
+    .flatMap((pid) => {
+      try {
+        const stat = readFileSync(`/proc/${pid}/stat`, 'utf8');
+        return / D /.test(stat.slice(stat.lastIndexOf(')'))) ? [stat] : [];
+      } catch {
+        return [];
+      }
+    });
+}
+
+/** After the last supervisor ended: no process, device node, socket, stuck task or kernel complaint of ours is left. */
+export async function assertNothingLeft(runtimeDir: string): Promise<void> {
+  await waitFor('every queue process and zygote ending', () => processesNamed('ublk').length === 0, 5_000);
+  const nodes = readdirSync('/dev').filter((name) => /^ublk[bc][0-9]/.test(name));
+  assert.deepEqual(nodes, [], 'ublk device nodes are left');
+  for (const socket of ['control.sock', 'zygote.sock']) {
+    assert.ok(!existsSync(join(runtimeDir, socket)), `${socket} is left`);
+  }
+  await waitFor('no task being stuck', () => tasksInUninterruptibleSleep().length === 0, 5_000);
+  assert.deepEqual(await kernelComplaints(), []);
+}
