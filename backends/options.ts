@@ -5,20 +5,21 @@ import { parseSize } from '../src/config/units.js';
 const LARGEST_DEVICE = 2 ** 52;
 
 /** A device size: a number of bytes or a string with a unit, a multiple of 512. */
-export const deviceSize = z
-  .union([z.number(), z.string()])
-  .transform((value, context) => {
-    const size = parseSize(value);
-    if (size === undefined) {
-      context.addIssue({ code: 'custom', message: `expected a size such as 512MiB, 10G or 1048576, got ${JSON.stringify(value)}` });
-      return z.NEVER;
-    }
-    if (size < 4096 || size > LARGEST_DEVICE || size % 512 !== 0) {
-      context.addIssue({
-        code: 'custom',
-        message: `expected a multiple of 512 from 4096 to ${String(LARGEST_DEVICE)} bytes, got ${String(size)}`,
-      });
-      return z.NEVER;
-    }
-    return size;
-  });
+export const deviceSize = z.union([z.number(), z.string()]).transform((value, context) => {
+  const size = parseSize(value);
+  if (size === undefined) {
+    context.addIssue({
+      code: 'custom',
+      message: `expected a size such as 512MiB, 10G or 1048576, got ${JSON.stringify(value)}`,
+    });
+    return z.NEVER;
+  }
+  if (size < 4096 || size > LARGEST_DEVICE || size % 512 !== 0) {
+    context.addIssue({
+      code: 'custom',
+      message: `expected a multiple of 512 from 4096 to ${String(LARGEST_DEVICE)} bytes, got ${String(size)}`,
+    });
+    return z.NEVER;
+  }
+  return size;
+});

@@ -16,6 +16,6 @@ export const backendTypes = Object.keys(backends) as readonly BackendOptions['ty
 
 /** Opens the backend that `options.type` names. */
 export function openBackend(options: BackendOptions, context: OpenContext): Promise<OpenBackend> {
-  const backend: NativeBackend<typeof options> = backends[options.type] as NativeBackend<BackendOptions>;
+  const backend: NativeBackend<BackendOptions> = backends[options.type];
   return backend.open(options, context);
 }

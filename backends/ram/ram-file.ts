@@ -62,8 +62,8 @@ export async function openRamFile(device: string, size: number): Promise<RamFile
 }
 
 async function ensureOwnDirectory(): Promise<void> {
-  await mkdir(RAM_DIRECTORY, { mode: 0o700 }).catch((error: NodeJS.ErrnoException) => {
-    if (error.code !== 'EEXIST') throw error;
+  await mkdir(RAM_DIRECTORY, { mode: 0o700 }).catch((error: unknown) => {
+    if (!(error instanceof Error && 'code' in error && error.code === 'EEXIST')) throw error;
   });
   const found = await lstat(RAM_DIRECTORY);
   if (!found.isDirectory() || found.uid !== process.geteuid?.() || (found.mode & 0o022) !== 0) {

@@ -156,11 +156,7 @@ interface Binding {
   ublkDeviceInfo(id: number): UblkDeviceInfo | null;
   ioUringErrno(): number;
   listenSeqpacket(path: string): number;
-  ZygoteChannel: new (
-    path: string,
-    onMessage: (message: ZygoteMessage) => void,
-    onClose: () => void,
-  ) => ZygoteChannel;
+  ZygoteChannel: new (path: string, onMessage: (message: ZygoteMessage) => void, onClose: () => void) => ZygoteChannel;
   ProcessWatch: new (pidfd: number, onExit: () => void) => ProcessWatch;
   SharedPages: new (queues: number, depth: number) => SharedPages;
 }

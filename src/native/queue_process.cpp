@@ -82,6 +82,7 @@ void runQueueProcess(const QueueInheritance& inheritance) {
     std::snprintf(name, sizeof name, "ublk/%d/%u", request.deviceId, inheritance.queue);
     prctl(PR_SET_NAME, name);
     const SharedMap shared = mapSharedPage(inheritance.sharedPage, request.queues, request.depth);
+    close(inheritance.sharedPage);
     page = &shared.queue(inheritance.queue);
     page->failureErrno = 0;
     page->phase = static_cast<uint32_t>(Phase::preparing);

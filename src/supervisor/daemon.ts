@@ -29,7 +29,15 @@ export interface DaemonOptions {
  */
 export async function runDaemon({ config, runtimeDir, log }: DaemonOptions): Promise<number> {
   await makeRuntimeDirectory(runtimeDir);
-  await using _lock = await lockRuntimeDirectory(runtimeDir);
+  const lock = await lockRuntimeDirectory(runtimeDir);
+  try {
+    return await serve({ config, runtimeDir, log });
+  } finally {
+    await lock.close();
+  }
+}
+
+async function serve({ config, runtimeDir, log }: DaemonOptions): Promise<number> {
   const zygoteSocket = join(runtimeDir, 'zygote.sock');
   await refuseOrphans(zygoteSocket);
   await using control = await open('/dev/ublk-control', constants.O_RDWR);
@@ -89,10 +97,13 @@ async function makeRuntimeDirectory(path: string): Promise<void> {
       throw new Error('it is not a directory that only we can write to');
     }
   } catch (error) {
-    throw new SupervisorError(`using runtime directory ${path} failed: ${messageOf(error)}; choose another --runtime-dir`, {
-      code: 'RUNTIME_DIR',
-      cause: error,
-    });
+    throw new SupervisorError(
+      `using runtime directory ${path} failed: ${messageOf(error)}; choose another --runtime-dir`,
+      {
+        code: 'RUNTIME_DIR',
+        cause: error,
+      },
+    );
   }
 }
 
@@ -128,7 +139,9 @@ async function refuseOrphans(zygoteSocket: string): Promise<void> {
 
 /** Marks our devices in the kernel: 64 bits of the runtime directory's digest, never 0. */
 function instanceCookie(runtimeDir: string): bigint {
-  const digest = createHash('sha256').update(`ublk-supervisor\0${resolve(runtimeDir)}`).digest();
+  const digest = createHash('sha256')
+    .update(`ublk-supervisor\0${resolve(runtimeDir)}`)
+    .digest();
   return digest.readBigUInt64LE(0) | 1n;
 }
 
@@ -145,8 +158,18 @@ function listenForSignals(supervisor: Supervisor, log: Logger): { release: () =>
   const handlers: readonly (readonly [NodeJS.Signals, (signal: NodeJS.Signals) => void])[] = [
     ['SIGTERM', stop],
     ['SIGINT', stop],
-    ['SIGHUP', () => { log.info({}, 'SIGHUP is ignored'); }],
-    ['SIGUSR2', () => { log.info({ status: supervisor.status() }, 'status'); }],
+    [
+      'SIGHUP',
+      () => {
+        log.info({}, 'SIGHUP is ignored');
+      },
+    ],
+    [
+      'SIGUSR2',
+      () => {
+        log.info({ status: supervisor.status() }, 'status');
+      },
+    ],
   ];
   for (const [signal, handler] of handlers) process.on(signal, handler);
   return {

@@ -63,19 +63,20 @@ export class Zygote {
       if (message.type === 'exited') {
         if (message.sequence === 0) onExit(message);
         // A control process that was killed never answered; one that answered is no longer pending.
-        else this.#settle(message.sequence, (pending) => { pending.reject(aborted()); });
+        else
+          this.#settle(message.sequence, (pending) => {
+            pending.reject(aborted());
+          });
       } else {
-        this.#settle(message.sequence, (pending) => { pending.resolve(message); });
+        this.#settle(message.sequence, (pending) => {
+          pending.resolve(message);
+        });
       }
     };
   }
 
   /** Starts a zygote that listens at `socketPath`. `controlFd`: an open /dev/ublk-control, which the zygote inherits. */
-  static async start(
-    socketPath: string,
-    controlFd: number,
-    onExit: (notice: ExitNotice) => void,
-  ): Promise<Zygote> {
+  static async start(socketPath: string, controlFd: number, onExit: (notice: ExitNotice) => void): Promise<Zygote> {
     await rm(socketPath, { force: true });
     const listener = listenSeqpacket(socketPath);
     const child = spawn(process.execPath, {
