@@ -80,6 +80,7 @@ const STATUS_BY_CODE: Readonly<Record<string, number>> = {
   NOT_FOUND: 404,
   METHOD: 405,
   EXISTS: 409,
+  EEXIST: 409,
   IN_USE: 409,
   EBUSY: 409,
   BUSY: 409,

@@ -7,6 +7,8 @@ import { printable } from '../printable.js';
 export type { Level, Logger };
 
 const STDERR = 2;
+/** Bytes of lines kept while they cannot be written; then lines are dropped. */
+const MOST_WAITING = 2 ** 20;
 
 /** syslog(3) priorities, as journald reads them from a line's `<N>` prefix. */
 const PRIORITIES: Readonly<Record<Level, number>> = { trace: 7, debug: 7, info: 6, warn: 4, error: 3, fatal: 2 };
@@ -22,8 +24,8 @@ type Entry = Readonly<Record<string, unknown>> & {
  * Written synchronously, so that the last line before a crash is not lost.
  */
 export function createLogger(level: Level): Logger {
-  const stderr = pino.destination({ fd: STDERR, sync: true });
-  // A log reader that went away (EPIPE) must not take the devices with it.
+  const stderr = pino.destination({ fd: STDERR, sync: true, maxLength: MOST_WAITING });
+  // Neither a log reader that went away nor a full disk (ENOSPC) may take the devices with it.
   stderr.on('error', () => undefined);
   const format = formatFor(STDERR);
   return pino(

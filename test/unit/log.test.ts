@@ -40,12 +40,17 @@ t.test('journald gets a priority and key=value, if the stream is really its own'
   t.match(inherited, /^\{/);
 });
 
-t.test('a log reader that went away does not end the process', async (t) => {
-  const loop = `${script}\nfor (let i = 0; i < 1000; i++) log.info({ i }, 'more');\nprocess.stdout.write('survived');`;
-  const shell = '{ "$1" --input-type=module -e "$2" 2>&1 >&3 | true; } 3>&1; sleep 0.1';
-  const { stdout } = await execa('bash', ['--norc', '-c', shell, 'bash', process.execPath, loop], {
-    extendEnv: false,
-    env,
-  });
-  t.equal(stdout, 'survived');
+t.test('a log reader that went away or a full disk does not end the process', async (t) => {
+  const loop = `${script}
+    const before = process.memoryUsage().rss;
+    for (let i = 0; i < 50_000; i++) log.info({ i }, 'more'.repeat(1000));
+    process.stdout.write(process.memoryUsage().rss - before < 2 ** 26 ? 'survived' : 'grew');`;
+  const run = '"$1" --input-type=module -e "$2"';
+  for (const shell of [`{ ${run} 2>&1 >&3 | true; } 3>&1`, `${run} 2>/dev/full`]) {
+    const { stdout } = await execa('bash', ['--norc', '-c', shell, 'bash', process.execPath, loop], {
+      extendEnv: false,
+      env,
+    });
+    t.equal(stdout, 'survived', shell);
+  }
 });
