@@ -42,7 +42,8 @@ class Histogram {
   double quantile(double share) const {
     uint64_t total = 0;
     for (const auto& count : counts_) total += count.load(std::memory_order_relaxed);
-    const auto wanted = static_cast<uint64_t>(share * static_cast<double>(total));
+    auto wanted = static_cast<uint64_t>(share * static_cast<double>(total));
+    if (wanted == total && total > 0) wanted--;  // the largest sample
     uint64_t seen = 0;
     for (uint32_t bucket = 0; bucket < kBuckets; bucket++) {
       seen += counts_[bucket].load(std::memory_order_relaxed);
