@@ -1,14 +1,13 @@
 #include "null.hpp"
 
+#include <cerrno>
 #include <cstring>
-
-#include "../../src/native/queue.hpp"
 
 namespace ublk {
 
 void NullBackend::open(const BackendSetup&) {}
 
-void NullBackend::submit(Queue& queue, const Request& request) {
+void NullBackend::submit(Responder& queue, const Request& request) {
   // A read that left the client's pages as they are would show it whatever the kernel had in them.
   if (request.operation == Operation::read) {
     if (!request.data) return queue.copyAndComplete(request, queue.zeros(), -EIO);

@@ -8,7 +8,7 @@ namespace ublk {
 class NullBackend final : public Backend {
  public:
   void open(const BackendSetup& setup) override;
-  void submit(Queue& queue, const Request& request) override;
+  void submit(Responder& queue, const Request& request) override;
 };
 
 }  // namespace ublk

@@ -10,7 +10,6 @@
 #include <cstring>
 
 #include "../../src/native/file_descriptor.hpp"
-#include "../../src/native/queue.hpp"
 
 namespace ublk {
 
@@ -35,6 +34,9 @@ void RamBackend::open(const BackendSetup& setup) {
   if (static_cast<uint64_t>(status.st_size) < mappedBytes_) {
     throw std::system_error(ENODATA, std::generic_category(), "mapping the RAM disk file, which shrank");
   }
+  // Looking at a page of the bitmap that tmpfs could not give would be a SIGBUS.
+  checked(fallocate(file_, 0, static_cast<off_t>(bitmapOffset), static_cast<off_t>(mappedBytes_ - bitmapOffset)),
+          "allocating the RAM disk's page bitmap");
   void* base = mmap(nullptr, mappedBytes_, PROT_READ | PROT_WRITE, MAP_SHARED, file_, 0);
   if (base == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "mapping the RAM disk file");
   data_ = static_cast<std::byte*>(base);
@@ -61,7 +63,7 @@ void RamBackend::markPresent(uint64_t offset, uint32_t length) {
   }
 }
 
-void RamBackend::submit(Queue& queue, const Request& request) {
+void RamBackend::submit(Responder& queue, const Request& request) {
   switch (request.operation) {
     case Operation::read:
       return read(queue, request);
@@ -76,7 +78,7 @@ void RamBackend::submit(Queue& queue, const Request& request) {
   }
 }
 
-void RamBackend::read(Queue& queue, const Request& request) {
+void RamBackend::read(Responder& queue, const Request& request) {
   const Presence present = presence(request.offset, request.length);
   if (!request.data) {
     std::byte* source = present == Presence::none ? queue.zeros() : data_ + request.offset;
@@ -99,7 +101,7 @@ void RamBackend::read(Queue& queue, const Request& request) {
   queue.complete(request, request.length);
 }
 
-void RamBackend::write(Queue& queue, const Request& request) {
+void RamBackend::write(Responder& queue, const Request& request) {
   if (!request.data) {
     // The kernel copies into the mapping and reports a page that tmpfs cannot give as a fault.
     markPresent(request.offset, request.length);

@@ -15,7 +15,7 @@ class RamBackend final : public Backend {
  public:
   ~RamBackend() override;
   void open(const BackendSetup& setup) override;
-  void submit(Queue& queue, const Request& request) override;
+  void submit(Responder& queue, const Request& request) override;
 
  private:
   static constexpr uint64_t kPageBytes = 4096;
@@ -25,8 +25,8 @@ class RamBackend final : public Backend {
   void markPresent(uint64_t offset, uint32_t length);
   bool isPresent(uint64_t page) const;
 
-  void read(Queue& queue, const Request& request);
-  void write(Queue& queue, const Request& request);
+  void read(Responder& queue, const Request& request);
+  void write(Responder& queue, const Request& request);
   int64_t writeAbsent(const Request& request);
   // `exactly`: bytes outside whole pages are zeroed too (write zeroes); else they are left alone (discard).
   int64_t clear(const Request& request, bool exactly);

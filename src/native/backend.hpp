@@ -10,8 +10,6 @@
 
 namespace ublk {
 
-class Queue;
-
 enum class DataPath : uint32_t { copy = 0, userCopy = 1 };
 
 struct BackendSetup {
@@ -31,6 +29,25 @@ struct Request {
   std::byte* data;  // copy path: the tag's buffer, `length` bytes; user-copy: nullptr
 };
 
+// What a backend sees of its queue: where its answers go. An interface, so that backends can be tested without a ublk
+// device; the indirect call it costs is nothing beside the system calls of a request.
+class Responder {
+ public:
+  // Answers a request: bytes or -errno; anything that the kernel must not see is mapped by `committedResult`.
+  virtual void complete(const Request& request, int64_t result) = 0;
+
+  // User-copy: moves the request's data between the kernel and `memory` (a read copies from it, a write to it) and
+  // answers with success, or with `faultResult` when `memory` cannot be accessed. `memory` stays valid and unchanged
+  // in meaning until the tag's next request.
+  virtual void copyAndComplete(const Request& request, std::byte* memory, int32_t faultResult) = 0;
+
+  // `maxIoBytes` of zeros that nobody may write to.
+  virtual std::byte* zeros() const = 0;
+
+ protected:
+  ~Responder() = default;
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -38,9 +55,9 @@ class Backend {
   // Everything that can fail, before the first FETCH. Throws std::system_error.
   virtual void open(const BackendSetup& setup) = 0;
 
-  // Serves one request; must not block for long, allocate, or throw. Either answers with Queue::complete, now or
-  // later, or hands memory to Queue::copyAndComplete (user-copy).
-  virtual void submit(Queue& queue, const Request& request) = 0;
+  // Serves one request; must not block for long, allocate, or throw. Either answers with Responder::complete, now or
+  // later, or hands memory to Responder::copyAndComplete (user-copy).
+  virtual void submit(Responder& queue, const Request& request) = 0;
 };
 
 }  // namespace ublk

@@ -35,7 +35,7 @@ constexpr int32_t committedResult(Operation operation, int64_t result, uint32_t 
 
 // One hardware queue: fetches requests, hands them to the backend, commits the answers. One io_uring_enter a batch; no
 // allocation, lock or log once it serves.
-class Queue {
+class Queue final : public Responder {
  public:
   // Sets up the ring and the buffers. Throws std::system_error.
   Queue(const QueueSetup& setup, Backend& backend);
@@ -51,16 +51,9 @@ class Queue {
 
   // ---- for backends ------------------------------------------------------------------------------------------------
 
-  // Answers a request: bytes or -errno; anything that the kernel must not see is mapped by `committedResult`.
-  void complete(const Request& request, int64_t result);
-
-  // User-copy: moves the request's data between the kernel and `memory` (a read copies from it, a write to it) and
-  // answers with success, or with `faultResult` when `memory` cannot be accessed. `memory` stays valid and unchanged
-  // in meaning until the tag's next request.
-  void copyAndComplete(const Request& request, std::byte* memory, int32_t faultResult);
-
-  // `maxIoBytes` of zeros that nobody may write to.
-  std::byte* zeros() const { return zeros_; }
+  void complete(const Request& request, int64_t result) override;
+  void copyAndComplete(const Request& request, std::byte* memory, int32_t faultResult) override;
+  std::byte* zeros() const override { return zeros_; }
 
  private:
   enum class Completion : uint32_t { command = 0, copy = 1, drain = 2 };
