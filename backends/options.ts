@@ -1,5 +1,5 @@
 import { z } from 'zod';
-import { parseSize } from '../src/config/units.js';
+import { parseSize } from '../src/units.js';
 
 /** Sizes that JavaScript counts exactly and that the kernel can address; beyond any device that exists. */
 const LARGEST_DEVICE = 2 ** 52;

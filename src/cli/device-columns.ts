@@ -1,4 +1,4 @@
-import { formatSize } from '../config/units.js';
+import { formatSize } from '../units.js';
 import type { DeviceStatus } from '../supervisor/status.js';
 import type { Column } from './table.js';
 

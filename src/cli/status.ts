@@ -1,4 +1,4 @@
-import { formatSize } from '../config/units.js';
+import { formatSize } from '../units.js';
 import { printable } from '../printable.js';
 import type { DeviceStatus, ExitStatus, OperationStatus, QueueStatus } from '../supervisor/status.js';
 import { clientOf, runtimeDirOption, type Register, type RuntimeDirOption } from './common-options.js';

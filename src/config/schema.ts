@@ -3,7 +3,7 @@ import { backendOptions } from '../../backends/registry.js';
 import { parseJson } from './json.js';
 import { show, validate } from './problems.js';
 import type { Config, DeviceConfig } from './types.js';
-import { parseDuration } from './units.js';
+import { parseDuration } from '../units.js';
 
 const MOST_DEVICES = 1024;
 const LONGEST_WINDOW_MS = 24 * 3600e3;

@@ -1,6 +1,6 @@
 import t from 'tap';
 import { chooseColumns, formatTable, tableObjects, type Column } from '../../src/cli/table.js';
-import { formatSize } from '../../src/config/units.js';
+import { formatSize } from '../../src/units.js';
 import { printable } from '../../src/printable.js';
 
 interface Row {

@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import t from 'tap';
-import { formatSize, parseDuration, parseSize } from '../../src/config/units.js';
+import { formatSize, parseDuration, parseSize } from '../../src/units.js';
 
 const powers: Readonly<Record<string, number>> = {
   K: 2 ** 10,
