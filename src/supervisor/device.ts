@@ -219,7 +219,6 @@ export class Device {
 
   #becomeLive(from: DeviceState): void {
     this.#reason = null;
-    this.#error = null;
     if (from === 'recovering') this.#history.recovered();
     else this.#history.started();
   }

@@ -192,7 +192,11 @@ export class KernelDevice {
 
   async #stopDevice(force: boolean): Promise<void> {
     if (!this.#started) return;
+    // Looked at in the same turn in which the command is sent.
+    if (this.exited) await this.#kill();
     this.#ending = true;
+    const answered = new AbortController();
+    void this.#endOthersAfterExit(answered.signal);
     try {
       await this.#kernel.stopDevice(this.#id(), { force, served: this.#generation !== null });
     } catch (error) {
@@ -207,8 +211,20 @@ export class KernelDevice {
       // The command may still be under way and wait for these processes; their death releases it.
       this.#started = false;
       await this.#kill();
+    } finally {
+      answered.abort();
     }
     this.#started = false;
+  }
+
+  /** STOP_DEV waits for requests of a queue whose process died in the meantime until every process is gone. */
+  async #endOthersAfterExit(answered: AbortSignal): Promise<void> {
+    const generation = this.#generation;
+    if (generation === null) return;
+    await aborted(AbortSignal.any([generation.exited, answered]));
+    await this.#clock.sleep(EXIT_GRACE_MS, answered);
+    // endGeneration reports a process that cannot be killed.
+    if (!answered.aborted) await generation.kill().catch(() => undefined);
   }
 
   async #endGeneration(): Promise<void> {
@@ -253,4 +269,11 @@ export class KernelDevice {
     const device = this.#spec.name;
     return new SupervisorError(`${verb} device ${device} failed: ${reason}`, { code, device, cause });
   }
+}
+
+async function aborted(signal: AbortSignal): Promise<void> {
+  if (signal.aborted) return;
+  await new Promise((resolve) => {
+    signal.addEventListener('abort', resolve, { once: true });
+  });
 }

@@ -1,0 +1,93 @@
+import t from 'tap';
+import { Device } from '../../src/supervisor/device.js';
+import { backend, deviceConfig, facts, faultsOf, liveRig, quiet, silent } from './device-harness.js';
+import { ModelClock } from './model-clock.js';
+import { kernelVersions } from './model-device.js';
+import { ModelKernel } from './model-kernel.js';
+
+for (const version of kernelVersions) {
+  t.test(`${version}: a device starts, survives its queue processes one after the other, and goes`, async (t) => {
+    const made = await liveRig(version);
+    const { model, clock, device, states } = made;
+    t.match(device.status(), {
+      name: 'ram0',
+      id: 0,
+      path: '/dev/ublkb0',
+      state: 'live',
+      reason: null,
+      dataPath: 'user-copy',
+      generation: 1,
+      recoveries: 0,
+      lastExit: null,
+      lastPauseMs: null,
+      queues: [{ pid: 100 }, { pid: 101 }],
+    });
+    clock.time += 5000;
+    model.at('beginRecovery', 1, () => (clock.time += 70));
+    model.generation.exit(1);
+    await quiet();
+    t.match(device.status(), {
+      state: 'live',
+      reason: null,
+      generation: 2,
+      recoveries: 1,
+      lastExit: { queue: 1, pid: 101, signal: 'SIGKILL' },
+      lastPauseMs: 70,
+      queues: [{ pid: 200 }, { pid: 201 }],
+    });
+    t.strictSame(faultsOf(made), []);
+    await device.stop({ force: false });
+    t.match(device.status(), { id: null, path: null, state: 'gone', reason: null, queues: [] });
+    t.match(device.status().lastExit, { pid: 101 }, 'an exit that was asked for is not told');
+    t.strictSame(faultsOf(made), []);
+    t.strictSame(states, ['starting', 'live', 'recovering', 'live', 'draining', 'stopping', 'gone']);
+    t.strictSame(
+      model.calls.filter((call) => !call.includes(':')),
+      [
+        ...['addDevice', 'setParameters', 'spawn', 'startDevice'],
+        ...['beginRecovery', 'spawn', 'endRecovery'],
+        ...['assertUnused', 'stopDevice', 'deleteDevice'],
+      ],
+    );
+  });
+}
+
+t.test('another device is served on whatever happens to this one', async (t) => {
+  const model = new ModelKernel('6.16');
+  const make = (name: string) =>
+    new Device({ config: deviceConfig(name), backend, kernel: model, log: silent, clock: new ModelClock() });
+  const [victim, other] = [make('ram0'), make('ram1')];
+  await Promise.all([victim.start(), other.start()]);
+  const bystander = model.devices.get(1);
+  const victims = () => model.devices.get(0)?.generations.at(-1);
+  victims()?.exit(0);
+  await quiet();
+  t.equal(victim.status().recoveries, 1);
+  model.at('endRecovery:fetching', 2, () => victims()?.exit(1));
+  victims()?.exit(0);
+  await quiet();
+  t.equal(victim.state, 'failed');
+  t.match(other.status(), { state: 'live', generation: 1, recoveries: 0 });
+  t.match(bystander, { state: 'LIVE', generations: { length: 1 } });
+  t.strictSame(model.violations, []);
+});
+
+t.test('the device is configured from its configuration and its backend', (t) => {
+  const make =
+    (config: object, other: object = {}) =>
+    () =>
+      new Device({
+        config: { ...deviceConfig('ram0'), ...config },
+        backend: { ...backend, ...other },
+        kernel: new ModelKernel('7.2'),
+        log: silent,
+      }).status();
+  t.match(make({})(), { state: 'adding', size: 1 << 20, blockSize: 4096, dataPath: 'user-copy', backend: 'null' });
+  t.match(make({ dataPath: 'copy' })(), { dataPath: 'copy' });
+  const appending = { facts: { ...facts, idempotentWrites: false } };
+  t.throws(make({}, appending), { code: 'CONFIG', message: /fail-inflight/ });
+  t.doesNotThrow(make({ recovery: { ...deviceConfig('ram0').recovery, mode: 'fail-inflight' } }, appending));
+  t.throws(make({}, { size: 4096 + 512 }), { code: 'CONFIG', message: /block size/ });
+  t.throws(make({}, { size: 0 }), { code: 'CONFIG' });
+  t.end();
+});

@@ -1,0 +1,70 @@
+import type { KernelQuirks } from '../../src/supervisor/kernel.js';
+import type { ModelGeneration } from './model-generation.js';
+
+export const kernelVersions = ['6.12', '6.16', '7.2'] as const;
+export type KernelVersion = (typeof kernelVersions)[number];
+
+export interface Behaviour {
+  readonly quirks: KernelQuirks;
+  /** One dead queue process quiesces the device; else it stays LIVE until all are gone. */
+  readonly oneDeathQuiesces: boolean;
+  /** There is TRY_STOP_DEV, which refuses while the block device is open. */
+  readonly safeStop: boolean;
+}
+
+/** docs: reliability.md 1.3 and 1.5. */
+export const behaviours: Readonly<Record<KernelVersion, Behaviour>> = {
+  '6.12': {
+    quirks: { midFetchDeathIsFatal: true, recoveryBeginsOnce: true, deathNoticedByTimeout: true },
+    oneDeathQuiesces: true,
+    safeStop: false,
+  },
+  '6.16': {
+    quirks: { midFetchDeathIsFatal: true, recoveryBeginsOnce: false, deathNoticedByTimeout: false },
+    oneDeathQuiesces: false,
+    safeStop: false,
+  },
+  '7.2': {
+    quirks: { midFetchDeathIsFatal: false, recoveryBeginsOnce: false, deathNoticedByTimeout: false },
+    oneDeathQuiesces: false,
+    safeStop: true,
+  },
+};
+
+export interface ModelDevice {
+  readonly id: number;
+  readonly name: string;
+  state: 'DEAD' | 'LIVE' | 'QUIESCED';
+  /** Somebody has the block device open. */
+  open: boolean;
+  /** Its queue processes do not answer. */
+  hung: boolean;
+  wasStarted: boolean;
+  stopped: boolean;
+  /** A generation died before START_DEV: the kernel never lets another one map the device. */
+  burnt: boolean;
+  recoveryBegun: boolean;
+  /** A replacement died between its first and its last FETCH. */
+  diedFetching: boolean;
+  generations: ModelGeneration[];
+}
+
+export function newDevice(id: number, name: string): ModelDevice {
+  return {
+    id,
+    name,
+    state: 'DEAD',
+    open: false,
+    hung: false,
+    wasStarted: false,
+    stopped: false,
+    burnt: false,
+    recoveryBegun: false,
+    diedFetching: false,
+    generations: [],
+  };
+}
+
+export function alive(device: ModelDevice): number {
+  return device.generations.reduce((sum, generation) => sum + generation.alive.size, 0);
+}
