@@ -1,0 +1,63 @@
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { root, type Context } from './context.js';
+import { testFiles } from './host-tests.js';
+import { endingOf, runProgram, runTap } from './program.js';
+
+/** The tests that need a kernel with ublk: each file on each kernel, in a fresh guest. */
+
+/** As many as there are CPUs here, at most: an emulated guest keeps more than one busy only at times. */
+const GUESTS_AT_A_TIME = 2;
+const TIMEOUT_SECONDS = 300;
+
+interface GuestTest {
+  readonly file: string;
+  readonly kernel: string;
+}
+
+export async function guestTests(context: Context): Promise<void> {
+  const { selection, report, stopped } = context;
+  // These take long and are run by hand.
+  const files = testFiles('vm').filter((file) => !/soak|matrix/.test(file) && selection.wantsFile(file));
+  if (files.length === 0 || stopped()) return;
+  // The downloads, before the clock of any test runs.
+  for (const [program, args] of [
+    ['scripts/setup', ['vm']],
+    ['vm/fetch', selection.kernels],
+  ] as const) {
+    const ran = await runProgram(program, args, context);
+    if (stopped()) return;
+    if (ran.code !== 0) {
+      report.file(program, { passed: 0, skipped: 0, failures: [endingOf(ran)] }, ran.milliseconds, ran.output);
+      return;
+    }
+  }
+  const queue = files.flatMap((file) => selection.kernels.map((kernel) => ({ file, kernel }))).values();
+  const worker = async (): Promise<void> => {
+    // Shared by the workers: each takes what is next.
+    for (const test of queue) {
+      if (stopped()) return;
+      await runInGuest(test, context);
+    }
+  };
+  await Promise.all(Array.from({ length: GUESTS_AT_A_TIME }, worker));
+}
+
+async function runInGuest({ file, kernel }: GuestTest, context: Context): Promise<void> {
+  const { outcome, output, milliseconds } = await runTap(
+    'vm/run',
+    [
+      ...['--kernel', kernel, '--timeout', String(TIMEOUT_SECONDS), ...guestOptions(file)],
+      ...[process.execPath, '--test-reporter=tap', `dist/test/${file}`],
+    ],
+    'points',
+    context,
+  );
+  if (!context.stopped()) context.report.file(`${file} on ${kernel}`, outcome, milliseconds, output);
+}
+
+/** A line `// guest: --memory 3G --timeout 400` in a test says what it needs of vm/run. */
+function guestOptions(file: string): string[] {
+  const source = readFileSync(join(root, 'test', file.replace(/\.js$/, '.ts')), 'utf8');
+  return /^\/\/ guest: (.*)$/m.exec(source)?.[1]?.trim().split(/\s+/) ?? [];
+}

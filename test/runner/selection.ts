@@ -1,0 +1,47 @@
+import { parseArgs } from 'node:util';
+
+export const PHASES = ['lint', 'unit', 'native', 'vm'] as const;
+export type Phase = (typeof PHASES)[number];
+
+export const KERNELS: readonly string[] = ['6.12', 'newest'];
+
+export class UsageError extends Error {}
+
+/** Which tests to run. */
+export interface Selection {
+  readonly kernels: readonly string[];
+  wants(phase: Phase): boolean;
+  /** Whether to run a file; without a word that is part of a file's name, every one. */
+  wantsFile(name: string): boolean;
+}
+
+/** `[PHASE...] [WORD...] [--kernel K]...`: only these phases, only files with a WORD in their name. */
+export function parseSelection(args: readonly string[]): Selection {
+  let parsed;
+  try {
+    parsed = parseArgs({
+      args: [...args],
+      allowPositionals: true,
+      options: { kernel: { type: 'string', multiple: true } },
+    });
+  } catch (error) {
+    throw new UsageError(error instanceof Error ? error.message : String(error));
+  }
+  const { kernel = KERNELS } = parsed.values;
+  const phases = parsed.positionals.filter(isPhase);
+  const words = parsed.positionals.filter((word) => !isPhase(word));
+  return {
+    kernels: kernel,
+    wants: (phase) => {
+      if (phases.length > 0) return phases.includes(phase);
+      if (parsed.values.kernel) return phase === 'vm';
+      // The whole of lint has no file that a word could choose.
+      return words.length === 0 || phase !== 'lint';
+    },
+    wantsFile: (name) => words.length === 0 || words.some((word) => name.includes(word)),
+  };
+}
+
+function isPhase(word: string): word is Phase {
+  return PHASES.some((phase) => phase === word);
+}
