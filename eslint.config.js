@@ -20,11 +20,11 @@ export default defineConfig(
     rules: {
       // An async test ends when it returns; any other has to say so.
       '@typescript-eslint/require-await': 'off',
-      // tap itself awaits its tests.
+      // tap and node:test await their tests themselves.
       '@typescript-eslint/no-floating-promises': [
         'error',
         {
-          allowForKnownSafeCalls: ['tap', '@tapjs/core', '@tapjs/test'].map((name) => ({
+          allowForKnownSafeCalls: ['tap', '@tapjs/core', '@tapjs/test', 'node:test'].map((name) => ({
             from: 'package',
             name: 'test',
             package: name,
