@@ -25,9 +25,10 @@ int runCommand(ControlRing& ring, const ControlMessage& message, ControlledMessa
   uint8_t buffer[sizeof message.payload];
   std::copy(std::begin(message.payload.bytes), std::end(message.payload.bytes), buffer);
   const auto length = static_cast<uint16_t>(message.payloadBytes);
-  const int result =
-      ring.run(message.command, message.deviceId, message.data, length ? buffer : nullptr, length);
-  if (message.command == Control::addDevice) std::copy(buffer, buffer + sizeof answer.info, reinterpret_cast<uint8_t*>(&answer.info));
+  const int result = ring.run(message.command, message.deviceId, message.data, length ? buffer : nullptr, length);
+  if (message.command == Control::addDevice) {
+    std::copy(buffer, buffer + sizeof answer.info, reinterpret_cast<uint8_t*>(&answer.info));
+  }
   return result;
 }
 

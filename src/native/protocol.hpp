@@ -15,14 +15,14 @@ constexpr uint32_t kMaxQueues = 128;
 constexpr uint32_t kMaxBackendFiles = 8;
 
 enum class MessageType : uint16_t {
-  hello = 1,    // zygote -> supervisor, on connection: who serves
-  spawn,        // supervisor -> zygote, with the shared page's memfd and the backend's files: fork a generation
-  spawned,      // answer, with a pidfd per queue process
-  control,      // supervisor -> zygote: run one control command in a process of its own
-  controlled,   // answer, from that process itself
-  cancel,       // supervisor -> zygote: end the control process of `sequence`
-  exited,       // zygote -> supervisor: a child was reaped
-  retire,       // supervisor -> zygote: end every child, then yourself
+  hello = 1,   // zygote -> supervisor, on connection: who serves
+  spawn,       // supervisor -> zygote, with the shared page's memfd and the backend's files: fork a generation
+  spawned,     // answer, with a pidfd per queue process
+  control,     // supervisor -> zygote: run one control command in a process of its own
+  controlled,  // answer, from that process itself
+  cancel,      // supervisor -> zygote: end the control process of `sequence`
+  exited,      // zygote -> supervisor: a child was reaped
+  retire,      // supervisor -> zygote: end every child, then yourself
 };
 
 struct MessageHeader {

@@ -41,8 +41,8 @@ Queue::Queue(const QueueSetup& setup, Backend& backend) : setup_(setup), backend
     buffers_ = mapMemory(size_t{setup.maxIoBytes} * setup.depth, PROT_READ | PROT_WRITE);
   }
   io_uring_params params{};
-  params.flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_DEFER_TASKRUN |
-                 IORING_SETUP_SUBMIT_ALL;
+  params.flags =
+      IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_SUBMIT_ALL;
   // A tag has at most a copy and a commit to submit at a time; one more entry waits for the drain flag.
   int result = io_uring_queue_init_params(2 * setup.depth + 1, &ring_, &params);
   if (result < 0) throw std::system_error(-result, std::generic_category(), "setting up io_uring");

@@ -31,7 +31,8 @@ SharedMap mapSharedPage(int memfd, uint32_t queues, uint32_t depth) {
   if (base == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "mapping the shared page");
   const SharedMap map(base, layout);
   const DeviceHeader& header = map.header();
-  if (header.magic != kSharedMagic || header.version != kSharedVersion || header.queues != queues || header.depth != depth) {
+  if (header.magic != kSharedMagic || header.version != kSharedVersion || header.queues != queues ||
+      header.depth != depth) {
     throw std::system_error(EPROTO, std::generic_category(), "reading the shared page");
   }
   return map;

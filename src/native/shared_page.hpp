@@ -117,9 +117,7 @@ class SharedMap {
   SharedMap(void* base, SharedLayout layout) : base_(static_cast<std::byte*>(base)), layout_(layout) {}
 
   DeviceHeader& header() const { return *reinterpret_cast<DeviceHeader*>(base_); }
-  QueuePage& queue(uint32_t index) const {
-    return *reinterpret_cast<QueuePage*>(base_ + layout_.queueOffset(index));
-  }
+  QueuePage& queue(uint32_t index) const { return *reinterpret_cast<QueuePage*>(base_ + layout_.queueOffset(index)); }
   InflightEntry* inflight(uint32_t index) const {
     return reinterpret_cast<InflightEntry*>(base_ + layout_.inflightOffset(index));
   }

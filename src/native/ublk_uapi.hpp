@@ -97,8 +97,7 @@ struct IoCommand {
 static_assert(sizeof(IoCommand) == 16);
 
 constexpr uint32_t controlOpcode(uint32_t direction, uint32_t number) {
-  return direction | ('u' << _IOC_TYPESHIFT) | (number << _IOC_NRSHIFT) |
-         (sizeof(ControlCommand) << _IOC_SIZESHIFT);
+  return direction | ('u' << _IOC_TYPESHIFT) | (number << _IOC_NRSHIFT) | (sizeof(ControlCommand) << _IOC_SIZESHIFT);
 }
 constexpr uint32_t kRead = _IOC_READ << _IOC_DIRSHIFT;
 constexpr uint32_t kReadWrite = (_IOC_READ | _IOC_WRITE) << _IOC_DIRSHIFT;

@@ -170,7 +170,9 @@ class Zygote {
       }
     };
     try {
-      for (uint32_t queue = 0; queue < request.queues; queue++) areas[queue] = mapDescriptors(device.get(), queue, request.depth);
+      for (uint32_t queue = 0; queue < request.queues; queue++) {
+        areas[queue] = mapDescriptors(device.get(), queue, request.depth);
+      }
       for (uint32_t queue = 0; queue < request.queues; queue++) {
         const pid_t pid = checked(fork(), "forking a queue process");
         if (pid == 0) becomeQueueProcess(request, queue, device.get(), areas, files);
@@ -188,8 +190,8 @@ class Zygote {
   static DescriptorArea mapDescriptors(int device, uint32_t queue, uint32_t depth) {
     const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
     const size_t bytes = (depth * sizeof(IoDescriptor) + page - 1) / page * page;
-    void* base = mmap(nullptr, bytes, PROT_READ, MAP_SHARED | MAP_POPULATE, device,
-                      static_cast<off_t>(descriptorOffset(queue)));
+    void* base =
+        mmap(nullptr, bytes, PROT_READ, MAP_SHARED | MAP_POPULATE, device, static_cast<off_t>(descriptorOffset(queue)));
     if (base == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "mapping the descriptors");
     return {static_cast<const IoDescriptor*>(base), bytes};
   }
@@ -250,10 +252,10 @@ class Zygote {
     }
     int status;
     for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG)) > 0;) {
-      const auto child = std::find_if(children_.begin(), children_.end(), [pid](const Child& c) { return c.pid == pid; });
+      const auto child =
+          std::find_if(children_.begin(), children_.end(), [pid](const Child& c) { return c.pid == pid; });
       ExitedMessage message{};
-      message.header =
-          headerOf(MessageType::exited, child == children_.end() ? 0 : child->controlSequence);
+      message.header = headerOf(MessageType::exited, child == children_.end() ? 0 : child->controlSequence);
       message.pid = pid;
       message.waitStatus = status;
       if (child != children_.end()) children_.erase(child);

@@ -30,7 +30,8 @@ class SharedPages final : public Napi::ObjectWrap<SharedPages> {
   explicit SharedPages(const Napi::CallbackInfo& info) : Napi::ObjectWrap<SharedPages>(info) {
     guarded(info.Env(), [&] {
       const SharedLayout layout{info[0].As<Napi::Number>().Uint32Value(), info[1].As<Napi::Number>().Uint32Value()};
-      memfd_ = FileDescriptor(checked(memfd_create("ublk-shared-page", MFD_CLOEXEC | MFD_ALLOW_SEALING), "memfd_create"));
+      memfd_ =
+          FileDescriptor(checked(memfd_create("ublk-shared-page", MFD_CLOEXEC | MFD_ALLOW_SEALING), "memfd_create"));
       checked(ftruncate(memfd_.get(), static_cast<off_t>(layout.bytes())), "sizing the shared page");
       // Nobody can make the supervisor fault by shrinking it.
       checked(fcntl(memfd_.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL), "sealing the shared page");

@@ -1,8 +1,8 @@
 // What the supervisor and `doctor` ask the system directly, because it cannot block.
 #include <fcntl.h>
 #include <sys/file.h>
-#include <sys/stat.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 
 #include <cstring>
@@ -65,8 +65,8 @@ Napi::Value ublkDeviceInfo(const Napi::CallbackInfo& info) {
 // ioUringErrno(): 0 when this process may set up a ring as the queue processes do, else the errno.
 Napi::Value ioUringErrno(const Napi::CallbackInfo& info) {
   io_uring ring{};
-  const int result = io_uring_queue_init(
-      2, &ring, IORING_SETUP_SQE128 | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN);
+  const int result =
+      io_uring_queue_init(2, &ring, IORING_SETUP_SQE128 | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN);
   if (result == 0) io_uring_queue_exit(&ring);
   return Napi::Number::New(info.Env(), -result);
 }

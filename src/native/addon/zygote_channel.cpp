@@ -43,7 +43,8 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
       }
       std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
       socket_ = FileDescriptor(checked(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), "socket"));
-      checked(connect(socket_.get(), reinterpret_cast<sockaddr*>(&address), sizeof address), "connecting to the zygote");
+      checked(connect(socket_.get(), reinterpret_cast<sockaddr*>(&address), sizeof address),
+              "connecting to the zygote");
     });
     Ref();
     watcher_.start(info.Env(), socket_.get(), [this] { readable(); });
@@ -133,9 +134,7 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
     send(info.Env(), headerOf(MessageType::cancel, info[0].As<Napi::Number>().Uint32Value()));
   }
 
-  void retire(const Napi::CallbackInfo& info) {
-    send(info.Env(), headerOf(MessageType::retire));
-  }
+  void retire(const Napi::CallbackInfo& info) { send(info.Env(), headerOf(MessageType::retire)); }
 
   void close(const Napi::CallbackInfo&) { closeSocket(); }
 
@@ -212,8 +211,9 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
       const auto& exited = *static_cast<const ExitedMessage*>(message);
       object.Set("type", "exited");
       object.Set("pid", exited.pid);
-      object.Set("code", WIFEXITED(exited.waitStatus) ? Napi::Value(Napi::Number::New(Env(), WEXITSTATUS(exited.waitStatus)))
-                                                      : Napi::Value(Env().Null()));
+      object.Set("code", WIFEXITED(exited.waitStatus)
+                             ? Napi::Value(Napi::Number::New(Env(), WEXITSTATUS(exited.waitStatus)))
+                             : Napi::Value(Env().Null()));
       object.Set("signal", WIFSIGNALED(exited.waitStatus)
                                ? Napi::Value(Napi::Number::New(Env(), WTERMSIG(exited.waitStatus)))
                                : Napi::Value(Env().Null()));
