@@ -43,7 +43,12 @@ async function mountsOf(pid: string, device: string): Promise<string[]> {
     .split('\n')
     .map((line) => line.split(' '))
     .filter((fields) => fields[2] === device)
-    .map((fields) => `a mount at ${fields[4] ?? '?'}`);
+    .map((fields) => `a mount at ${unescaped(fields[4] ?? '?')}`);
+}
+
+/** The kernel writes blanks and backslashes in mount points as octal numbers. */
+function unescaped(field: string): string {
+  return field.replace(/\\([0-7]{3})/g, (_match, octal: string) => String.fromCharCode(parseInt(octal, 8)));
 }
 
 async function hasOpen(pid: string, path: string): Promise<boolean> {
