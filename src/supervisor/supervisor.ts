@@ -185,7 +185,7 @@ export class Supervisor implements SupervisorApi {
     };
     if (this.#stops > 0) refuse('the supervisor is stopping', 'STOPPING');
     if (this.#devices.has(name)) refuse('there is a device of that name; remove it or choose another name', 'EXISTS');
-    const owner = [...this.#devices.values()].find((other) => id !== undefined && other.id === id);
+    const owner = [...this.#devices.values()].find((other) => other.id === id);
     if (owner) refuse(`id ${String(id)} is that of device ${owner.config.name}; choose another id`, 'EXISTS');
   }
 

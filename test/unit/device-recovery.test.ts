@@ -3,12 +3,13 @@ import { faultsOf, liveRig, outcomeOf, quiet } from './device-harness.js';
 
 t.test('crashes with a second of service between them are answered at once', async (t) => {
   const made = await liveRig('7.2');
+  made.model.fail('spawn', 2, 'ENOMEM');
   for (let crash = 0; crash < 4; crash += 1) {
     made.clock.time += 1000;
     made.model.generation.exit(0);
     await quiet();
   }
-  t.strictSame(made.clock.sleeps, []);
+  t.strictSame(made.clock.sleeps, [10], 'but for the attempt that failed');
   t.equal(made.device.status().recoveries, 4);
 });
 

@@ -146,3 +146,15 @@ t.test('recover is refused while a stop waits', async (t) => {
   void made.device.stop({ force: false });
   await t.rejects(made.device.recover(), { code: 'STOPPED' });
 });
+
+t.test('a device whose STOP_DEV timed out and whose processes cannot be killed is never reused', async (t) => {
+  const made = await liveRig('7.2');
+  const { generation } = made.model;
+  generation.killable = false;
+  made.model.only.hung = true;
+  await t.rejects(made.device.stop({ force: false }), { code: 'STUCK' });
+  t.match(made.device.status(), { id: 0, path: null, state: 'failed', reason: /uninterruptible/ });
+  generation.thaw();
+  await made.device.recover();
+  t.strictSame([made.device.state, faultsOf(made)], ['live', []]);
+});

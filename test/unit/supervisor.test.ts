@@ -1,0 +1,307 @@
+import t from 'tap';
+import type { OpenBackend } from '../../backends/interface.js';
+import type { DeviceConfig } from '../../src/config/types.js';
+import { SupervisorError } from '../../src/errors.js';
+import { Supervisor } from '../../src/supervisor/supervisor.js';
+import { backend, deviceConfig, outcomeOf, quiet } from './device-harness.js';
+import { ModelClock } from './model-clock.js';
+import { ModelKernel } from './model-kernel.js';
+
+interface Rig {
+  readonly model: ModelKernel;
+  readonly supervisor: Supervisor;
+  /** `open ram0`, `close ram0`, `remove ram0`, `stopped`, in the order in which they happened. */
+  readonly events: string[];
+  readonly logged: string[];
+}
+
+interface Options {
+  readonly open?: (name: string) => Promise<void>;
+  readonly close?: (name: string) => Promise<void>;
+  readonly facts?: Partial<OpenBackend>;
+}
+
+function rig({ open, close, facts }: Options = {}): Rig {
+  const model = new ModelKernel('7.2');
+  const events: string[] = [];
+  const logged: string[] = [];
+  const supervisor = new Supervisor({
+    kernel: model,
+    clock: new ModelClock(),
+    version: '1.2.3',
+    kernelRelease: '7.2.12',
+    log: {
+      info: () => undefined,
+      warn: () => undefined,
+      error: (_fields, message) => logged.push(message),
+    },
+    parseDevice: (input) => {
+      if (typeof input !== 'string') throw new SupervisorError('device: not valid', { code: 'CONFIG' });
+      return named(input);
+    },
+    async openBackend(_options, { device }) {
+      await open?.(device);
+      events.push(`open ${device}`);
+      return {
+        ...backend,
+        ...facts,
+        close: async () => {
+          events.push(`close ${device}`);
+          await close?.(device);
+        },
+        remove: () => Promise.resolve(void events.push(`remove ${device}`)),
+      };
+    },
+    onStopped: () => events.push('stopped'),
+  });
+  return { model, supervisor, events, logged };
+}
+
+/** `ram0` lets the kernel choose the id, `ram0=7` wants 7. */
+function named(text: string): DeviceConfig {
+  const [name = '', id] = text.split('=');
+  return { ...deviceConfig(name), id: id === undefined ? undefined : Number(id) };
+}
+
+const config = (...devices: string[]) => ({ devices: devices.map(named) });
+const ids = ({ supervisor }: Rig) => supervisor.status().devices.map(({ name, id }) => `${name}=${String(id)}`);
+const states = ({ supervisor }: Rig) => supervisor.status().devices.map(({ name, state }) => `${name} ${state}`);
+const keep = { force: false, removeData: false };
+
+function use({ model }: Rig, name: string, open = true): void {
+  for (const device of model.devices.values()) if (device.name === name) device.open = open;
+}
+
+t.test('starts every device of the configuration, wanted ids first, else in its order', async (t) => {
+  const made = rig({ open: (name) => (name === 'a' ? quiet() : Promise.resolve()) });
+  t.strictSame(await made.supervisor.start(config('a', 'b=1', 'c', 'd=0')), []);
+  t.strictSame(ids(made), ['a=2', 'b=1', 'c=3', 'd=0']);
+  t.match(made.supervisor.status().supervisor, { pid: process.pid, version: '1.2.3', kernel: '7.2.12' });
+  t.strictSame(made.model.violations, []);
+});
+
+t.test('devices start in parallel once they have their ids', async (t) => {
+  const made = rig();
+  const { promise, release } = gate();
+  made.model.at('startDevice', 1, () => promise);
+  const start = outcomeOf(made.supervisor.start(config('a', 'b')));
+  await quiet();
+  t.strictSame(states(made), ['a starting', 'b live']);
+  t.equal(start.result, 'pending');
+  release();
+  await quiet();
+  t.strictSame([start.result, ...states(made)], ['done', 'a live', 'b live']);
+});
+
+t.test('devices that fail are reported and the others served', async (t) => {
+  const made = rig({
+    open: (name) => (name === 'b' ? Promise.reject(new Error('no such file')) : Promise.resolve()),
+  });
+  made.model.fail('setParameters', 2, 'EINVAL');
+  const failures = await made.supervisor.start(config('a', 'b', 'c', 'a', 'd'));
+  t.match(failures.map(({ name, error }) => `${name} ${error.code}`).sort(), ['a EXISTS', 'b INTERNAL', 'c EINVAL']);
+  t.strictSame(states(made), ['a live', 'c failed', 'd live']);
+  t.match(made.logged.sort(), [/adding device a failed/, /device c is failed/, /no such file/]);
+  t.match(await made.supervisor.recover('c'), { name: 'c', state: 'live' });
+});
+
+t.test('add resolves with a device that is live', async (t) => {
+  const made = rig();
+  await made.supervisor.start(config('a'));
+  t.match(await made.supervisor.add('b=9'), { name: 'b', id: 9, path: '/dev/ublkb9', state: 'live' });
+  t.strictSame(ids(made), ['a=0', 'b=9']);
+});
+
+t.test('add refuses what is not valid, a name or an id that is taken, and says which', async (t) => {
+  const made = rig();
+  await made.supervisor.start(config('a', 'b=5'));
+  await t.rejects(made.supervisor.add({}), { code: 'CONFIG' });
+  await t.rejects(made.supervisor.add('a'), { code: 'EXISTS', device: 'a' });
+  await t.rejects(made.supervisor.add('c=0'), { code: 'EXISTS', message: /id 0 is that of device a/ });
+  await t.rejects(made.supervisor.add('c=5'), { code: 'EXISTS', message: /device b/ });
+  t.strictSame(made.events, ['open a', 'open b'], 'no backend was opened in vain');
+});
+
+t.test('of two adds of one name at once the second is refused', async (t) => {
+  const made = rig({ open: () => quiet() });
+  const adds = ['a', 'a', 'b=4', 'c=4'].map((name) => outcomeOf(made.supervisor.add(name)));
+  await quiet();
+  await quiet();
+  t.strictSame(
+    adds.map(({ result }) => result),
+    ['done', 'EXISTS', 'done', 'EXISTS'],
+  );
+});
+
+t.test('an add that fails leaves nothing but the data', async (t) => {
+  const made = rig();
+  made.model.fail('spawn', 1, 'EPERM');
+  await t.rejects(made.supervisor.add('a'), { code: 'EPERM' });
+  t.strictSame([made.model.devices.size, made.model.pages.size, ...states(made)], [0, 0]);
+  t.strictSame(made.events, ['open a', 'close a']);
+  t.match(await made.supervisor.add('a'), { state: 'live' }, 'the name is free again');
+});
+
+t.test('an add that fails and cannot be removed stays to be seen', async (t) => {
+  const made = rig();
+  made.model.fail('spawn', 1, 'EPERM');
+  made.model.failFrom('deleteDevice', 1, 'TIMEOUT');
+  await t.rejects(made.supervisor.add('a'), { code: 'EPERM' });
+  t.strictSame([...states(made), ...made.events], ['a failed', 'open a']);
+  made.model.heal();
+  await made.supervisor.remove('a', keep);
+  t.strictSame([made.model.devices.size, ...states(made)], [0]);
+});
+
+t.test('a backend that does not fit is closed again', async (t) => {
+  const made = rig({ facts: { size: 1000 } });
+  await t.rejects(made.supervisor.add('a'), { code: 'CONFIG' });
+  t.strictSame([made.events, states(made)], [['open a', 'close a'], []]);
+});
+
+t.test('remove closes the backend when the device is gone, and removes its data only when asked to', async (t) => {
+  const made = rig({
+    close: (name) => {
+      t.notOk([...made.model.devices.values()].some((device) => device.name === name));
+      return Promise.resolve();
+    },
+  });
+  await made.supervisor.start(config('a', 'b'));
+  await made.supervisor.remove('a', keep);
+  t.strictSame(ids(made), ['b=1']);
+  await made.supervisor.remove('b', { force: false, removeData: true });
+  t.strictSame(made.events, ['open a', 'open b', 'close a', 'close b', 'remove b']);
+});
+
+t.test('remove is refused while somebody uses the device', async (t) => {
+  const made = rig();
+  await made.supervisor.start(config('a'));
+  use(made, 'a');
+  await t.rejects(made.supervisor.remove('a', keep), { code: 'IN_USE' });
+  t.strictSame([...states(made), ...made.events], ['a live', 'open a']);
+  await made.supervisor.remove('a', { force: true, removeData: false });
+  t.strictSame(states(made), []);
+});
+
+t.test('removing at once by several closes once, and the data go when one of them wants it', async (t) => {
+  const made = rig();
+  await made.supervisor.start(config('a'));
+  await Promise.all([keep, { force: false, removeData: true }, keep].map((how) => made.supervisor.remove('a', how)));
+  t.strictSame(made.events, ['open a', 'close a', 'remove a']);
+});
+
+t.test('a backend that cannot be closed is told, and the name is free', async (t) => {
+  const made = rig({ close: () => Promise.reject(new Error('no')) });
+  await made.supervisor.start(config('a'));
+  await t.rejects(made.supervisor.remove('a', keep), { code: 'INTERNAL', message: /closing the backend of device a/ });
+  t.strictSame([states(made), made.logged.length], [[], 1]);
+});
+
+t.test('a name that is not known', async (t) => {
+  const { supervisor } = rig();
+  await t.rejects(supervisor.remove('a', keep), { code: 'NOT_FOUND', device: 'a' });
+  await t.rejects(supervisor.recover('a'), { code: 'NOT_FOUND', device: 'a' });
+});
+
+t.test('stop ends every device, then tells, once', async (t) => {
+  const made = rig();
+  await made.supervisor.start(config('a', 'b'));
+  await made.supervisor.stop({ force: false });
+  await made.supervisor.stop({ force: false });
+  t.strictSame(made.events, ['open a', 'open b', 'close a', 'close b', 'stopped']);
+  t.strictSame([made.model.devices.size, states(made)], [0, []]);
+  await t.rejects(made.supervisor.add('c'), { code: 'STOPPING' });
+});
+
+t.test('stop touches no device while one of them is in use, and the supervisor goes on', async (t) => {
+  const made = rig();
+  await made.supervisor.start(config('a', 'b'));
+  use(made, 'b');
+  await t.rejects(made.supervisor.stop({ force: false }), { code: 'IN_USE' });
+  t.strictSame(states(made), ['a live', 'b live']);
+  t.notOk(made.model.calls.includes('stopDevice'));
+  await made.supervisor.add('c');
+  await made.supervisor.stop({ force: true });
+  t.equal(made.events.at(-1), 'stopped');
+});
+
+t.test('a second stop with force ends what the first could not', async (t) => {
+  const made = rig();
+  await made.supervisor.start(config('a', 'b'));
+  made.model.at('stopDevice', 1, () => {
+    use(made, 'a');
+  });
+  const { promise, release } = gate();
+  made.model.at('stopDevice', 2, () => promise);
+  const first = outcomeOf(made.supervisor.stop({ force: false }));
+  await quiet();
+  const second = outcomeOf(made.supervisor.stop({ force: true }));
+  release();
+  await quiet();
+  t.strictSame([first.result, second.result, states(made)], ['EBUSY', 'done', []]);
+  t.strictSame(made.events.filter((event) => event === 'stopped').length, 1);
+});
+
+t.test('a forced stop ends the supervisor though a device stays, and says so', async (t) => {
+  const made = rig();
+  await made.supervisor.start(config('a', 'b'));
+  made.model.failFrom('deleteDevice', 2, 'TIMEOUT');
+  await t.rejects(made.supervisor.stop({ force: true }), { code: 'TIMEOUT' });
+  t.strictSame([states(made), made.events.at(-1)], [['b failed'], 'stopped']);
+});
+
+t.test('a stop that is not forced and leaves a device does not end the supervisor', async (t) => {
+  const made = rig();
+  await made.supervisor.start(config('a'));
+  made.model.failFrom('deleteDevice', 1, 'TIMEOUT');
+  await t.rejects(made.supervisor.stop({ force: false }), { code: 'TIMEOUT' });
+  t.strictSame([states(made), made.events], [['a failed'], ['open a']]);
+});
+
+t.test('a stop while devices are being started, or their backends opened', async (t) => {
+  for (const turns of [0, 1]) {
+    const made = rig({ open: () => quiet() });
+    made.model.at('addDevice', 1, () => quiet());
+    const start = made.supervisor.start(config('a', 'b'));
+    for (let turn = 0; turn < turns; turn += 1) await quiet();
+    await made.supervisor.stop({ force: false });
+    t.match(
+      (await start).map(({ error }) => error.code),
+      ['STOPPED', 'STOPPED'],
+    );
+    t.strictSame(made.events.sort(), ['close a', 'close b', 'open a', 'open b', 'stopped']);
+    t.strictSame([made.model.devices.size, states(made), made.model.violations], [0, [], []]);
+  }
+});
+
+t.test('a stop does not fail for a backend that could not be opened', async (t) => {
+  const made = rig({ open: () => quiet().then(() => Promise.reject(new Error('no'))) });
+  const add = outcomeOf(made.supervisor.add('a'));
+  await made.supervisor.stop({ force: false });
+  t.strictSame([add.result, made.events], ['INTERNAL', ['stopped']]);
+});
+
+t.test('recover brings a parked device back, and rejects when it does not come', async (t) => {
+  const made = rig();
+  await made.supervisor.start(config('a'));
+  made.model.failFrom('spawn', 2, 'ENOMEM');
+  made.model.generation.exit(0);
+  await quiet();
+  t.strictSame(states(made), ['a degraded']);
+  await t.rejects(made.supervisor.recover('a'), { code: 'PARKED' });
+  made.model.heal();
+  t.match(await made.supervisor.recover('a'), { state: 'live', recoveries: 1 });
+});
+
+function gate(): { readonly promise: Promise<void>; readonly release: () => void } {
+  let release = (): void => undefined;
+  const promise = new Promise<void>((resolve) => {
+    release = resolve;
+  });
+  return {
+    promise,
+    release: () => {
+      release();
+    },
+  };
+}
