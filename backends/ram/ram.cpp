@@ -102,16 +102,29 @@ void RamBackend::read(Responder& queue, const Request& request) {
 }
 
 void RamBackend::write(Responder& queue, const Request& request) {
+  const bool absent = presence(request.offset, request.length) != Presence::all;
   if (!request.data) {
-    // The kernel copies into the mapping and reports a page that tmpfs cannot give as a fault.
-    markPresent(request.offset, request.length);
+    if (absent) {
+      const int error = allocate(request.offset, request.length);
+      if (error < 0) return queue.complete(request, error);
+      markPresent(request.offset, request.length);
+    }
     return queue.copyAndComplete(request, data_ + request.offset, -ENOSPC);
   }
-  if (presence(request.offset, request.length) == Presence::all) {
+  if (!absent) {
     std::memcpy(data_ + request.offset, request.data, request.length);
     return queue.complete(request, request.length);
   }
   queue.complete(request, writeAbsent(request));
+}
+
+// A page is marked present only when it has its memory: touching one for which tmpfs has none left is a SIGBUS, or, when
+// the kernel does it to copy, a read error.
+int RamBackend::allocate(uint64_t offset, uint32_t length) {
+  const uint64_t start = offset / kPageBytes * kPageBytes;
+  const uint64_t end = roundUp(offset + length, kPageBytes);
+  if (madvise(data_ + start, end - start, MADV_POPULATE_WRITE) == 0) return 0;
+  return errno == EFAULT ? -ENOSPC : -errno;
 }
 
 int64_t RamBackend::writeAbsent(const Request& request) {

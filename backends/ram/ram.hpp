@@ -9,8 +9,8 @@ namespace ublk {
 // A RAM disk in a mapped tmpfs file: the data, then a bitmap with a bit for every page that was written.
 //
 // The bitmap is shared by the device's queue processes through the file and outlives them as the data does. Pages
-// without a bit read as zeros and are not touched, so that reading a sparse disk uses no memory, and they are first
-// written with pwrite(2), so that a full tmpfs is an ENOSPC and not a SIGBUS.
+// without a bit read as zeros and are not touched, so that reading a sparse disk uses no memory, and they get their bit
+// when they have their memory, so that a full tmpfs is an ENOSPC and not a SIGBUS.
 class RamBackend final : public Backend {
  public:
   ~RamBackend() override;
@@ -27,6 +27,8 @@ class RamBackend final : public Backend {
 
   void read(Responder& queue, const Request& request);
   void write(Responder& queue, const Request& request);
+  // 0 or -errno.
+  int allocate(uint64_t offset, uint32_t length);
   int64_t writeAbsent(const Request& request);
   // `exactly`: bytes outside whole pages are zeroed too (write zeroes); else they are left alone (discard).
   int64_t clear(const Request& request, bool exactly);

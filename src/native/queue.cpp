@@ -123,8 +123,8 @@ void Queue::handle(uint64_t userData, int32_t result) {
     case Completion::drain:
       return;
     case Completion::copy:
-      // Only failures are reported; the linked commit was cancelled and its completion follows.
-      return;
+      // Only a copy that failed or fell short is reported. The commit linked to it was cancelled without a word.
+      return commitFault(tag);
     case Completion::command:
       break;
   }
@@ -134,13 +134,6 @@ void Queue::handle(uint64_t userData, int32_t result) {
   }
   if (result == -ENODEV) {
     fetched_--;
-    return;
-  }
-  if (result == -ECANCELED) {
-    OperationCounters& counters =
-        setup_.page->operations[counterIndex(static_cast<Operation>(setup_.descriptors[tag].opFlags & kOperationMask))];
-    Histogram::bump(counters.errors, 1);
-    prepareCommand(kCommitAndFetch, tag, tags_[tag].faultResult);
     return;
   }
   throw std::system_error(-result, std::generic_category(), "fetching a request");
@@ -203,6 +196,12 @@ void Queue::copyAndComplete(const Request& request, std::byte* memory, int32_t f
   sqe->off = requestDataOffset(setup_.index, request.tag);
   tags_[request.tag].faultResult = faultResult;
   complete(request, request.length);
+}
+
+void Queue::commitFault(uint16_t tag) {
+  const auto operation = static_cast<Operation>(setup_.descriptors[tag].opFlags & kOperationMask);
+  Histogram::bump(setup_.page->operations[counterIndex(operation)].errors, 1);
+  prepareCommand(kCommitAndFetch, tag, tags_[tag].faultResult);
 }
 
 void Queue::finish(uint16_t tag, Operation operation, uint32_t bytes, bool failed) {

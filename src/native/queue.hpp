@@ -67,6 +67,7 @@ class Queue final : public Responder {
   void awaitDrain();
   void handle(uint64_t userData, int32_t result);
   void begin(uint16_t tag);
+  void commitFault(uint16_t tag);
   void finish(uint16_t tag, Operation operation, uint32_t bytes, bool failed);
   void accountFinished();
   std::byte* bufferOf(uint16_t tag) const { return buffers_ + size_t{tag} * setup_.maxIoBytes; }
