@@ -13,6 +13,20 @@ t.test('crashes with a second of service between them are answered at once', asy
   t.equal(made.device.status().recoveries, 4);
 });
 
+t.test('how a queue process ended is told as far as it is known', async (t) => {
+  const ends = [
+    [{ code: null, signal: 'SIGSEGV' }, /queue process 0 \(pid 100\) was killed by SIGSEGV/],
+    [{ code: 70, signal: null }, /queue process 0 \(pid 100\) exited with code 70/],
+    [{ code: null, signal: null }, /queue process 0 \(pid 100\) ended;/],
+  ] as const;
+  for (const [how, reason] of ends) {
+    const { model, device } = await liveRig('7.2', { auto: false });
+    model.generation.exit(0, how);
+    await quiet();
+    t.match(device.status().reason, reason);
+  }
+});
+
 t.test('how far a generation fetched is of no interest once it served', async (t) => {
   const made = await liveRig('6.12');
   made.model.generation.exit(0);
