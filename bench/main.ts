@@ -1,0 +1,71 @@
+import { parseArgs } from 'node:util';
+import { rm } from 'node:fs/promises';
+import { benchIops } from './iops.js';
+import { benchMemory } from './memory.js';
+import { benchPause } from './pause.js';
+
+/**
+ * Measures on the kernel it runs on, as root; scripts/bench brings it into a virtual machine where that is needed. It
+ * passes no judgement: absolute numbers are this machine's, so what it prints is compared with something else that ran
+ * in the same boot, a moment before.
+ */
+
+const usage = `usage: scripts/bench [--kernel VERSION] [pause|memory|iops]... [OPTION...]
+
+  --kills N        pause: queue processes to kill for each row (100)
+  --rounds N       iops: how often everything is measured (5)
+  --seconds S      iops: how long each time (1.5)
+  --backend NAME   iops: only null or only ram
+  --workload TEXT  iops: only workloads whose name has TEXT in it
+  --against ROOT   iops: compare with another built checkout instead of the kernel's own devices
+`;
+
+const benches = { pause: benchPause, memory: benchMemory, iops: benchIops };
+
+export interface BenchOptions {
+  readonly kills: number;
+  readonly rounds: number;
+  readonly seconds: number;
+  readonly backend: string | undefined;
+  readonly workload: string;
+  readonly against: string | undefined;
+}
+
+async function main(): Promise<number> {
+  const { values, positionals } = parseArgs({
+    allowPositionals: true,
+    options: {
+      kills: { type: 'string', default: '100' },
+      rounds: { type: 'string', default: '5' },
+      seconds: { type: 'string', default: '1.5' },
+      backend: { type: 'string' },
+      workload: { type: 'string', default: '' },
+      against: { type: 'string' },
+      help: { type: 'boolean', default: false },
+    },
+  });
+  if (values.help) {
+    process.stdout.write(usage);
+    return 0;
+  }
+  const chosen = positionals.length > 0 ? positionals : Object.keys(benches);
+  const options: BenchOptions = {
+    ...values,
+    backend: values.backend,
+    against: values.against,
+    kills: Number(values.kills),
+    rounds: Number(values.rounds),
+    seconds: Number(values.seconds),
+  };
+  const numbers = [options.kills, options.rounds, options.seconds];
+  if (!chosen.every((name) => Object.hasOwn(benches, name)) || !numbers.every((number) => number > 0)) {
+    process.stderr.write(usage);
+    return 2;
+  }
+  for (const name of chosen) await benches[name as keyof typeof benches](options);
+  // In a guest nothing lasts anyway, but on a real machine RAM disks would keep their files.
+  await rm('/dev/shm/ublk-supervisor', { recursive: true, force: true });
+  return 0;
+}
+
+process.exitCode = await main();
