@@ -119,10 +119,11 @@ export class Served {
     void served.exit.then((code) => {
       ended = code;
     });
-    await waitFor('the supervisor being ready', () => {
+    const isReady = (): boolean => {
       assert.equal(ended, undefined, `the supervisor ended with ${String(ended)}: ${served.log}`);
       return served.log.includes('"serving"');
-    });
+    };
+    await waitFor('the supervisor being ready', isReady, 60_000);
     return served;
   }
 

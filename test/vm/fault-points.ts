@@ -1,0 +1,33 @@
+import { copyFile, readFile, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { root, waitFor } from './harness.js';
+
+/** Moments of a queue process' start that can be made fatal or endless; see src/native/fault_point.cpp. */
+export type FaultPoint = 'preparing' | 'fetching' | 'fetched';
+
+const FAULTS = '/run/ublk-faults';
+const SIGNALS = { SIGKILL: 9, SIGSTOP: 19 } as const;
+
+/** Puts the library with fault points in the place of the real one; in the guest only, whose root is an overlay. */
+export async function installFaultPoints(): Promise<void> {
+  const release = join(root, 'build/Release');
+  await copyFile(join(release, 'zygote_faults.so'), join(release, 'zygote.so'));
+  await disarm();
+}
+
+/** The next `count` processes of `queue`, of whatever device, that get to `point` send themselves `signal`. */
+export async function arm(point: FaultPoint, queue: number, signal: keyof typeof SIGNALS, count = 1): Promise<void> {
+  await writeFile(FAULTS, `${point} ${String(queue)} ${String(SIGNALS[signal])} ${String(count)}\n`);
+}
+
+export async function disarm(): Promise<void> {
+  await writeFile(FAULTS, '');
+}
+
+/** Resolves when what was armed happened as often as it was to. */
+export const untilStruck = (): Promise<true> =>
+  waitFor('the fault', async () => (await readFile(FAULTS, 'utf8')).endsWith(' 0\n'));
+
+/** Resolves when the process waits in the kernel for requests, so that all of its FETCHes are there. */
+export const untilFetched = (pid: number): Promise<true> =>
+  waitFor('the fetches', async () => (await readFile(`/proc/${String(pid)}/wchan`, 'utf8')).includes('io_cqring'));
