@@ -35,7 +35,7 @@ export interface SpawnRequest {
 }
 
 /** What a control process does with its command; ControlAction in protocol.hpp. */
-export const controlAction = { command: 0, retryWhileBusy: 1, stop: 2, forceStop: 3 } as const;
+export const controlAction = { command: 0, retryWhileBusy: 1, writeBack: 2, claimed: 3 } as const;
 
 /** Control commands by their ioctl-encoded number; `Control` in ublk_uapi.hpp. */
 export const controlCommand = {
@@ -56,8 +56,8 @@ export interface ControlRequest {
   readonly command: number;
   /** 0xffffffff in ADD_DEV: the kernel chooses. */
   readonly deviceId: number;
-  /** For the stop actions: queue processes answer, so dirty pages can be written back. */
-  readonly writeBack: boolean;
+  /** `writeBack`: only if nobody else claims the block device. */
+  readonly exclusively: boolean;
   /** How long `retryWhileBusy` goes on. */
   readonly deadlineMs: number;
   /** The command's inline argument, e.g. the pid of START_DEV. */

@@ -44,25 +44,24 @@ int retryWhileBusy(ControlRing& ring, const ControlMessage& message, ControlledM
   }
 }
 
-// Writes what the page cache holds for the block device, and for a file system on it, to the backend.
-int writeBack(int blockDevice) {
-  if (ioctl(blockDevice, BLKFLSBUF) < 0) return -errno;
-  return fsync(blockDevice) < 0 ? -errno : 0;
+// O_EXCL is refused while a file system, swap or another exclusive user holds the device, in any mount namespace.
+FileDescriptor openBlockDevice(uint32_t deviceId, bool exclusively) {
+  char path[32];
+  std::snprintf(path, sizeof path, "/dev/ublkb%u", deviceId);
+  return FileDescriptor(checked(open(path, O_RDONLY | O_CLOEXEC | (exclusively ? O_EXCL : 0)), "opening the device"));
 }
 
-int stop(ControlRing& ring, const ControlMessage& message, bool force) {
-  char path[32];
-  std::snprintf(path, sizeof path, "/dev/ublkb%u", message.deviceId);
-  // O_EXCL is refused while a file system, swap or another exclusive user holds the device, in any mount namespace.
-  FileDescriptor blockDevice(open(path, O_RDONLY | O_CLOEXEC | (force ? 0 : O_EXCL)));
-  if (!blockDevice && errno == EBUSY) return -EBUSY;
-  if (blockDevice && message.writeBack) {
-    const int result = writeBack(blockDevice.get());
-    if (result < 0 && !force) return result;
-  }
-  // TRY_STOP_DEV counts every opener, ours too. Where it is missing, ours stays open so that nobody can mount meanwhile.
-  if (message.command == Control::tryStopDevice) blockDevice.reset();
-  return ring.run(message.command, message.deviceId);
+// Writes what the page cache holds for the block device, and for a file system on it, to the backend's stable storage.
+int writeBack(const ControlMessage& message) {
+  const FileDescriptor device = openBlockDevice(message.deviceId, message.exclusively != 0);
+  if (ioctl(device.get(), BLKFLSBUF) < 0) return -errno;
+  return fsync(device.get()) < 0 ? -errno : 0;
+}
+
+// Nobody can mount the device while we hold it; a plain opener's last close writes its pages back.
+int runClaimed(ControlRing& ring, const ControlMessage& message, ControlledMessage& answer) {
+  const FileDescriptor device = openBlockDevice(message.deviceId, true);
+  return runCommand(ring, message, answer);
 }
 
 }  // namespace
@@ -79,11 +78,11 @@ void runControlProcess(int supervisor, int controlFd, const ControlMessage& mess
       case ControlAction::retryWhileBusy:
         answer.result = retryWhileBusy(ring, message, answer);
         break;
-      case ControlAction::stop:
-        answer.result = stop(ring, message, false);
+      case ControlAction::writeBack:
+        answer.result = writeBack(message);
         break;
-      case ControlAction::forceStop:
-        answer.result = stop(ring, message, true);
+      case ControlAction::claimed:
+        answer.result = runClaimed(ring, message, answer);
         break;
     }
     sendMessage(supervisor, &answer, sizeof answer);

@@ -67,8 +67,8 @@ struct SpawnedMessage {
 enum class ControlAction : uint32_t {
   command,         // one ublk control command
   retryWhileBusy,  // the same, again while it is refused with EBUSY, until the deadline
-  stop,            // claim the block device exclusively, write it back, STOP_DEV or TRY_STOP_DEV
-  forceStop,       // write it back if it is served, STOP_DEV
+  writeBack,       // no command: write the block device's dirty pages back
+  claimed,         // one command while nobody else can claim the block device
 };
 
 struct ControlMessage {
@@ -76,7 +76,7 @@ struct ControlMessage {
   ControlAction action;
   Control command;
   uint32_t deviceId;
-  uint32_t writeBack;  // stop actions: queue processes answer, so dirty pages can be written
+  uint32_t exclusively;  // writeBack: only if nobody else claims the block device
   uint32_t deadlineMs;
   uint32_t payloadBytes;
   uint64_t data;

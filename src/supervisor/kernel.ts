@@ -49,6 +49,13 @@ export interface KernelQuirks {
   readonly deathNoticedByTimeout: boolean;
 }
 
+export interface StopOptions {
+  /** Also while somebody uses the device. */
+  readonly force: boolean;
+  /** Fires when a queue process exits; null: nobody serves, so nothing can be written back. */
+  readonly served: AbortSignal | null;
+}
+
 /**
  * The kernel as the device state machine sees it. Every operation has a deadline and rejects with a `SupervisorError`
  * whose `code` is the errno's name (`EBUSY`), or `TIMEOUT`, or `ABORTED` when `signal` fired.
@@ -71,10 +78,10 @@ export interface Kernel {
   /** Rejects with `IN_USE` and who holds it when somebody has the block device open or mounted. */
   assertUnused(id: number): Promise<void>;
   /**
-   * Writes the block device's dirty pages back, then STOP_DEV (TRY_STOP_DEV where there is one and not `force`).
-   * `served`: live queue processes answer; without it nothing can be written back and nothing is flushed.
+   * Writes the block device's dirty pages back where it is served, then STOP_DEV (TRY_STOP_DEV where there is one and
+   * not `force`). Rejects with `WRITE_BACK`, nothing stopped, when the pages could not be written in time.
    */
-  stopDevice(id: number, options: { readonly force: boolean; readonly served: boolean }): Promise<void>;
+  stopDevice(id: number, options: StopOptions): Promise<void>;
   /**
    * DEL_DEV_ASYNC, then waits until the id is free. Resolves false when the id stays taken because somebody still
    * holds the block device open: it goes with the last user.

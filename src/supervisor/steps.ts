@@ -198,7 +198,7 @@ export class KernelDevice {
     const answered = new AbortController();
     void this.#endOthersAfterExit(answered.signal);
     try {
-      await this.#kernel.stopDevice(this.#id(), { force, served: this.#generation !== null });
+      await this.#kernel.stopDevice(this.#id(), { force, served: this.#generation?.exited ?? null });
     } catch (error) {
       const code = error instanceof SupervisorError ? error.code : '';
       const inUse = code === 'EBUSY' || code === 'IN_USE';

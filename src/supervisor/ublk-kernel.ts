@@ -1,6 +1,6 @@
 import { readFile, writeFile } from 'node:fs/promises';
 import { setTimeout } from 'node:timers/promises';
-import { SupervisorError } from '../errors.js';
+import { SupervisorError, messageOf } from '../errors.js';
 import {
   controlAction,
   controlCommand,
@@ -14,15 +14,15 @@ import {
 } from '../native/binding.js';
 import { holdersOf } from './block-device-users.js';
 import { ProcessGeneration } from './generation.js';
-import type { DeviceSpec, Generation, GrantedDevice, Kernel, KernelQuirks } from './kernel.js';
+import type { DeviceSpec, Generation, GrantedDevice, Kernel, KernelQuirks, StopOptions } from './kernel.js';
 import type { OperationStatus, QueueStatus } from './status.js';
-import { featureFlag } from './ublk-features.js';
+import { featureFlag, hasFeature, ublkFeatureTable } from './ublk-features.js';
 import type { ExitNotice, Zygote } from './zygote.js';
 
 /** Commands that only wait for locks or for FETCHes. */
 const COMMAND_DEADLINE_MS = 10_000;
 /** Writing a large dirty page cache back takes its time. */
-const STOP_DEADLINE_MS = 120_000;
+const WRITE_BACK_DEADLINE_MS = 120_000;
 /** udev may hold a new char device for a moment, and its node may not be there yet. */
 const SPAWN_RETRY_MS = 5;
 const SPAWN_DEADLINE_MS = 2_000;
@@ -82,11 +82,13 @@ export class UblkKernel implements Kernel {
         cookie: this.#cookie,
       },
     });
-    if ((answer.flags & wanted) !== wanted) {
+    const missing = wanted & ~answer.flags;
+    if (missing !== 0n) {
       await this.deleteDevice(answer.id);
-      const missing = `0x${(wanted & ~answer.flags).toString(16)}`;
+      const names = ublkFeatureTable.filter((feature) => hasFeature(missing, feature));
+      const lacking = names.map(({ name, since }) => `${name} (Linux ${since})`).join(', ');
       throw new SupervisorError(
-        `ADD_DEV for device ${spec.name} failed: the kernel does not grant flags ${missing}; use a newer kernel`,
+        `ADD_DEV for device ${spec.name} failed: the kernel does not grant ${lacking}; use a newer kernel`,
         { code: 'EOPNOTSUPP', device: spec.name },
       );
     }
@@ -171,19 +173,37 @@ export class UblkKernel implements Kernel {
     if (holders.length > 0) throw inUse(id, holders);
   }
 
-  async stopDevice(id: number, options: { readonly force: boolean; readonly served: boolean }): Promise<void> {
-    const safely = !options.force && this.#has('SAFE_STOP_DEV');
+  async stopDevice(id: number, { force, served }: StopOptions): Promise<void> {
     try {
-      await this.#control(safely ? 'TRY_STOP_DEV' : 'STOP_DEV', id, {
-        action: options.force ? controlAction.forceStop : controlAction.stop,
-        writeBack: options.served,
-      });
+      if (served !== null) await this.#writeBack(id, force, served);
+      // Before 7.0 nobody may mount the device between our looking and the stop; TRY_STOP_DEV looks itself.
+      if (force) await this.#control('STOP_DEV', id, {});
+      else if (this.#has('SAFE_STOP_DEV')) await this.#control('TRY_STOP_DEV', id, {});
+      else await this.#control('STOP_DEV', id, { action: controlAction.claimed });
     } catch (error) {
       const code = error instanceof SupervisorError ? error.code : undefined;
       // Never started or already gone: nothing to stop.
       if (code === 'ENODEV') return;
       if (code === 'EBUSY') throw inUse(id, await holdersOf(id));
       throw error;
+    }
+  }
+
+  /**
+   * Dirty pages are on stable storage when this resolves. Its time-out is not STOP_DEV's: nothing was stopped yet, and
+   * a stop without `force` must not go on.
+   */
+  async #writeBack(id: number, force: boolean, served: AbortSignal): Promise<void> {
+    try {
+      await this.#control('STOP_DEV', id, { action: controlAction.writeBack, exclusively: !force }, served);
+    } catch (error) {
+      if (error instanceof SupervisorError && error.code === 'EBUSY') throw error;
+      // Pages that the device itself refuses are lost either way.
+      if (force && error instanceof SupervisorError && error.errno !== undefined) return;
+      throw new SupervisorError(`writing back /dev/ublkb${String(id)} failed: ${messageOf(error)}`, {
+        code: 'WRITE_BACK',
+        cause: error,
+      });
     }
   }
 
@@ -258,29 +278,36 @@ export class UblkKernel implements Kernel {
       action: controlAction.command,
       command: controlCommand[command],
       deviceId: id,
-      writeBack: false,
+      exclusively: false,
       deadlineMs: COMMAND_DEADLINE_MS,
       data: 0,
       ...details,
     };
-    const stops = request.action === controlAction.stop || request.action === controlAction.forceStop;
     const object = id === ANY_ID ? 'a new ublk device' : `ublk device ${String(id)}`;
+    const operation = request.action === controlAction.writeBack ? 'write-back' : command;
     try {
-      // The control process keeps the deadline of a retry itself, and answers then.
-      const margin = request.action === controlAction.retryWhileBusy ? COMMAND_DEADLINE_MS : 0;
-      const deadlineMs = (stops ? STOP_DEADLINE_MS : COMMAND_DEADLINE_MS) + margin;
+      const deadlineMs = deadlineOf(request.action);
       const answer = await zygote.control(request, deadlineMs, signal);
       if (answer.result >= 0) return answer;
       const code = errnoName(answer.result);
-      throw new SupervisorError(`${command} on ${object} failed: ${await reasonOf(command, id, code)} (${code})`, {
+      throw new SupervisorError(`${operation} on ${object} failed: ${await reasonOf(command, id, code)} (${code})`, {
         code,
         errno: -answer.result,
       });
     } catch (error) {
       if (!(error instanceof SupervisorError) || error.errno !== undefined) throw error;
-      throw new SupervisorError(`${command} on ${object} failed: ${error.message}`, { code: error.code, cause: error });
+      throw new SupervisorError(`${operation} on ${object} failed: ${error.message}`, {
+        code: error.code,
+        cause: error,
+      });
     }
   }
+}
+
+function deadlineOf(action: number): number {
+  if (action === controlAction.writeBack) return WRITE_BACK_DEADLINE_MS;
+  // The control process keeps the deadline of a retry itself, and answers then.
+  return action === controlAction.retryWhileBusy ? 2 * COMMAND_DEADLINE_MS : COMMAND_DEADLINE_MS;
 }
 
 /** Buffers of the copy path are per tag and locked, so its requests are kept shorter. */

@@ -1,5 +1,5 @@
 import { SupervisorError } from '../../src/errors.js';
-import type { DeviceSpec, GrantedDevice, Kernel, KernelQuirks } from '../../src/supervisor/kernel.js';
+import type { DeviceSpec, GrantedDevice, Kernel, KernelQuirks, StopOptions } from '../../src/supervisor/kernel.js';
 import type { QueueStatus } from '../../src/supervisor/status.js';
 import { alive, behaviours, newDevice, type Behaviour, type KernelVersion, type ModelDevice } from './model-device.js';
 import { ModelGeneration } from './model-generation.js';
@@ -142,12 +142,9 @@ export class ModelKernel implements Kernel {
     });
   }
 
-  async stopDevice(
-    id: number,
-    { force, served }: { readonly force: boolean; readonly served: boolean },
-  ): Promise<void> {
+  async stopDevice(id: number, { force, served }: StopOptions): Promise<void> {
     const asked = this.devices.get(id);
-    if (asked !== undefined) this.#checkStop(asked, served);
+    if (asked !== undefined) this.#checkStop(asked, served !== null);
     return this.#call('stopDevice', async () => {
       const device = this.#device(id);
       if (this.#behaviour.safeStop && !force && device.open) throw errno('EBUSY');

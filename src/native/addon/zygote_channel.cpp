@@ -72,7 +72,7 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
     return send(info.Env(), message, files);
   }
 
-  // control({ action, command, deviceId, writeBack, deadlineMs, data }, payload?): `payload` is one of
+  // control({ action, command, deviceId, exclusively, deadlineMs, data }, payload?): `payload` is one of
   // { device: {...} } for ADD_DEV and { parameters: {...} } for SET_PARAMS.
   Napi::Value control(const Napi::CallbackInfo& info) {
     const Napi::Object request = info[0].As<Napi::Object>();
@@ -81,7 +81,7 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
     message.action = static_cast<ControlAction>(request.Get("action").ToNumber().Uint32Value());
     message.command = static_cast<Control>(request.Get("command").ToNumber().Uint32Value());
     message.deviceId = request.Get("deviceId").ToNumber().Uint32Value();
-    message.writeBack = request.Get("writeBack").ToBoolean();
+    message.exclusively = request.Get("exclusively").ToBoolean();
     message.deadlineMs = request.Get("deadlineMs").ToNumber().Uint32Value();
     message.data = static_cast<uint64_t>(request.Get("data").ToNumber().Int64Value());
     if (request.Get("device").IsObject()) {
