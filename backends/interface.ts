@@ -29,6 +29,8 @@ export interface OpenBackend {
   readonly facts: BackendFacts;
   /** File descriptors for the C++ half, in the order it expects; they stay open in the supervisor until `close`. */
   readonly files: readonly number[];
+  /** `open` made the data: a device that then cannot be started takes it along. */
+  readonly created: boolean;
   /** What `dataPath: auto` means for this backend, as bench/ measured it. */
   readonly preferredDataPath: DataPath;
   /** Let go of everything but the data. */

@@ -24,6 +24,7 @@ export const nullBackend: NativeBackend<z.infer<typeof nullOptions>> = {
         idempotentWrites: true,
       },
       files: [],
+      created: false,
       // With user-copy a write moves no data at all, and no per-tag buffers are needed.
       preferredDataPath: 'user-copy' as const,
       close: () => Promise.resolve(),

@@ -9,6 +9,8 @@ const RAM_DIRECTORY = '/dev/shm/ublk-supervisor';
 
 export interface RamFile {
   readonly fd: number;
+  /** There was no data of this device before. */
+  readonly created: boolean;
   /** Closes the file and keeps it. */
   close(): Promise<void>;
   remove(): Promise<void>;
@@ -33,6 +35,7 @@ export async function openRamFile(device: string, size: number): Promise<RamFile
       });
     },
   );
+  let created = false;
   try {
     if (!flock(file.fd)) {
       throw new SupervisorError(`RAM disk file ${path} is in use by another process; use another device name`, {
@@ -42,6 +45,7 @@ export async function openRamFile(device: string, size: number): Promise<RamFile
     }
     const bytes = fileBytes(size);
     const { size: present } = await file.stat();
+    created = present === 0;
     if (present !== 0 && present !== bytes) {
       throw new SupervisorError(
         `RAM disk file ${path} has ${String(present)} bytes, but a disk of ${String(size)} bytes needs ${String(bytes)}; ` +
@@ -52,10 +56,12 @@ export async function openRamFile(device: string, size: number): Promise<RamFile
     await file.truncate(bytes);
   } catch (error) {
     await file.close();
+    if (created) await unlink(path);
     throw error;
   }
   return {
     fd: file.fd,
+    created,
     close: () => file.close(),
     remove: () => unlink(path),
   };

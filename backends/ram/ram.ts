@@ -27,6 +27,7 @@ export const ramBackend: NativeBackend<z.infer<typeof ramOptions>> = {
         idempotentWrites: true,
       },
       files: [file.fd],
+      created: file.created,
       preferredDataPath: 'user-copy' as const,
       close: () => file.close(),
       remove: () => file.remove(),

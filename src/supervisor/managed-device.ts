@@ -41,6 +41,11 @@ export class ManagedDevice {
     return this.#device;
   }
 
+  /** The backend's data is as new as the device. */
+  get dataIsNew(): boolean {
+    return this.#backend?.created === true;
+  }
+
   get id(): number | null {
     return this.#device?.id ?? this.config.id ?? null;
   }
@@ -63,6 +68,7 @@ export class ManagedDevice {
       this.#device = new Device({ config: this.config, backend, kernel, log, clock, onChange });
     } catch (error) {
       await backend.close();
+      if (backend.created) await backend.remove();
       throw error;
     }
     this.#backend = backend;

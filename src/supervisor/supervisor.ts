@@ -96,8 +96,8 @@ export class Supervisor implements SupervisorApi {
     try {
       return await this.#startOne(managed);
     } catch (error) {
-      // The backend's data stays: it may be older than this attempt.
-      await this.#remove(managed, { force: true, removeData: false }).catch(() => undefined);
+      // Data that is older than this attempt stays.
+      await this.#remove(managed, { force: true, removeData: managed.dataIsNew }).catch(() => undefined);
       throw error;
     }
   }

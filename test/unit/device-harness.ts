@@ -25,6 +25,7 @@ export const backend: OpenBackend = {
   files: [],
   preferredDataPath: 'user-copy',
   close: () => Promise.resolve(),
+  created: false,
   remove: () => Promise.resolve(),
 };
 

@@ -142,6 +142,13 @@ t.test('an add that fails leaves nothing but the data', async (t) => {
   t.match(await made.supervisor.add('a'), { state: 'live' }, 'the name is free again');
 });
 
+t.test('an add that fails removes data that it made itself', async (t) => {
+  const made = rig({ facts: { created: true } });
+  made.model.fail('spawn', 1, 'EPERM');
+  await t.rejects(made.supervisor.add('a'), { code: 'EPERM' });
+  t.strictSame(made.events, ['open a', 'close a', 'remove a']);
+});
+
 t.test('an add that fails and cannot be removed stays to be seen', async (t) => {
   const made = rig();
   made.model.fail('spawn', 1, 'EPERM');
