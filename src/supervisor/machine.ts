@@ -141,7 +141,8 @@ const callerErrors = {
 
 /** By step and the error's code; `*` is any other code. */
 const failures: Readonly<Partial<Record<Step, Readonly<Record<string, Failure>>>>> = {
-  addDevice: callerErrors,
+  // A kernel does not learn a feature by being asked again.
+  addDevice: { ...callerErrors, EOPNOTSUPP: 'invalid' },
   setParameters: callerErrors,
   spawn: callerErrors,
   backOff: { PARKED: 'parked', GIVEN_UP: 'givenUp' },
