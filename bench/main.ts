@@ -13,8 +13,8 @@ import { benchPause } from './pause.js';
 const usage = `usage: scripts/bench [--kernel VERSION] [pause|memory|iops]... [OPTION...]
 
   --kills N        pause: queue processes to kill for each row (100)
-  --rounds N       iops: how often everything is measured (5)
-  --seconds S      iops: how long each time (1.5)
+  --rounds N       iops: how often everything is measured (3)
+  --seconds S      iops: how long each time (0.2)
   --backend NAME   iops: only null or only ram
   --workload TEXT  iops: only workloads whose name has TEXT in it
   --against ROOT   iops: compare with another built checkout instead of the kernel's own devices
@@ -36,8 +36,8 @@ async function main(): Promise<number> {
     allowPositionals: true,
     options: {
       kills: { type: 'string', default: '100' },
-      rounds: { type: 'string', default: '5' },
-      seconds: { type: 'string', default: '1.5' },
+      rounds: { type: 'string', default: '3' },
+      seconds: { type: 'string', default: '0.2' },
       backend: { type: 'string' },
       workload: { type: 'string', default: '' },
       against: { type: 'string' },
