@@ -1,6 +1,7 @@
-import { spawn } from 'node:child_process';
-import { closeSync } from 'node:fs';
+import { spawn, type ChildProcess } from 'node:child_process';
+import { closeSync, readFileSync } from 'node:fs';
 import { rm } from 'node:fs/promises';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { SupervisorError } from '../errors.js';
 import {
   connectZygote,
@@ -29,6 +30,8 @@ interface Pending {
 
 /** Ample for a process that only forks; a zygote that needs longer hangs. */
 const ZYGOTE_DEADLINE_MS = 5_000;
+/** How long a killed zygote may take to be gone. */
+const END_DEADLINE_MS = 1_000;
 
 /**
  * One running zygote and the requests that wait for it. When it dies every queue process dies with it, `onExit` is no
@@ -40,23 +43,27 @@ export class Zygote {
   /** Resolves when the zygote is gone. */
   readonly closed: Promise<void>;
   readonly #channel: ZygoteChannel;
+  readonly #child: ChildProcess;
   readonly #pending = new Map<number, Pending>();
   #alive = true;
 
   private constructor(
     channel: ZygoteChannel,
+    child: ChildProcess,
     pid: number,
     events: ChannelEvents,
     onExit: (notice: ExitNotice) => void,
   ) {
     this.#channel = channel;
+    this.#child = child;
     this.pid = pid;
     this.closed = new Promise((resolve) => {
       events.onClose = () => {
         this.#alive = false;
+        // First, so that the owner knows before anyone whose request rejects can ask it for a zygote.
+        resolve();
         for (const pending of this.#pending.values()) pending.reject(zygoteGone());
         this.#pending.clear();
-        resolve();
       };
     });
     events.onMessage = (message) => {
@@ -118,7 +125,7 @@ export class Zygote {
           reject(new SupervisorError(message, { code: 'ZYGOTE' }));
         });
       });
-      return new Zygote(channel, pid, events, onExit);
+      return new Zygote(channel, child, pid, events, onExit);
     } catch (error) {
       channel.close();
       child.kill('SIGKILL');
@@ -134,7 +141,8 @@ export class Zygote {
 
   /** Forks a generation. Rejects with the errno's name as code when a step failed. */
   async spawn(request: SpawnRequest, sharedPage: number, files: readonly number[]): Promise<Answer<'spawned'>> {
-    const answer = await this.#request(() => this.#channel.spawn(request, sharedPage, files), ZYGOTE_DEADLINE_MS);
+    const send = (): number => this.#channel.spawn(request, sharedPage, files);
+    const answer = await this.#request(send, ZYGOTE_DEADLINE_MS, () => true);
     if (answer.type !== 'spawned') throw zygoteGone();
     if (answer.error !== 0) {
       const code = errnoName(answer.error);
@@ -151,7 +159,9 @@ export class Zygote {
    * Resolves with whatever the kernel said; rejects with `TIMEOUT`, `ABORTED` or `ZYGOTE`.
    */
   async control(request: ControlRequest, deadlineMs: number, signal?: AbortSignal): Promise<Answer<'controlled'>> {
-    const answer = await this.#request(() => this.#channel.control(request), deadlineMs, signal);
+    // The command may wait in the kernel for good reason while the zygote is well.
+    const hangs = (): boolean => isStopped(this.pid);
+    const answer = await this.#request(() => this.#channel.control(request), deadlineMs, hangs, signal);
     if (answer.type !== 'controlled') throw zygoteGone();
     return answer;
   }
@@ -159,10 +169,12 @@ export class Zygote {
   /** Ends every queue process and the zygote. */
   async retire(): Promise<void> {
     if (this.#alive) this.#channel.retire();
-    await this.closed;
+    await this.#closedSoon();
+    if (this.#alive) await this.#end();
   }
 
-  #request(send: () => number, deadlineMs: number, signal?: AbortSignal): Promise<ZygoteMessage> {
+  /** `hangs`: whether it is the zygote's fault when there is no answer before the deadline. */
+  #request(send: () => number, deadlineMs: number, hangs: () => boolean, signal?: AbortSignal): Promise<ZygoteMessage> {
     if (!this.#alive) return Promise.reject(zygoteGone());
     if (signal?.aborted) return Promise.reject(aborted());
     const sequence = send();
@@ -174,7 +186,9 @@ export class Zygote {
       });
     };
     const deadline = setTimeout(() => {
-      giveUp(new SupervisorError('no answer before the deadline (TIMEOUT)', { code: 'TIMEOUT' }));
+      void (hangs() ? this.#end() : Promise.resolve()).then(() => {
+        giveUp(new SupervisorError('no answer before the deadline (TIMEOUT)', { code: 'TIMEOUT' }));
+      });
     }, deadlineMs);
     const onAbort = (): void => {
       giveUp(aborted());
@@ -188,11 +202,34 @@ export class Zygote {
     });
   }
 
+  /**
+   * A zygote that hangs must not act on a request later, when nobody waits for the processes or the device that come of
+   * it. Its death ends every queue process, and their devices recover with the next zygote.
+   */
+  async #end(): Promise<void> {
+    this.#child.kill('SIGKILL');
+    await this.#closedSoon();
+  }
+
+  /** Resolves nevertheless when a zygote in uninterruptible sleep is not gone. */
+  #closedSoon(): Promise<void> {
+    return Promise.race([this.closed, sleep(END_DEADLINE_MS, undefined, { ref: false })]);
+  }
+
   #settle(sequence: number, act: (pending: Pending) => void): void {
     const pending = this.#pending.get(sequence);
     if (!pending) return;
     this.#pending.delete(sequence);
     act(pending);
+  }
+}
+
+/** By SIGSTOP or a debugger. */
+function isStopped(pid: number): boolean {
+  try {
+    return /^State:\s*[Tt]/m.test(readFileSync(`/proc/${String(pid)}/status`, 'utf8'));
+  } catch {
+    return false;
   }
 }
 
