@@ -1,0 +1,167 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { arm, disarm, installFaultPoints, untilFetched, untilStruck } from './fault-points.js';
+import { Served, assertNothingLeft, processesNamed, run, waitFor } from './harness.js';
+import type { DeviceStatus } from '../../src/supervisor/status.js';
+import { Witness } from './witness.js';
+
+/** Queue processes that die or hang before they serve, at a first start and as replacements. */
+
+const ram = { type: 'ram', size: '16MiB' };
+const queuePid = (device: DeviceStatus, queue: number): number => {
+  const pid = device.queues[queue]?.pid;
+  assert.ok(pid, `queue ${String(queue)} of ${device.name} has no process`);
+  return pid;
+};
+
+test('faults before a generation serves', async (t) => {
+  await installFaultPoints();
+  const served = await Served.start([
+    { name: 'witness', backend: ram },
+    { name: 'twin', queues: 2, backend: ram },
+    { name: 'loop', queues: 2, backend: ram, recovery: { maxRestarts: 3 } },
+  ]);
+  const { path } = await served.device('witness');
+  assert.ok(path);
+  const witness = await Witness.of(path);
+
+  const add = async (name: string, settings: object = {}): Promise<DeviceStatus> => {
+    const { status, body } = await served.api('POST', '/v1/devices', { name, backend: ram, ...settings });
+    assert.equal(status, 201, JSON.stringify(body));
+    return body as DeviceStatus;
+  };
+  const remove = async (name: string): Promise<void> => {
+    assert.equal((await served.api('DELETE', `/v1/devices/${name}`)).status, 200);
+  };
+  /** A read that waits for whatever goes on with the device, and must succeed. */
+  const read = (device: DeviceStatus): Promise<unknown> =>
+    run('dd', [`if=${device.path ?? ''}`, 'of=/dev/null', 'bs=4k', 'count=4', 'iflag=direct', 'status=none']).then(
+      ({ code, stderr }) => {
+        assert.equal(code, 0, stderr);
+      },
+    );
+
+  await t.test('a first generation that dies is followed by another on a device made anew', async () => {
+    for (const point of ['preparing', 'fetching', 'fetched'] as const) {
+      await arm(point, 1, 'SIGKILL');
+      await add(point, { queues: 2 });
+      await untilStruck();
+      const device = await served.untilLive(point);
+      assert.deepEqual([device.generation, device.lastExit?.queue, device.lastExit?.signal], [2, 1, 'SIGKILL'], point);
+      await read(device);
+      await remove(point);
+    }
+  });
+
+  await t.test('so does one of which only a part had fetched', async () => {
+    await arm('fetching', 1, 'SIGSTOP');
+    const adding = add('half', { queues: 2 });
+    await untilStruck();
+    const half = await served.device('half');
+    await untilFetched(queuePid(half, 0));
+    process.kill(queuePid(half, 1), 'SIGKILL');
+    const device = await adding;
+    assert.deepEqual([device.state, device.generation], ['live', 2]);
+    await read(device);
+    await remove('half');
+  });
+
+  await t.test('a replacement that dies before its FETCHes or after them is followed by another', async () => {
+    for (const [index, point] of (['preparing', 'fetched'] as const).entries()) {
+      await arm(point, 1, 'SIGKILL');
+      const before = await served.device('twin');
+      process.kill(queuePid(before, 0), 'SIGKILL');
+      await untilStruck();
+      const reading = read(before);
+      // Dead right after the last FETCH, it may have been live for a moment.
+      const { generation } = await served.untilLive('twin', index + 1);
+      assert.equal(generation, before.generation + 2, point);
+      await reading;
+    }
+  });
+
+  await t.test('a crash loop ends at the restart limit, with the I/O waiting', async () => {
+    await arm('preparing', 0, 'SIGKILL', 1000);
+    const before = await served.device('loop');
+    process.kill(queuePid(before, 1), 'SIGKILL');
+    const parked = await waitFor('the device being parked', async () => {
+      const device = await served.device('loop');
+      return device.state === 'degraded' && device;
+    });
+    assert.equal(parked.generation, 4);
+    assert.match(parked.reason ?? '', /queue process 0 .* was killed by SIGKILL; the limit of 3 restarts in 60 s/);
+    const reading = read(before);
+    await disarm();
+    assert.equal((await served.api('POST', '/v1/devices/loop/recover')).status, 200);
+    await reading;
+    assert.equal((await served.device('loop')).state, 'live');
+  });
+
+  await t.test('a crash loop at the first start ends at the limit and leaves nothing', async () => {
+    await arm('fetching', 0, 'SIGKILL', 1000);
+    const device = { name: 'never', queues: 2, backend: ram, recovery: { maxRestarts: 3 } };
+    const { body } = await served.api('POST', '/v1/devices', device);
+    assert.match(JSON.stringify(body), /was killed by SIGKILL; the limit of 3 restarts in 60 s is reached/);
+    await disarm();
+    assert.equal((await served.api('GET', '/v1/devices/never')).status, 404);
+  });
+
+  await t.test('a generation that hangs is ended at the deadline, at a first start and as replacement', async () => {
+    const begun = performance.now();
+    await arm('preparing', 1, 'SIGSTOP');
+    const before = await served.device('twin');
+    process.kill(queuePid(before, 0), 'SIGKILL');
+    await untilStruck();
+    const reading = read(before);
+    await arm('preparing', 0, 'SIGSTOP');
+    const first = add('hangs-early');
+    await untilStruck();
+    await arm('fetching', 0, 'SIGSTOP');
+    const second = add('hangs-late');
+    await untilStruck();
+    await witness.round();
+    assert.equal((await add('another')).state, 'live', 'others cannot be added meanwhile');
+    for (const { state, generation } of await Promise.all([first, second])) {
+      assert.deepEqual([state, generation], ['live', 2]);
+    }
+    const { generation } = await served.untilLive('twin', 3);
+    assert.equal(generation, before.generation + 2);
+    await reading;
+    const took = performance.now() - begun;
+    assert.ok(took > 9_000 && took < 30_000, `it took ${String(took)} ms`);
+  });
+
+  const { state, recoveries, lastExit } = await served.device('witness');
+  assert.deepEqual([state, recoveries, lastExit], ['live', 0, null]);
+
+  await t.test('a zygote that dies in the middle of a start takes no device along', async () => {
+    await arm('preparing', 0, 'SIGSTOP');
+    const adding = add('orphaned');
+    await untilStruck();
+    const [zygote] = processesNamed('ublk-zygote');
+    assert.ok(zygote);
+    process.kill(zygote, 'SIGKILL');
+    assert.deepEqual([(await adding).state, (await adding).generation], ['live', 2]);
+    await served.untilLive('witness', 1);
+    await read(await served.untilLive('twin', 4));
+  });
+
+  await t.test('nor does one that is stopped: it is ended at the deadline', async () => {
+    await arm('preparing', 0, 'SIGSTOP');
+    const adding = add('unheard');
+    await untilStruck();
+    const [zygote] = processesNamed('ublk-zygote');
+    assert.ok(zygote);
+    process.kill(zygote, 'SIGSTOP');
+    assert.deepEqual([(await adding).state, (await adding).generation], ['live', 2]);
+    assert.ok(!processesNamed('ublk-zygote').includes(zygote));
+    await served.untilLive('witness', 2);
+    await read(await served.untilLive('twin', 5));
+  });
+
+  await witness.end();
+  const begun = performance.now();
+  assert.equal(await served.terminate(), 0);
+  assert.ok(performance.now() - begun < 20_000);
+  await assertNothingLeft(served.runtimeDir);
+});
