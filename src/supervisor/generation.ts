@@ -31,6 +31,8 @@ export class ProcessGeneration implements Generation {
   readonly #pages: SharedPages;
   readonly #members: readonly Member[];
   readonly #firstExit = new AbortController();
+  /** Of the process that ended by itself; the others end because of it. */
+  #cause: MutableExit | null = null;
   readonly #allExited: Promise<void>;
   #alive: number;
 
@@ -89,6 +91,7 @@ export class ProcessGeneration implements Generation {
   }
 
   #begin(exit: MutableExit): void {
+    this.#cause = exit;
     for (const { watch } of this.#members) watch.kill();
     this.#report(exit);
     setTimeout(() => {
@@ -97,6 +100,8 @@ export class ProcessGeneration implements Generation {
   }
 
   #report(exit: MutableExit): void {
+    // The zygote may tell of a sibling that we killed before it tells of the cause.
+    if (exit !== this.#cause) return;
     const complete = exit.at !== '' && (exit.code !== null || exit.signal !== null);
     if (complete) this.#firstExit.abort(exit satisfies ExitStatus);
   }
