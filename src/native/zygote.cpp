@@ -175,7 +175,10 @@ class Zygote {
       }
       for (uint32_t queue = 0; queue < request.queues; queue++) {
         const pid_t pid = checked(fork(), "forking a queue process");
-        if (pid == 0) becomeQueueProcess(request, queue, device.get(), areas, files);
+        if (pid == 0) {
+          pidfds.clear();  // of the siblings that were forked before
+          becomeQueueProcess(request, queue, device.get(), areas, files);
+        }
         children_.push_back({pid, 0});
         answer.pids[answer.queues++] = pid;
         pidfds.emplace_back(static_cast<int>(checked(syscall(SYS_pidfd_open, pid, 0), "pidfd_open")));
