@@ -38,9 +38,12 @@ export async function ok(file: string, args: readonly string[] = [], timeoutMs =
 /** A shell script that must succeed; only for fixed text. */
 export const shell = (script: string, timeoutMs = 60_000): Promise<string> => ok('bash', ['-ec', script], timeoutMs);
 
+/** A start of node alone takes seconds in an emulated guest, and many on a busy machine. */
+export const COMMAND_TIMEOUT_MS = 120_000;
+
 /** Runs a command line of ublk-supervisor to its end. */
 export const supervisorCommand = (...args: readonly string[]): Promise<Finished> =>
-  run(process.execPath, [cli, ...args], 120_000);
+  run(process.execPath, [cli, ...args], COMMAND_TIMEOUT_MS);
 
 /** What is there of ublk device `id`. */
 export const traces = (id: number): string[] =>

@@ -1,0 +1,201 @@
+import assert from 'node:assert/strict';
+import { existsSync, readFileSync, readdirSync, readlinkSync, statSync } from 'node:fs';
+import { chmod, mkdir, mkdtemp, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import {
+  COMMAND_TIMEOUT_MS,
+  Served,
+  cli,
+  ok,
+  processesNamed,
+  run,
+  shell,
+  supervisorCommand,
+  waitFor,
+} from './harness.js';
+import type { Finished } from './harness.js';
+
+/** What a supervisor refuses to begin with, what it never touches, and how its queue processes are confined. */
+
+const configs = await mkdtemp('/tmp/refusals-');
+await chmod(configs, 0o755);
+const goodConfig = join(configs, 'good.json');
+await writeFile(goodConfig, JSON.stringify({ devices: [{ name: 'n', backend: { type: 'null', size: '1GiB' } }] }));
+const newRuntimeDir = join(configs, 'run');
+
+const start = (config: string, runtimeDir = newRuntimeDir): Promise<Finished> =>
+  supervisorCommand('start', config, '--runtime-dir', runtimeDir);
+const startUnder = (wrapper: string, ...args: readonly string[]): Promise<Finished> =>
+  run(
+    wrapper,
+    [...args, process.execPath, cli, 'start', goodConfig, '--runtime-dir', newRuntimeDir],
+    COMMAND_TIMEOUT_MS,
+  );
+
+/** A refusal is one line on stderr, and nothing was made. */
+function assertRefused({ code, stdout, stderr }: Finished, expectedCode: number, expected: RegExp, lines = 1): void {
+  assert.match(stderr, expected);
+  assert.equal(code, expectedCode, stderr);
+  assert.equal(stdout, '');
+  assert.equal(stderr.split('\n').filter((line) => line.startsWith('ublk-supervisor: ')).length, lines, stderr);
+  assert.equal(stderr.split('\n').length, lines, stderr);
+}
+
+function assertNothingMade(): void {
+  assert.ok(!existsSync(newRuntimeDir), 'the runtime directory was made');
+  assert.deepEqual(
+    readdirSync('/dev').filter((name) => /^ublk[bc][0-9]/.test(name)),
+    [],
+  );
+}
+
+test('a broken configuration makes nothing', async () => {
+  const ram = (size: unknown): object => ({ name: 'a', backend: { type: 'ram', size } });
+  const cases: readonly (readonly [text: string, expected: RegExp, lines: number])[] = [
+    [JSON.stringify({ devices: [ram(0), ram('1MiB')] }), /devices\[0\]\.backend\.size/, 1],
+    [
+      JSON.stringify({ devices: [{ ...ram('1MiB'), queues: 65536, dept: 3 }, ram('1MiB')] }),
+      /devices\[0\]\.queues: expected 1 to 128, got 65536\n.*unknown key "dept".*\n.*name: "a" is taken/,
+      3,
+    ],
+  ];
+  await Promise.all(
+    cases.map(async ([text, expected, lines], index) => {
+      const path = join(configs, `${String(index)}.json`);
+      await writeFile(path, text);
+      assertRefused(await start(path), 78, expected, lines);
+    }),
+  );
+  assertNothingMade();
+});
+
+test('who may not serve ublk devices is told why', async () => {
+  const refusals = await Promise.all([
+    startUnder('setpriv', '--reuid', '65534', '--regid', '65534', '--clear-groups'),
+    startUnder('setpriv', '--bounding-set', '-sys_admin'),
+  ]);
+  assertRefused(refusals[0], 77, /: \/dev\/ublk-control: permission denied \(EACCES\); run as root$/);
+  assertRefused(refusals[1], 77, /: privilege: CAP_SYS_ADMIN is missing; run as root$/);
+  assertNothingMade();
+});
+
+test('without io_uring', async () => {
+  await shell('echo 2 > /proc/sys/kernel/io_uring_disabled');
+  assertRefused(await start(goodConfig), 69, /: io_uring: disabled for everybody; run: sysctl /);
+  await shell('echo 0 > /proc/sys/kernel/io_uring_disabled');
+  assertNothingMade();
+});
+
+test('a runtime directory that is no good', async () => {
+  const open = join(configs, 'open');
+  await mkdir(open);
+  await chmod(open, 0o777);
+  const refusals = await Promise.all([start(goodConfig, join(goodConfig, 'run')), start(goodConfig, open)]);
+  assertRefused(refusals[0], 73, /good\.json\/run failed: .*ENOTDIR.*; choose another --runtime-dir$/);
+  assertRefused(refusals[1], 73, /open failed: .*; choose another --runtime-dir$/);
+  assert.deepEqual(readdirSync(open), []);
+  assertNothingMade();
+});
+
+const firstDevices = [
+  { name: 'a', id: 3, queues: 2, backend: { type: 'ram', size: '16MiB' } },
+  { name: 'b', backend: { type: 'ram', size: '16MiB' } },
+];
+
+/** Writes to the device of `id` and reads it back, past the page cache. */
+async function assertUsable(id: number): Promise<void> {
+  const path = `/dev/ublkb${String(id)}`;
+  await shell('head -c 1M /dev/urandom > /run/written');
+  await ok('dd', ['if=/run/written', `of=${path}`, 'bs=64k', 'oflag=direct', 'status=none']);
+  await ok('dd', [`if=${path}`, 'of=/run/read', 'bs=64k', 'count=16', 'iflag=direct', 'status=none']);
+  await ok('cmp', ['/run/written', '/run/read']);
+}
+
+const statusOf = (path: string): Map<string, string> =>
+  new Map(
+    readFileSync(path, 'utf8')
+      .split('\n')
+      .map((line) => line.split(/:\s*/, 2) as [string, string]),
+  );
+
+test('with a supervisor running', async (t) => {
+  const served = await Served.start(firstDevices, { runtimeDir: '/run/first' });
+  const zygotes = processesNamed('ublk-zygote');
+  assert.equal(zygotes.length, 1);
+  const zygote = String(zygotes[0]);
+
+  await t.test('its queue processes are confined', async () => {
+    const pids = (await served.status()).devices.flatMap(({ queues }) => queues.map(({ pid }) => pid));
+    assert.equal(pids.length, 3);
+    for (const pid of pids) {
+      const proc = `/proc/${String(pid)}`;
+      const status = statusOf(`${proc}/status`);
+      for (const set of ['CapInh', 'CapPrm', 'CapEff', 'CapBnd', 'CapAmb']) {
+        assert.equal(BigInt(`0x${status.get(set) ?? '?'}`), 0n, set);
+      }
+      assert.equal(status.get('NoNewPrivs'), '1');
+      assert.ok(parseInt(status.get('VmLck') ?? '0') > 0, 'no memory is locked');
+      assert.equal(readFileSync(`${proc}/oom_score_adj`, 'utf8').trim(), '-1000');
+      for (const task of readdirSync(`${proc}/task`)) {
+        const stat = readFileSync(`${proc}/task/${task}/stat`, 'utf8');
+        // PF_MEMALLOC_NOIO and PF_LOCAL_THROTTLE, which PR_SET_IO_FLUSHER sets.
+        const flags = Number(stat.slice(stat.lastIndexOf(')')).split(' ')[7]);
+        assert.equal(flags & 0x180000, 0x180000, `task ${task} is no I/O flusher`);
+      }
+      // Besides the standard streams: the backend's file and the ring.
+      const files = readdirSync(`${proc}/fd`).map((fd) => [Number(fd), readlinkSync(`${proc}/fd/${fd}`)] as const);
+      const [input, output, error, ...others] = files.sort(([a], [b]) => a - b).map(([, target]) => target);
+      const log = readlinkSync(`/proc/${String(served.pid)}/fd/2`);
+      assert.deepEqual([input, output, error], ['/dev/null', '/dev/null', log]);
+      assert.match(others.sort().join(' '), /^\/dev\/shm\/ublk-supervisor\/[ab]\.ram anon_inode:\[io_uring\]$/);
+    }
+    for (const { id } of (await served.status()).devices) {
+      assert.equal(readFileSync(`/sys/block/ublkb${String(id)}/partscan`, 'utf8').trim(), '0');
+    }
+    assert.equal(statSync(served.runtimeDir).mode & 0o7777, 0o750);
+    assert.equal(statSync(join(served.runtimeDir, 'control.sock')).mode & 0o7777, 0o660);
+  });
+
+  await t.test('a second one for the same runtime directory is refused', async () => {
+    const refused = await start(goodConfig, served.runtimeDir);
+    assertRefused(refused, 73, /a supervisor is running already: it holds \/run\/first\/lock; /);
+    assert.equal((await served.status()).devices.length, 2);
+    await assertUsable(3);
+  });
+
+  await t.test('its devices are foreign to another, which leaves them alone', async () => {
+    const taken = { name: 'taken', id: 3, backend: { type: 'ram', size: '16MiB' } };
+    const other = await Served.start([taken, { name: 'fine', backend: { type: 'null', size: '16MiB' } }]);
+    const conflict = new RegExp(`id 3 is taken by pid ${zygote}; choose another id or delete that device \\(EEXIST\\)`);
+    const { state, reason, path } = await other.device('taken');
+    assert.deepEqual([state, path], ['failed', null]);
+    assert.match(reason ?? '', conflict);
+    assert.equal((await other.device('fine')).state, 'live');
+    assert.equal((await other.api('DELETE', '/v1/devices/taken?force=true')).status, 200);
+    const answer = await other.api('POST', '/v1/devices', { ...taken, name: 'more' });
+    assert.equal(answer.status, 409);
+    assert.match((answer.body as { error: { message: string } }).error.message, conflict);
+    assert.equal(await other.terminate(), 0);
+    await assertUsable(3);
+    const { state: untouched, recoveries } = await served.device('a');
+    assert.deepEqual([untouched, recoveries], ['live', 0]);
+  });
+
+  await t.test('its devices outlive it, and the next supervisor says so instead of taking them', async () => {
+    process.kill(served.pid, 'SIGKILL');
+    await served.exit;
+    await assertUsable(3);
+    const refused = await start(goodConfig, served.runtimeDir);
+    assertRefused(refused, 73, new RegExp(`still serve their devices; end them with "kill -9 ${zygote}"`));
+    assert.equal(processesNamed('ublk/').length, 3);
+    await assertUsable(3);
+    process.kill(Number(zygote), 'SIGKILL');
+    await waitFor('the queue processes ending with their zygote', () => processesNamed('ublk').length === 0);
+    const next = await Served.start([{ name: 'n', backend: { type: 'null', size: '16MiB' } }], {
+      runtimeDir: served.runtimeDir,
+    });
+    assert.equal((await next.device('n')).state, 'live');
+    assert.equal(await next.terminate(), 0);
+  });
+});
