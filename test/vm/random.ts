@@ -1,0 +1,13 @@
+/** Random choices of a test, which a run prints as `seed` and `TEST_SEED` repeats as far as timing allows. */
+
+export const seed = Number(process.env.TEST_SEED ?? Date.now() % 2 ** 32);
+
+let state = seed;
+
+/** A whole number from 0 to below `limit`; mulberry32. */
+export function random(limit: number): number {
+  state = (state + 0x6d2b79f5) | 0;
+  let mixed = Math.imul(state ^ (state >>> 15), state | 1);
+  mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
+  return Math.floor((((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32) * limit);
+}
