@@ -115,7 +115,7 @@ export class Served {
     await writeFile(config, JSON.stringify({ devices }));
     const child = spawn(options.node ?? process.execPath, [cli, 'start', config, '--runtime-dir', directory], {
       stdio: ['ignore', 'inherit', 'pipe'],
-      env: { PATH: process.env['PATH'] },
+      env: { PATH: process.env.PATH },
     });
     const served = new Served(child, directory);
     let ended: number | undefined;
@@ -217,7 +217,7 @@ function tasksInUninterruptibleSleep(): string[] {
     .flatMap((pid) => {
       try {
         const stat = readFileSync(`/proc/${pid}/stat`, 'utf8');
-        return / D /.test(stat.slice(stat.lastIndexOf(')'))) ? [stat] : [];
+        return stat.slice(stat.lastIndexOf(')')).includes(' D ') ? [stat] : [];
       } catch {
         return [];
       }
