@@ -24,6 +24,7 @@ export async function guestTests(context: Context): Promise<void> {
   for (const [program, args] of [
     ['scripts/setup', ['vm']],
     ['vm/fetch', selection.kernels],
+    ['scripts/other-node', []],
   ] as const) {
     const ran = await runProgram(program, args, context);
     if (stopped()) return;
