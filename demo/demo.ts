@@ -21,6 +21,7 @@ const DEVICE = 'scratch';
 /** As many restarts as examples/config.json allows a minute; after one more the device would wait for an operator. */
 const KILLS = 10;
 const BETWEEN_KILLS_MS = 1500;
+const UNDO_MS = 20_000;
 
 /** What has to be undone, the last thing first. */
 const undo: (() => Promise<void>)[] = [];
@@ -33,14 +34,14 @@ async function demonstrate(stopped: AbortSignal): Promise<void> {
   const mountPoint = join(directory, 'mnt');
   await mkdir(mountPoint);
 
+  say(`Linux ${release()}: ublk-supervisor start examples/config.json`);
   const began = performance.now();
   const served = new Served(join(PROJECT, 'examples/config.json'), directory);
-  undo.push(() => end(served));
+  undo.push(() => end(served, mountPoint));
   await served.ready();
   const { path, state, reason, queues } = await served.device(DEVICE);
   if (path === null || state !== 'live') throw new DemoError(`device ${DEVICE} is ${state}: ${reason ?? 'no reason'}`);
   stopped.throwIfAborted();
-  say(`Linux ${release()}: ublk-supervisor start examples/config.json`);
   say(`  ${path} is a RAM disk with ${String(queues.length)} hardware queues, each served by a process of its own:`);
   say(`  pids ${queues.map(({ pid }) => String(pid)).join(' and ')}, live after ${seconds(performance.now() - began)}`);
 
@@ -100,7 +101,11 @@ async function killQueue(kill: number, served: Served, reader: Reader, verifier:
   const queue = queues[kill % queues.length];
   if (queue === undefined || queue.pid === null) throw new DemoError('a queue has no process');
   reader.takeLongestMs();
-  process.kill(queue.pid, 'SIGKILL');
+  try {
+    process.kill(queue.pid, 'SIGKILL');
+  } catch {
+    throw new DemoError(`the process of queue ${String(queue.index)} is gone, and not by our doing`);
+  }
   await served.live(DEVICE, recoveries + 1);
   // The read that was outstanding has ended when another one has begun and ended, too.
   const reads = reader.reads;
@@ -120,13 +125,16 @@ async function killQueue(kill: number, served: Served, reader: Reader, verifier:
 }
 
 /** The device's data goes, too: it was made for this. By force only if the gentle way does not work. */
-async function end(served: Served): Promise<void> {
+async function end(served: Served, mountPoint: string): Promise<void> {
   if (!served.running) return;
   try {
     await served.command('del', DEVICE);
     await served.command('stop');
   } catch (error) {
-    await served.command('del', '--force', DEVICE).catch(() => undefined);
+    // Makes all I/O that waits fail, and then waits until nobody has the device open.
+    const gone = served.command('del', '--force', DEVICE).catch(() => undefined);
+    await command('umount', ['--lazy', mountPoint]).catch(() => undefined);
+    await gone;
     await served.command('stop', '--force').catch(() => served.kill());
     throw error;
   }
@@ -136,10 +144,14 @@ function differences(before: ReadonlyMap<string, string>, after: ReadonlyMap<str
   return [...new Set([...before.keys(), ...after.keys()])].filter((path) => before.get(path) !== after.get(path));
 }
 
+/** Each step has its time: what waits for a device that nobody serves may end only after a later step took it away. */
 async function undoAll(): Promise<string[]> {
   const problems: string[] = [];
   for (let step = undo.pop(); step; step = undo.pop()) {
-    await step().catch((error: unknown) => problems.push(messageOf(error)));
+    const late = sleep(UNDO_MS, undefined, { ref: false }).then(() => {
+      throw new DemoError('cleaning up takes too long; something may be left');
+    });
+    await Promise.race([step(), late]).catch((error: unknown) => problems.push(messageOf(error)));
   }
   return problems;
 }
@@ -166,4 +178,4 @@ try {
 problems.push(...(await undoAll()));
 // One line: what came first is the cause of what came after.
 if (problems[0] !== undefined) process.stderr.write(`demo: failed: ${problems[0]}\n`);
-process.exitCode = problems.length > 0 ? 1 : stopped.signal.aborted ? 130 : 0;
+process.exit(problems.length > 0 ? 1 : stopped.signal.aborted ? 130 : 0);

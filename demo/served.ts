@@ -69,7 +69,8 @@ export class Served {
     const { pid } = this.#process;
     if (pid === undefined || !this.running) return;
     // The zygote is in a session of its own, to outlive its supervisor; the queue processes end with the zygote.
-    const zygotes = (await readFile(`/proc/${String(pid)}/task/${String(pid)}/children`, 'utf8')).match(/[0-9]+/g) ?? [];
+    const zygotes =
+      (await readFile(`/proc/${String(pid)}/task/${String(pid)}/children`, 'utf8')).match(/[0-9]+/g) ?? [];
     const ended = once(this.#process, 'exit');
     for (const each of [pid, ...zygotes.map(Number)]) process.kill(each, 'SIGKILL');
     await ended;
