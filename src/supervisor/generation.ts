@@ -31,8 +31,9 @@ export class ProcessGeneration implements Generation {
   readonly #pages: SharedPages;
   readonly #members: readonly Member[];
   readonly #firstExit = new AbortController();
-  /** Of the process that ended by itself; the others end because of it. */
-  #cause: MutableExit | null = null;
+  /** Of the processes that ended before we ended the rest. */
+  readonly #causes: MutableExit[] = [];
+  #endingOthers = false;
   readonly #allExited: Promise<void>;
   #alive: number;
 
@@ -51,7 +52,7 @@ export class ProcessGeneration implements Generation {
       const watch = watchProcess(pidfds[queue] ?? -1, () => {
         exit.at = new Date().toISOString();
         exit.reason = this.#reasonOf(queue);
-        if (this.#alive === pids.length) this.#begin(exit);
+        this.#onEnd(exit);
         if (--this.#alive === 0) allExited();
       });
       return { pid, watch, exit };
@@ -64,7 +65,7 @@ export class ProcessGeneration implements Generation {
     if (!member) return;
     member.exit.code = notice.code;
     member.exit.signal = notice.signal === null ? null : signalName(notice.signal);
-    this.#report(member.exit);
+    this.#report();
   }
 
   phase(): GenerationPhase {
@@ -90,20 +91,34 @@ export class ProcessGeneration implements Generation {
     }
   }
 
-  #begin(exit: MutableExit): void {
-    this.#cause = exit;
+  #onEnd(exit: MutableExit): void {
+    if (this.#endingOthers) return;
+    this.#causes.push(exit);
+    if (this.#causes.length > 1) return;
+    // Not before we have seen everybody who ended already: on 6.12 the kernel sends the siblings of a process that died
+    // away at once, with exit code 0, and we may see them first.
+    setImmediate(() => {
+      this.#endOthers();
+    });
+  }
+
+  #endOthers(): void {
+    this.#endingOthers = true;
     for (const { watch } of this.#members) watch.kill();
-    this.#report(exit);
+    this.#report();
     setTimeout(() => {
-      this.#firstExit.abort(exit);
+      this.#firstExit.abort(this.#cause);
     }, NOTICE_DEADLINE_MS);
   }
 
-  #report(exit: MutableExit): void {
+  #report(): void {
     // The zygote may tell of a sibling that we killed before it tells of the cause.
-    if (exit !== this.#cause) return;
-    const complete = exit.at !== '' && (exit.code !== null || exit.signal !== null);
-    if (complete) this.#firstExit.abort(exit satisfies ExitStatus);
+    const complete = this.#causes.every(({ code, signal }) => code !== null || signal !== null);
+    if (this.#endingOthers && complete) this.#firstExit.abort(this.#cause);
+  }
+
+  get #cause(): ExitStatus | undefined {
+    return this.#causes.find(({ code }) => code !== 0) ?? this.#causes[0];
   }
 
   #reasonOf(queue: number): string | null {
