@@ -15,6 +15,9 @@ import type { DeviceStatus, Status } from '../../src/supervisor/status.js';
 export const root = fileURLToPath(new URL('../../../', import.meta.url));
 export const cli = join(root, 'dist/src/cli/main.js');
 
+/** A start of node alone takes seconds in an emulated guest, and many on a busy machine. */
+export const COMMAND_TIMEOUT_MS = 120_000;
+
 export interface Finished {
   readonly code: number;
   readonly stdout: string;
@@ -22,24 +25,21 @@ export interface Finished {
 }
 
 /** Runs a command to its end; never rejects because of its exit code. */
-export async function run(file: string, args: readonly string[] = [], timeoutMs = 60_000): Promise<Finished> {
+export async function run(file: string, args: readonly string[] = [], timeoutMs = COMMAND_TIMEOUT_MS): Promise<Finished> {
   const { exitCode, stdout, stderr, timedOut } = await execa(file, args, { reject: false, timeout: timeoutMs });
   assert.ok(!timedOut, `${file} ${args.join(' ')} did not end within ${String(timeoutMs)} ms`);
   return { code: exitCode ?? -1, stdout, stderr };
 }
 
 /** Runs a command that must succeed; returns what it printed. */
-export async function ok(file: string, args: readonly string[] = [], timeoutMs = 60_000): Promise<string> {
+export async function ok(file: string, args: readonly string[] = [], timeoutMs = COMMAND_TIMEOUT_MS): Promise<string> {
   const { code, stdout, stderr } = await run(file, args, timeoutMs);
   assert.equal(code, 0, `${file} ${args.join(' ')} ended with ${String(code)}: ${stderr}${stdout}`);
   return stdout;
 }
 
 /** A shell script that must succeed; only for fixed text. */
-export const shell = (script: string, timeoutMs = 60_000): Promise<string> => ok('bash', ['-ec', script], timeoutMs);
-
-/** A start of node alone takes seconds in an emulated guest, and many on a busy machine. */
-export const COMMAND_TIMEOUT_MS = 120_000;
+export const shell = (script: string, timeoutMs = COMMAND_TIMEOUT_MS): Promise<string> => ok('bash', ['-ec', script], timeoutMs);
 
 /** Runs a command line of ublk-supervisor to its end. */
 export const supervisorCommand = (...args: readonly string[]): Promise<Finished> =>
@@ -138,7 +138,9 @@ export class Served {
   api(method: string, path: string, body?: unknown): Promise<ApiResponse> {
     return new Promise((resolve, reject) => {
       const text = body === undefined ? undefined : JSON.stringify(body);
-      const outgoing = request({ socketPath: join(this.runtimeDir, 'control.sock'), method, path }, (response) => {
+      const socketPath = join(this.runtimeDir, 'control.sock');
+      // Not over a connection that is kept alive: the supervisor may close it as we write.
+      const outgoing = request({ socketPath, method, path, agent: false }, (response) => {
         let received = '';
         response.setEncoding('utf8').on('data', (part: string) => {
           received += part;
