@@ -27,6 +27,8 @@ export class Witness {
         sleep 0.3
       done`;
     const child = spawn('bash', ['-ec', script], { stdio: ['ignore', 'inherit', 'inherit'] });
+    // A test that failed does not wait for it.
+    child.unref();
     const witness = new Witness(new Promise((resolve) => child.once('exit', resolve)));
     await witness.round();
     return witness;
