@@ -25,7 +25,11 @@ export interface Finished {
 }
 
 /** Runs a command to its end; never rejects because of its exit code. */
-export async function run(file: string, args: readonly string[] = [], timeoutMs = COMMAND_TIMEOUT_MS): Promise<Finished> {
+export async function run(
+  file: string,
+  args: readonly string[] = [],
+  timeoutMs = COMMAND_TIMEOUT_MS,
+): Promise<Finished> {
   const { exitCode, stdout, stderr, timedOut } = await execa(file, args, { reject: false, timeout: timeoutMs });
   assert.ok(!timedOut, `${file} ${args.join(' ')} did not end within ${String(timeoutMs)} ms`);
   return { code: exitCode ?? -1, stdout, stderr };
@@ -39,7 +43,8 @@ export async function ok(file: string, args: readonly string[] = [], timeoutMs =
 }
 
 /** A shell script that must succeed; only for fixed text. */
-export const shell = (script: string, timeoutMs = COMMAND_TIMEOUT_MS): Promise<string> => ok('bash', ['-ec', script], timeoutMs);
+export const shell = (script: string, timeoutMs = COMMAND_TIMEOUT_MS): Promise<string> =>
+  ok('bash', ['-ec', script], timeoutMs);
 
 /** Runs a command line of ublk-supervisor to its end. */
 export const supervisorCommand = (...args: readonly string[]): Promise<Finished> =>
