@@ -160,7 +160,7 @@ const memoryOf = async (name: string): Promise<number> =>
 
 const isZero = (data: Buffer): boolean => data.equals(Buffer.alloc(data.length));
 
-test('data is where it was written', { timeout: 280_000 }, async (t) => {
+test('data is where it was written', { timeout: 560_000 }, async (t) => {
   assert.equal(availableParallelism(), CPUS, 'run this in a guest with four CPUs');
   t.diagnostic(`seed ${String(seed)}`);
   const served = await Served.start(configurations);

@@ -30,7 +30,7 @@ async function fio({ name, path, size, depth, rate }: FioJob, options: readonly 
       ...(rate === undefined ? [] : [`--rate_iops=${String(rate)}`]),
       ...options,
     ],
-    { reject: false, timeout: 200_000 },
+    { reject: false, timeout: 500_000 },
   );
   const said = `fio on ${name}: ${stderr}${stdout}`;
   assert.ok(!timedOut && stdout.includes('{'), said);
