@@ -29,6 +29,7 @@ async function run(selection: Selection, cancelSignal: AbortSignal): Promise<num
 const stopped = new AbortController();
 for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
   process.on(signal, () => {
+    process.stderr.write(`npm test: ${signal}, stopping\n`);
     stopped.abort();
   });
 }
