@@ -26,7 +26,7 @@ export async function unitTests(context: Context): Promise<void> {
   });
   const ran = await runProgram(
     'node_modules/.bin/tap',
-    ['run', '--disable-coverage', '--reporter=tap', ...files.map((file) => `dist/test/${file}`)],
+    ['run', '--disable-coverage', '--timeout=120', '--reporter=tap', ...files.map((file) => `dist/test/${file}`)],
     context,
     (text) => {
       counter.write(text);
