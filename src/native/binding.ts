@@ -130,8 +130,11 @@ export interface SharedOperation {
   readonly p99ns: number;
 }
 
+/** `Phase` of shared_page.hpp. */
+export const QueuePhase = { absent: 0, preparing: 1, fetching: 2, fetched: 3, released: 4 } as const;
+
 export interface SharedQueue {
-  /** 0 absent, 1 preparing, 2 fetching, 3 fetched. */
+  /** One of `QueuePhase`. */
   readonly phase: number;
   readonly inflight: number;
   /** Why the process gave up by itself; 0 when it did not. */

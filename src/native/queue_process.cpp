@@ -117,6 +117,7 @@ void runQueueProcess(const QueueInheritance& inheritance) {
     page->phase = static_cast<uint32_t>(Phase::fetched);
     faultPoint("fetched", inheritance.queue);
     queue.serve();
+    page->phase = static_cast<uint32_t>(Phase::released);
     _exit(0);
   } catch (const std::system_error& error) {
     if (page) {

@@ -17,7 +17,8 @@ constexpr uint32_t kSharedMagic = 0x6b6c6275;  // "ublk"
 constexpr uint32_t kSharedVersion = 1;
 constexpr uint32_t kOperationKinds = 5;  // read, write, flush, discard, write zeroes
 
-enum class Phase : uint32_t { absent = 0, preparing = 1, fetching = 2, fetched = 3 };
+// `released`: the kernel holds none of its requests any more, because the device goes away or as the drain flag asked.
+enum class Phase : uint32_t { absent = 0, preparing = 1, fetching = 2, fetched = 3, released = 4 };
 
 // Latencies in nanoseconds, four buckets an octave: bucket b holds values whose top three bits are those of b.
 class Histogram {

@@ -1,12 +1,14 @@
 import { constants } from 'node:os';
 import { SupervisorError } from '../errors.js';
-import { errnoName, watchProcess, type ProcessWatch, type SharedPages } from '../native/binding.js';
+import { errnoName, QueuePhase, watchProcess, type ProcessWatch, type SharedPages } from '../native/binding.js';
 import type { Generation, GenerationPhase } from './kernel.js';
 import type { ExitStatus } from './status.js';
 import type { ExitNotice } from './zygote.js';
 
 /** How long the zygote may take to say how a process ended before we go on without knowing. */
 const NOTICE_DEADLINE_MS = 50;
+/** How long a process that died may take to be gone after the kernel has sent its siblings away. */
+const CAUSE_DEADLINE_MS = 200;
 /** After SIGKILL only a process in uninterruptible sleep is still there. */
 const KILL_DEADLINE_MS = 5_000;
 
@@ -70,8 +72,8 @@ export class ProcessGeneration implements Generation {
 
   phase(): GenerationPhase {
     const phases = this.pids.map((_, queue) => this.#pages.readQueue(queue).phase);
-    if (phases.every((phase) => phase === 3)) return 'fetched';
-    return phases.some((phase) => phase >= 2) ? 'fetching' : 'preparing';
+    if (phases.every((phase) => phase >= QueuePhase.fetched)) return 'fetched';
+    return phases.some((phase) => phase >= QueuePhase.fetching) ? 'fetching' : 'preparing';
   }
 
   async kill(): Promise<void> {
@@ -94,15 +96,15 @@ export class ProcessGeneration implements Generation {
   #onEnd(exit: MutableExit): void {
     if (this.#endingOthers) return;
     this.#causes.push(exit);
-    if (this.#causes.length > 1) return;
-    // Not before we have seen everybody who ended already: on 6.12 the kernel sends the siblings of a process that died
-    // away at once, with exit code 0, and we may see them first.
-    setImmediate(() => {
-      this.#endOthers();
-    });
+    // Up to 6.14 the kernel sends the siblings of a process that died away while that one is still on its way out, so
+    // they may well be the first that we see.
+    const died = this.#pages.readQueue(exit.queue).phase !== QueuePhase.released;
+    if (died || this.#causes.length === this.#members.length) this.#endOthers();
+    else setTimeout(this.#endOthers.bind(this), CAUSE_DEADLINE_MS);
   }
 
   #endOthers(): void {
+    if (this.#endingOthers) return;
     this.#endingOthers = true;
     for (const { watch } of this.#members) watch.kill();
     this.#report();

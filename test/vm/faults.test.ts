@@ -67,14 +67,14 @@ test('faults before a generation serves', async (t) => {
   });
 
   await t.test('a replacement that dies before its FETCHes or after them is followed by another', async () => {
-    for (const [index, point] of (['preparing', 'fetched'] as const).entries()) {
+    for (const point of ['preparing', 'fetched'] as const) {
       await arm(point, 1, 'SIGKILL');
       const before = await served.device('twin');
       process.kill(queuePid(before, 0), 'SIGKILL');
       await untilStruck();
       const reading = read(before);
       // Dead right after the last FETCH, it may have been live for a moment.
-      const { generation } = await served.untilLive('twin', index + 1);
+      const { generation } = await served.untilGeneration('twin', before.generation + 2);
       assert.equal(generation, before.generation + 2, point);
       await reading;
     }
@@ -124,7 +124,7 @@ test('faults before a generation serves', async (t) => {
     for (const { state, generation } of await Promise.all([first, second])) {
       assert.deepEqual([state, generation], ['live', 2]);
     }
-    const { generation } = await served.untilLive('twin', 3);
+    const { generation } = await served.untilGeneration('twin', before.generation + 2);
     assert.equal(generation, before.generation + 2);
     await reading;
     const took = performance.now() - begun;
@@ -134,6 +134,7 @@ test('faults before a generation serves', async (t) => {
   const { state, recoveries, lastExit } = await served.device('witness');
   assert.deepEqual([state, recoveries, lastExit], ['live', 0, null]);
 
+  const { generation: settled } = await served.device('twin');
   await t.test('a zygote that dies in the middle of a start takes no device along', async () => {
     await arm('preparing', 0, 'SIGSTOP');
     const adding = add('orphaned');
@@ -143,7 +144,7 @@ test('faults before a generation serves', async (t) => {
     process.kill(zygote, 'SIGKILL');
     assert.deepEqual([(await adding).state, (await adding).generation], ['live', 2]);
     await served.untilLive('witness', 1);
-    await read(await served.untilLive('twin', 4));
+    await read(await served.untilGeneration('twin', settled + 1));
   });
 
   await t.test('nor does one that is stopped: it is ended at the deadline', async () => {
@@ -156,7 +157,7 @@ test('faults before a generation serves', async (t) => {
     assert.deepEqual([(await adding).state, (await adding).generation], ['live', 2]);
     assert.ok(!processesNamed('ublk-zygote').includes(zygote));
     await served.untilLive('witness', 2);
-    await read(await served.untilLive('twin', 5));
+    await read(await served.untilGeneration('twin', settled + 2));
   });
 
   await witness.end();

@@ -187,6 +187,18 @@ export class Served {
     );
   }
 
+  /** Waits until the device is live in this generation or a later one. */
+  untilGeneration(name: string, generation: number, timeoutMs = 30_000): Promise<DeviceStatus> {
+    return waitFor(
+      `device ${name} being live in generation ${String(generation)}`,
+      async () => {
+        const device = await this.device(name);
+        return device.state === 'live' && device.generation >= generation && device;
+      },
+      timeoutMs,
+    );
+  }
+
   /** SIGTERM, as systemd does; resolves with the exit code. */
   terminate(): Promise<number> {
     process.kill(this.pid, 'SIGTERM');
