@@ -1,0 +1,98 @@
+import { extname } from 'node:path';
+import { pathToFileURL } from 'node:url';
+import { validate } from '../config/problems.js';
+import { SupervisorError, messageOf } from '../errors.js';
+import type { BackendContext, BackendDefinition, BackendInstance } from './define.js';
+
+/** What a device announces for an instance: nothing that the instance lacks. */
+export interface Announced {
+  /** Bytes. */
+  readonly size: number;
+  /** null: what the configuration says. */
+  readonly blockSize: number | null;
+  readonly readOnly: boolean;
+  readonly rotational: boolean;
+  readonly idempotentWrites: boolean;
+  readonly flush: boolean;
+  readonly discard: boolean;
+  readonly writeZeroes: boolean;
+}
+
+/** Node 22.18 and later; its types are those of Node 20. */
+const stripsTypes = Boolean((process.features as { readonly typescript?: unknown }).typescript);
+
+const SMALLEST_DEVICE = 4096;
+const BLOCK_SIZES: readonly unknown[] = [512, 1024, 2048, 4096];
+
+/** Imports a backend's module. Rejects with `BACKEND` and what its author has to change. */
+export async function loadBackend(path: string): Promise<BackendDefinition> {
+  if (/^\.[cm]?ts$/.test(extname(path)) && !stripsTypes) {
+    throw refused(
+      `loading backend ${path} failed: Node ${process.version} does not run TypeScript; use Node 22.18 or later, or compile it`,
+    );
+  }
+  let module: { readonly default?: unknown };
+  try {
+    module = (await import(pathToFileURL(path).href)) as { readonly default?: unknown };
+  } catch (error) {
+    throw refused(`loading backend ${path} failed: ${messageOf(error)}`, error);
+  }
+  const definition = module.default as Partial<BackendDefinition> | null | undefined;
+  if (typeof definition?.open !== 'function' || typeof definition.name !== 'string') {
+    throw refused(
+      `loading backend ${path} failed: its default export is no backend; export default defineBackend({ name, open })`,
+    );
+  }
+  return definition as BackendDefinition;
+}
+
+/** Checks the options and opens an instance. Rejects with `CONFIG`, `BACKEND` or whatever `open` threw. */
+export async function openInstance(
+  definition: BackendDefinition,
+  options: Readonly<Record<string, unknown>>,
+  context: BackendContext,
+): Promise<BackendInstance> {
+  const source = `backend ${definition.name}`;
+  if (!definition.options && Object.keys(options).length > 0) {
+    throw refused(`${source}: unknown key ${Object.keys(options).join(', ')}; it has no options`);
+  }
+  const checked = definition.options ? validate(definition.options, options, source) : options;
+  const instance: unknown = await definition.open(checked, context);
+  const fault = faultOf(instance);
+  if (fault !== undefined) throw refused(`opening ${source} failed: open() returned ${fault}`);
+  return instance as BackendInstance;
+}
+
+export function announcedBy(instance: BackendInstance): Announced {
+  return {
+    size: instance.size,
+    blockSize: instance.blockSize ?? null,
+    readOnly: instance.readOnly === true || instance.write === undefined,
+    rotational: instance.rotational === true,
+    idempotentWrites: instance.idempotentWrites !== false,
+    flush: instance.flush !== undefined,
+    discard: instance.discard !== undefined,
+    writeZeroes: instance.writeZeroes !== undefined,
+  };
+}
+
+function faultOf(instance: unknown): string | undefined {
+  if (typeof instance !== 'object' || instance === null) return `${String(instance)}; expected { size, read, ... }`;
+  const given = instance as Readonly<Record<string, unknown>>;
+  const { size, blockSize = 512 } = given;
+  if (!BLOCK_SIZES.includes(blockSize)) {
+    return `blockSize ${String(blockSize)}; expected ${BLOCK_SIZES.join(', ')} or nothing`;
+  }
+  if (!Number.isSafeInteger(size) || Number(size) < SMALLEST_DEVICE || Number(size) % Number(blockSize) !== 0) {
+    return `size ${String(size)}; expected a multiple of ${String(blockSize)} bytes, at least ${String(SMALLEST_DEVICE)}`;
+  }
+  if (typeof given.read !== 'function') return 'no read(buffer, offset)';
+  const odd = ['write', 'flush', 'discard', 'writeZeroes', 'close'].find(
+    (method) => given[method] !== undefined && typeof given[method] !== 'function',
+  );
+  return odd === undefined ? undefined : `${odd} that is no function`;
+}
+
+function refused(message: string, cause?: unknown): SupervisorError {
+  return new SupervisorError(message, { code: 'BACKEND', cause });
+}
