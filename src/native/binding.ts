@@ -30,6 +30,8 @@ export interface SpawnRequest {
   readonly depth: number;
   readonly maxIoBytes: number;
   readonly userCopy: boolean;
+  /** The backend's files are then a channel for each queue. */
+  readonly javascript: boolean;
   readonly size: number;
   readonly backend: string;
 }
@@ -153,6 +155,39 @@ export interface SharedPages {
   drain(): void;
 }
 
+/** What a queue process with a JavaScript backend is for. */
+export interface InheritedQueue {
+  readonly deviceId: number;
+  readonly queue: number;
+  readonly queues: number;
+  readonly depth: number;
+  readonly maxIoBytes: number;
+  readonly size: number;
+  /** fd of a stream socket to the supervisor. */
+  readonly channel: number;
+}
+
+interface NativeJsQueue {
+  readonly buffers: ArrayBuffer;
+  readonly requests: ArrayBuffer;
+  readonly offsets: ArrayBuffer;
+  readonly answers: ArrayBuffer;
+  start(): void;
+  answer(count: number): void;
+}
+
+/** The queue of a process with a JavaScript backend; js_queue.cpp says what the arrays hold. */
+export interface JsQueue {
+  readonly buffers: ArrayBuffer;
+  readonly requests: Int32Array;
+  readonly offsets: Float64Array;
+  readonly answers: Int32Array;
+  /** Waits for the device's other queue processes, then fetches. Blocks the thread meanwhile. */
+  start(): void;
+  /** Answers the first `count` requests of `answers`, in one system call a batch. */
+  answer(count: number): void;
+}
+
 interface Binding {
   flock(fd: number): boolean;
   ublkFeatures(): bigint;
@@ -161,6 +196,10 @@ interface Binding {
   listenSeqpacket(path: string): number;
   ZygoteChannel: new (path: string, onMessage: (message: ZygoteMessage) => void, onClose: () => void) => ZygoteChannel;
   ProcessWatch: new (pidfd: number, onExit: () => void) => ProcessWatch;
+  streamPair(): readonly [number, number];
+  inheritedQueue(): InheritedQueue | null;
+  mapShared(fd: number, bytes: number): ArrayBuffer;
+  JsQueue: new (onBatch: (count: number) => void, onDrain: () => void, onEnd: () => void) => NativeJsQueue;
   SharedPages: new (queues: number, depth: number) => SharedPages;
 }
 
@@ -229,4 +268,47 @@ export function watchProcess(pidfd: number, onExit: () => void): ProcessWatch {
 
 export function createSharedPages(queues: number, depth: number): SharedPages {
   return translated(() => new (binding().SharedPages)(queues, depth));
+}
+
+/** The two ends of a stream socket, as descriptors that the caller owns. */
+export function streamPair(): readonly [number, number] {
+  return translated(() => binding().streamPair());
+}
+
+/** null in a process that is no queue process with a JavaScript backend. */
+export function inheritedQueue(): InheritedQueue | null {
+  return binding().inheritedQueue();
+}
+
+/** The first `bytes` of a file as memory that everybody who maps it shares, for the process' life. */
+export function mapShared(fd: number, bytes: number): Buffer {
+  return Buffer.from(translated(() => binding().mapShared(fd, bytes)));
+}
+
+export interface QueueEvents {
+  /** There are `count` requests in the arrays. */
+  readonly onBatch: (count: number) => void;
+  /** Nothing new comes. */
+  readonly onDrain: () => void;
+  /** Everything is answered, or the kernel has taken the queue back. */
+  readonly onEnd: () => void;
+}
+
+/** Call once, in a process that inherited a queue. */
+export function inheritQueue({ onBatch, onDrain, onEnd }: QueueEvents): JsQueue {
+  const native = translated(() => new (binding().JsQueue)(onBatch, onDrain, onEnd));
+  return {
+    buffers: native.buffers,
+    requests: new Int32Array(native.requests),
+    offsets: new Float64Array(native.offsets),
+    answers: new Int32Array(native.answers),
+    start: () => {
+      translated(() => {
+        native.start();
+      });
+    },
+    answer: (count) => {
+      native.answer(count);
+    },
+  };
 }

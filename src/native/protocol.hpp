@@ -12,7 +12,7 @@ namespace ublk {
 constexpr uint32_t kProtocolMagic = 0x7a6c6275;  // "ublz"
 constexpr uint16_t kProtocolVersion = 1;
 constexpr uint32_t kMaxQueues = 128;
-constexpr uint32_t kMaxBackendFiles = 8;
+constexpr uint32_t kMaxBackendFiles = kMaxQueues;
 
 enum class MessageType : uint16_t {
   hello = 1,   // zygote -> supervisor, on connection: who serves
@@ -50,6 +50,7 @@ struct SpawnMessage {
   uint32_t depth;
   uint32_t maxIoBytes;
   DataPath dataPath;
+  uint32_t javascript;  // the backend's files are then a channel to the supervisor for each queue
   uint64_t size;
   uint32_t backendFiles;
   char backend[32];

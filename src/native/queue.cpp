@@ -94,27 +94,52 @@ void Queue::fetchAll() {
 }
 
 void Queue::serve() {
-  while (fetched_ > 0) {
+  do {
     const int submitted = io_uring_submit_and_wait(&ring_, 1);
     if (submitted < 0 && submitted != -EINTR) {
       throw std::system_error(-submitted, std::generic_category(), "waiting for requests");
     }
-    batchStartNs_ = monotonicNs();
-    unsigned head;
-    unsigned seen = 0;
-    io_uring_cqe* cqe;
-    io_uring_for_each_cqe(&ring_, head, cqe) {
-      seen++;
-      handle(cqe->user_data, cqe->res);
-    }
-    io_uring_cq_advance(&ring_, seen);
-    accountFinished();
-    if (inBackend_ == 0 && setup_.page->drain.load(std::memory_order_relaxed)) {
-      // Requests that arrived meanwhile stay with the kernel, which gives them to the next generation.
-      io_uring_submit(&ring_);
-      return;
-    }
+  } while (handleCompletions());
+  // What drains has answers that nobody has sent yet.
+  io_uring_submit(&ring_);
+}
+
+void Queue::notify(int eventfd) {
+  const int result = io_uring_register_eventfd(&ring_, eventfd);
+  if (result < 0) throw std::system_error(-result, std::generic_category(), "registering the queue's eventfd");
+}
+
+bool Queue::take() {
+  accountFinished();
+  // With DEFER_TASKRUN nothing is posted until this thread asks.
+  const int result = io_uring_submit_and_get_events(&ring_);
+  if (result < 0 && result != -EINTR) throw std::system_error(-result, std::generic_category(), "taking requests");
+  return handleCompletions();
+}
+
+void Queue::submit() {
+  accountFinished();
+  int submitted;
+  do {
+    submitted = io_uring_submit(&ring_);
+  } while (submitted == -EINTR);
+  if (submitted < 0) throw std::system_error(-submitted, std::generic_category(), "answering requests");
+}
+
+// False when the kernel has every tag back, or when asked to drain and nothing is in the backend: requests that arrived
+// meanwhile stay with the kernel, which gives them to the next generation.
+bool Queue::handleCompletions() {
+  batchStartNs_ = monotonicNs();
+  unsigned head;
+  unsigned seen = 0;
+  io_uring_cqe* cqe;
+  io_uring_for_each_cqe(&ring_, head, cqe) {
+    seen++;
+    handle(cqe->user_data, cqe->res);
   }
+  io_uring_cq_advance(&ring_, seen);
+  accountFinished();
+  return fetched_ > 0 && !(inBackend_ == 0 && setup_.page->drain.load(std::memory_order_relaxed));
 }
 
 void Queue::handle(uint64_t userData, int32_t result) {

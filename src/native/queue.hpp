@@ -3,6 +3,7 @@
 #include <liburing.h>
 
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "backend.hpp"
@@ -49,6 +50,16 @@ class Queue final : public Responder {
   // Returns when the kernel has taken every tag back (-ENODEV), or when asked to drain and the backend holds nothing.
   void serve();
 
+  // The same for a thread that has other things to wait for: `eventfd` becomes readable when there is something to
+  // take. `take` sends what was answered, hands what came in to the backend, and returns false when the queue is done;
+  // `submit` only sends.
+  void notify(int eventfd);
+  bool take();
+  void submit();
+
+  // Every tag's buffer, one behind the other; empty with user-copy.
+  std::span<std::byte> buffers() const { return {buffers_, buffers_ ? size_t{setup_.maxIoBytes} * setup_.depth : 0}; }
+
   // ---- for backends ------------------------------------------------------------------------------------------------
 
   void complete(const Request& request, int64_t result) override;
@@ -65,6 +76,7 @@ class Queue final : public Responder {
   io_uring_sqe* nextSqe(Completion kind, uint16_t tag);
   void prepareCommand(uint32_t opcode, uint16_t tag, int32_t result);
   void awaitDrain();
+  bool handleCompletions();
   void handle(uint64_t userData, int32_t result);
   void begin(uint16_t tag);
   void commitFault(uint16_t tag);

@@ -2,7 +2,8 @@
 
 #include <span>
 
-#include "protocol.hpp"
+#include "file_descriptor.hpp"
+#include "inheritance.hpp"
 
 namespace ublk {
 
@@ -19,5 +20,9 @@ struct QueueInheritance {
 // Prepares, waits until the device's other queue processes are prepared too, then serves the queue. Exits with 0 when
 // the kernel has taken every tag back, with 1 when something failed; the shared page then says what.
 [[noreturn]] void runQueueProcess(const QueueInheritance& inheritance);
+
+// The part of it that a queue process with a JavaScript backend does before node boots: maps the shared page into
+// `inheritance` and lets go of every privilege. Exits when something fails.
+void enterJavaScript(Inheritance& inheritance, const FileDescriptor& sharedPage);
 
 }  // namespace ublk

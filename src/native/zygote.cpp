@@ -21,6 +21,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "channel.hpp"
@@ -40,6 +41,12 @@ struct Child {
 struct DescriptorArea {
   const IoDescriptor* base = nullptr;
   size_t bytes = 0;
+};
+
+// Thrown in a forked child to leave the zygote's stack, and with it the preloaded library's constructor.
+struct JavaScriptChild {
+  Inheritance inheritance;
+  int sharedPage;
 };
 
 class Zygote {
@@ -155,7 +162,8 @@ class Zygote {
   void forkGeneration(const SpawnMessage& request, std::vector<FileDescriptor>& files, SpawnedMessage& answer,
                       std::vector<FileDescriptor>& pidfds) {
     if (request.queues == 0 || request.queues > kMaxQueues || request.depth == 0 || request.depth > kMaxDepth ||
-        files.size() != request.backendFiles + 1 || request.backendFiles > kMaxBackendFiles) {
+        files.size() != request.backendFiles + 1 || request.backendFiles > kMaxBackendFiles ||
+        (request.javascript && request.backendFiles != request.queues)) {
       throw std::system_error(EINVAL, std::generic_category(), "reading the spawn request");
     }
     char path[32];
@@ -200,16 +208,29 @@ class Zygote {
   }
 
   [[noreturn]] void becomeQueueProcess(const SpawnMessage& request, uint32_t queue, int device,
-                                       const std::vector<DescriptorArea>& areas, std::vector<FileDescriptor>& files) {
+                                       std::vector<DescriptorArea>& areas, std::vector<FileDescriptor>& files) {
     leaveZygote();
     for (uint32_t other = 0; other < areas.size(); other++) {
-      if (other != queue) munmap(const_cast<IoDescriptor*>(areas[other].base), areas[other].bytes);
+      if (other == queue) continue;
+      munmap(const_cast<IoDescriptor*>(areas[other].base), areas[other].bytes);
+      areas[other].base = nullptr;
     }
     supervisor_.reset();
     close(kControlFd);
+    if (request.javascript) becomeJavaScriptChild(request, queue, device, areas, files);
     std::vector<int> raw;
     for (const auto& file : files) raw.push_back(file.get());
     runQueueProcess({request, queue, device, areas[queue].base, raw[0], std::span(raw).subspan(1)});
+  }
+
+  // Takes what the process needs out of the hands of the objects on the stack, which are about to be unwound.
+  [[noreturn]] static void becomeJavaScriptChild(const SpawnMessage& request, uint32_t queue, int device,
+                                                 std::vector<DescriptorArea>& areas,
+                                                 std::vector<FileDescriptor>& files) {
+    const auto keep = [](int fd) { return fcntl(fd, F_DUPFD_CLOEXEC, 0); };
+    throw JavaScriptChild{
+        {request, queue, keep(device), std::exchange(areas[queue].base, nullptr), files[queue + 1].release(), {}},
+        files[0].release()};
   }
 
   // ---- control processes -------------------------------------------------------------------------------------------
@@ -280,9 +301,15 @@ class Zygote {
 
 }  // namespace
 
-void runZygote() {
-  Zygote zygote;
-  zygote.run();
+Inheritance runZygote() {
+  try {
+    Zygote zygote;
+    zygote.run();
+  } catch (const JavaScriptChild& child) {
+    Inheritance inheritance = child.inheritance;
+    enterJavaScript(inheritance, FileDescriptor(child.sharedPage));
+    return inheritance;
+  }
 }
 
 }  // namespace ublk

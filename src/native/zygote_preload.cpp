@@ -1,15 +1,24 @@
-// Entry of the preloaded library: turns a node that was started as zygote into one before its main() runs.
+// Entry of the preloaded library: turns a node that was started as zygote into one before its main() runs. In a queue
+// process that serves in JavaScript the constructor returns, and node boots with the mapping in place.
 #include <cstdlib>
+#include <optional>
 
+#include "inheritance.hpp"
 #include "zygote.hpp"
 
 namespace {
+
+std::optional<ublk::Inheritance> inheritance;
 
 [[gnu::constructor]] void enter() {
   if (!getenv("UBLK_SUPERVISOR_ZYGOTE")) return;
   unsetenv("UBLK_SUPERVISOR_ZYGOTE");
   unsetenv("LD_PRELOAD");
-  ublk::runZygote();
+  inheritance = ublk::runZygote();
 }
 
 }  // namespace
+
+extern "C" [[gnu::visibility("default")]] ublk::Inheritance* ublk_supervisor_inheritance() {
+  return inheritance ? &*inheritance : nullptr;
+}

@@ -136,6 +136,7 @@ export class UblkKernel implements Kernel {
             depth: granted.depth,
             maxIoBytes: maxIoBytes(spec),
             userCopy: spec.dataPath === 'user-copy',
+            javascript: false,
             size: spec.size,
             backend: spec.backend.name,
           },

@@ -9,6 +9,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exportZygoteChannel(env, exports);
   exportProcessWatch(env, exports);
   exportSharedPages(env, exports);
+  exportJsQueue(env, exports);
   return exports;
 }
 

@@ -23,6 +23,7 @@ auto guarded(Napi::Env env, Body&& body) {
 void exportSystem(Napi::Env env, Napi::Object exports);
 void exportZygoteChannel(Napi::Env env, Napi::Object exports);
 void exportProcessWatch(Napi::Env env, Napi::Object exports);
+void exportJsQueue(Napi::Env env, Napi::Object exports);
 void exportSharedPages(Napi::Env env, Napi::Object exports);
 
 }  // namespace ublk::addon

@@ -1,6 +1,7 @@
 // What the supervisor and `doctor` ask the system directly, because it cannot block.
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -89,6 +90,28 @@ Napi::Value listenSeqpacket(const Napi::CallbackInfo& info) {
   });
 }
 
+// mapShared(fd, bytes): ArrayBuffer, the file's first bytes, shared with whoever maps it too, for the process' life.
+Napi::Value mapShared(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const int fd = info[0].As<Napi::Number>().Int32Value();
+    const auto bytes = static_cast<size_t>(info[1].As<Napi::Number>().Int64Value());
+    void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (memory == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "mapping shared memory");
+    return Napi::ArrayBuffer::New(info.Env(), memory, bytes);
+  });
+}
+
+// streamPair(): [fd, fd], the two ends of a stream socket.
+Napi::Value streamPair(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    int ends[2];
+    checked(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends), "socketpair");
+    Napi::Array pair = Napi::Array::New(info.Env(), 2);
+    for (uint32_t i = 0; i < 2; i++) pair.Set(i, ends[i]);
+    return pair;
+  });
+}
+
 }  // namespace
 
 void exportSystem(Napi::Env env, Napi::Object exports) {
@@ -96,6 +119,8 @@ void exportSystem(Napi::Env env, Napi::Object exports) {
   exports.Set("ublkFeatures", Napi::Function::New(env, ublkFeatures));
   exports.Set("ublkDeviceInfo", Napi::Function::New(env, ublkDeviceInfo));
   exports.Set("ioUringErrno", Napi::Function::New(env, ioUringErrno));
+  exports.Set("mapShared", Napi::Function::New(env, mapShared));
+  exports.Set("streamPair", Napi::Function::New(env, streamPair));
   exports.Set("listenSeqpacket", Napi::Function::New(env, listenSeqpacket));
 }
 

@@ -63,6 +63,7 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
     message.maxIoBytes = request.Get("maxIoBytes").ToNumber().Uint32Value();
     message.dataPath = request.Get("userCopy").ToBoolean() ? DataPath::userCopy : DataPath::copy;
     message.size = static_cast<uint64_t>(request.Get("size").ToNumber().Int64Value());
+    message.javascript = request.Get("javascript").ToBoolean();
     const std::string backend = request.Get("backend").ToString();
     std::strncpy(message.backend, backend.c_str(), sizeof message.backend - 1);
     std::vector<int> files{info[1].As<Napi::Number>().Int32Value()};

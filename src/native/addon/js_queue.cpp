@@ -1,0 +1,233 @@
+#include <dlfcn.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "../file_descriptor.hpp"
+#include "../inheritance.hpp"
+#include "../process_setup.hpp"
+#include "../queue.hpp"
+#include "bindings.hpp"
+#include "watcher.hpp"
+
+namespace ublk::addon {
+
+namespace {
+
+Inheritance* inheritance() {
+  const auto find = reinterpret_cast<Inheritance* (*)()>(dlsym(RTLD_DEFAULT, "ublk_supervisor_inheritance"));
+  return find ? find() : nullptr;
+}
+
+// inheritedQueue(): what this queue process is for; null in any other process.
+Napi::Value inheritedQueue(const Napi::CallbackInfo& info) {
+  const Inheritance* inherited = inheritance();
+  if (!inherited) return info.Env().Null();
+  Napi::Object answer = Napi::Object::New(info.Env());
+  answer.Set("deviceId", inherited->request.deviceId);
+  answer.Set("queue", inherited->queue);
+  answer.Set("queues", inherited->request.queues);
+  answer.Set("depth", inherited->request.depth);
+  answer.Set("maxIoBytes", inherited->request.maxIoBytes);
+  answer.Set("size", static_cast<double>(inherited->request.size));
+  answer.Set("channel", inherited->channel);
+  return answer;
+}
+
+// The queue of a process whose backend is in JavaScript. Requests go there in batches: one call for all that arrived
+// together, over arrays that are made once, and one system call for all the answers.
+//
+// new JsQueue(onBatch(count), onDrain(), onEnd()): `onBatch` finds `count` requests in `requests` and `offsets`, and
+// answers, now or later, by filling `answers` and calling answer(). `onDrain`: nothing new comes; `onEnd`: all that came
+// is answered, or the kernel has taken it back.
+class JsQueue final : public Napi::ObjectWrap<JsQueue>, private Backend {
+ public:
+  static void define(Napi::Env env, Napi::Object exports) {
+    exports.Set("JsQueue", DefineClass(env, "JsQueue",
+                                       {
+                                           InstanceMethod<&JsQueue::start>("start"),
+                                           InstanceMethod<&JsQueue::answer>("answer"),
+                                           InstanceAccessor<&JsQueue::buffers>("buffers"),
+                                           InstanceAccessor<&JsQueue::requests>("requests"),
+                                           InstanceAccessor<&JsQueue::offsets>("offsets"),
+                                           InstanceAccessor<&JsQueue::answers>("answers"),
+                                       }));
+  }
+
+  explicit JsQueue(const Napi::CallbackInfo& info)
+      : Napi::ObjectWrap<JsQueue>(info),
+        onBatch_(Napi::Persistent(info[0].As<Napi::Function>())),
+        onDrain_(Napi::Persistent(info[1].As<Napi::Function>())),
+        onEnd_(Napi::Persistent(info[2].As<Napi::Function>())) {
+    guarded(info.Env(), [&] {
+      inherited_ = inheritance();
+      if (!inherited_) throw std::system_error(ENODEV, std::generic_category(), "inheriting a queue");
+      const SpawnMessage& request = inherited_->request;
+      page_ = &inherited_->shared.queue(inherited_->queue);
+      queue_ = std::make_unique<Queue>(QueueSetup{.index = inherited_->queue,
+                                                  .depth = request.depth,
+                                                  .maxIoBytes = request.maxIoBytes,
+                                                  .deviceBytes = request.size,
+                                                  .dataPath = DataPath::copy,
+                                                  .charDevice = inherited_->charDevice,
+                                                  .descriptors = inherited_->descriptors,
+                                                  .page = page_,
+                                                  .inflight = inherited_->shared.inflight(inherited_->queue)},
+                                       static_cast<Backend&>(*this));
+      // The ring's registered file is now the only reference.
+      close(inherited_->charDevice);
+      eventfd_ = FileDescriptor(checked(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), "eventfd"));
+      queue_->notify(eventfd_.get());
+      // Only the buffers: V8 gives memory back with madvise(), which locked memory refuses.
+      const std::span<std::byte> memory = queue_->buffers();
+      checked(mlock(memory.data(), memory.size()), "locking request buffers");
+      held_.resize(request.depth);
+      buffers_ = Napi::Persistent(Napi::ArrayBuffer::New(info.Env(), memory.data(), memory.size()));
+      requests_ = array(info.Env(), 3 * request.depth, requestData_);
+      offsets_ = array(info.Env(), request.depth, offsetData_);
+      answers_ = array(info.Env(), 2 * request.depth, answerData_);
+    });
+  }
+
+ private:
+  // ---- Backend -----------------------------------------------------------------------------------------------------
+
+  void open(const BackendSetup&) override {}
+
+  // requests[3i]: tag; [3i + 1]: operation, 256 added for FUA, 512 for may-unmap; [3i + 2]: bytes. offsets[i]: bytes.
+  void submit(Responder&, const Request& request) override {
+    held_[request.tag] = request;
+    requestData_[3 * batch_] = request.tag;
+    requestData_[3 * batch_ + 1] =
+        static_cast<int32_t>(request.operation) | (request.fua ? 256 : 0) | (request.mayUnmap ? 512 : 0);
+    requestData_[3 * batch_ + 2] = static_cast<int32_t>(request.length);
+    offsetData_[batch_] = static_cast<double>(request.offset);
+    batch_++;
+  }
+
+  // ---- JavaScript --------------------------------------------------------------------------------------------------
+
+  // start(): waits for the device's other queue processes, then fetches.
+  void start(const Napi::CallbackInfo& info) {
+    guarded(info.Env(), [&] {
+      awaitSiblings(inherited_->shared.header());
+      page_->phase = static_cast<uint32_t>(Phase::fetching);
+      queue_->fetchAll();
+      queue_->submit();
+      page_->phase = static_cast<uint32_t>(Phase::fetched);
+    });
+    Ref();
+    watcher_.start(info.Env(), eventfd_.get(), [this] { readable(); });
+  }
+
+  // answer(count): sends the first `count` of `answers`, pairs of tag and result (bytes or -errno). Only what is
+  // outstanding can be answered, and only once, whatever JavaScript says.
+  void answer(const Napi::CallbackInfo& info) {
+    if (!watcher_.active()) return;
+    const uint32_t count = std::min(info[0].As<Napi::Number>().Uint32Value(), inherited_->request.depth);
+    for (uint32_t i = 0; i < count; i++) {
+      const auto tag = static_cast<uint32_t>(answerData_[2 * i]);
+      if (tag >= held_.size() || !held_[tag]) continue;
+      queue_->complete(*std::exchange(held_[tag], std::nullopt), answerData_[2 * i + 1]);
+    }
+    // Answers from within a batch go out with the look for the next one.
+    if (!taking_) take();
+  }
+
+  void readable() {
+    const Napi::HandleScope scope(Env());
+    uint64_t ignored;
+    if (read(eventfd_.get(), &ignored, sizeof ignored) < 0 && errno != EAGAIN) std::abort();
+    take();
+  }
+
+  // Sends the answers and hands over what came in, until nothing does: its event may be behind us. A queue that cannot
+  // go on ends its process, as a native one does.
+  void take() {
+    taking_ = true;
+    bool more = true;
+    try {
+      do {
+        batch_ = 0;
+        more = queue_->take();
+        if (batch_ > 0) onBatch_.MakeCallback(Env().Global(), {Napi::Number::New(Env(), batch_)});
+      } while (more && batch_ > 0);
+      if (!more) queue_->submit();
+    } catch (const std::system_error& error) {
+      reportFailure(*page_, error);
+      _exit(1);
+    }
+    taking_ = false;
+    if (!draining_ && page_->drain.load(std::memory_order_relaxed)) {
+      draining_ = true;
+      onDrain_.MakeCallback(Env().Global(), {});
+    }
+    if (!more) end();
+  }
+
+  void end() {
+    page_->phase = static_cast<uint32_t>(Phase::released);
+    watcher_.stop();
+    Unref();
+    onEnd_.MakeCallback(Env().Global(), {});
+  }
+
+  // A queue that cannot go on ends its process, as a native one does.
+  template <typename Body>
+  void orDie(Body&& body) {
+    try {
+      body();
+    } catch (const std::system_error& error) {
+      reportFailure(*page_, error);
+      _exit(1);
+    }
+  }
+
+  template <typename Item>
+  static Napi::Reference<Napi::ArrayBuffer> array(Napi::Env env, size_t items, Item*& data) {
+    Napi::ArrayBuffer buffer = Napi::ArrayBuffer::New(env, items * sizeof(Item));
+    data = static_cast<Item*>(buffer.Data());
+    return Napi::Persistent(buffer);
+  }
+
+  Napi::Value buffers(const Napi::CallbackInfo&) { return buffers_.Value(); }
+  Napi::Value requests(const Napi::CallbackInfo&) { return requests_.Value(); }
+  Napi::Value offsets(const Napi::CallbackInfo&) { return offsets_.Value(); }
+  Napi::Value answers(const Napi::CallbackInfo&) { return answers_.Value(); }
+
+  Napi::FunctionReference onBatch_;
+  Napi::FunctionReference onDrain_;
+  Napi::FunctionReference onEnd_;
+  const Inheritance* inherited_ = nullptr;
+  QueuePage* page_ = nullptr;
+  std::unique_ptr<Queue> queue_;
+  FileDescriptor eventfd_;
+  Watcher watcher_;
+  uint32_t batch_ = 0;
+  bool taking_ = false;
+  bool draining_ = false;
+  std::vector<std::optional<Request>> held_;  // by tag
+  Napi::Reference<Napi::ArrayBuffer> buffers_;
+  Napi::Reference<Napi::ArrayBuffer> requests_;
+  Napi::Reference<Napi::ArrayBuffer> offsets_;
+  Napi::Reference<Napi::ArrayBuffer> answers_;
+  int32_t* requestData_ = nullptr;
+  double* offsetData_ = nullptr;
+  int32_t* answerData_ = nullptr;
+};
+
+}  // namespace
+
+void exportJsQueue(Napi::Env env, Napi::Object exports) {
+  exports.Set("inheritedQueue", Napi::Function::New(env, inheritedQueue));
+  JsQueue::define(env, exports);
+}
+
+}  // namespace ublk::addon

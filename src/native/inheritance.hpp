@@ -1,0 +1,21 @@
+// What a queue process that serves in JavaScript has from the zygote, for the addon that is loaded later.
+#pragma once
+
+#include "protocol.hpp"
+#include "shared_page.hpp"
+
+namespace ublk {
+
+struct Inheritance {
+  SpawnMessage request;
+  uint32_t queue;
+  int charDevice;
+  const IoDescriptor* descriptors;
+  int channel;  // to the supervisor: a stream socket
+  SharedMap shared;
+};
+
+}  // namespace ublk
+
+// Defined in the preloaded zygote library, found by name from the addon; null in a process that inherited nothing.
+extern "C" ublk::Inheritance* ublk_supervisor_inheritance();

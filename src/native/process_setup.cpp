@@ -1,0 +1,73 @@
+#include "process_setup.hpp"
+
+#include <fcntl.h>
+#include <linux/capability.h>
+#include <linux/futex.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <climits>
+#include <cstdio>
+
+#include "file_descriptor.hpp"
+
+namespace ublk {
+
+SharedMap mapSharedPage(int memfd, uint32_t queues, uint32_t depth) {
+  const SharedLayout layout{queues, depth};
+  void* base = mmap(nullptr, layout.bytes(), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, memfd, 0);
+  if (base == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "mapping the shared page");
+  const SharedMap map(base, layout);
+  const DeviceHeader& header = map.header();
+  if (header.magic != kSharedMagic || header.version != kSharedVersion || header.queues != queues ||
+      header.depth != depth) {
+    throw std::system_error(EPROTO, std::generic_category(), "reading the shared page");
+  }
+  return map;
+}
+
+void prepareForReclaim() {
+  checked(prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0), "PR_SET_IO_FLUSHER");
+  const rlimit unlimited{RLIM_INFINITY, RLIM_INFINITY};
+  checked(setrlimit(RLIMIT_MEMLOCK, &unlimited), "lifting the limit of locked memory");
+  const FileDescriptor score(checked(open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC), "opening oom_score_adj"));
+  checked(write(score.get(), "-1000", 5), "lowering oom_score_adj");
+}
+
+// What is resident stays resident. ONFAULT, because the node binary is mapped too and hardly any of it is ever touched.
+void lockMemory() { checked(mlockall(MCL_CURRENT | MCL_ONFAULT), "mlockall"); }
+
+// A queue process answers requests and nothing else. Without CAP_SYS_ADMIN in the fetching process the kernel also
+// leaves the partition table alone, which 6.12 and 6.16 need: a server that dies in that scan wedges ublk for good.
+void dropPrivileges() {
+  const rlimit noCore{0, 0};
+  checked(setrlimit(RLIMIT_CORE, &noCore), "disabling core dumps");
+  for (int capability = 0; prctl(PR_CAPBSET_READ, capability, 0, 0, 0) >= 0; capability++) {
+    checked(prctl(PR_CAPBSET_DROP, capability, 0, 0, 0), "dropping the bounding set");
+  }
+  checked(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "PR_SET_NO_NEW_PRIVS");
+  __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
+  __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3] = {};
+  checked(syscall(SYS_capset, &header, none), "dropping capabilities");
+}
+
+void reportFailure(QueuePage& page, const std::system_error& error) {
+  std::snprintf(page.failureStep, sizeof page.failureStep, "%s", error.what());
+  page.failureErrno = error.code().value();
+}
+
+// All queues of the device leave together or not at all; the supervisor ends a generation that does not get there.
+void awaitSiblings(DeviceHeader& header) {
+  static_assert(sizeof header.barrier == sizeof(uint32_t));
+  uint32_t ready = header.barrier.fetch_add(1) + 1;
+  while (ready < header.queues) {
+    syscall(SYS_futex, &header.barrier, FUTEX_WAIT, ready, nullptr, nullptr, 0);
+    ready = header.barrier.load();
+  }
+  syscall(SYS_futex, &header.barrier, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
+}
+
+}  // namespace ublk

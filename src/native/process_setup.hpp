@@ -1,0 +1,28 @@
+// What a queue process does to itself before it fetches. Everything throws std::system_error.
+#pragma once
+
+#include <system_error>
+
+#include "shared_page.hpp"
+
+namespace ublk {
+
+SharedMap mapSharedPage(int memfd, uint32_t queues, uint32_t depth);
+
+// Writing dirty pages back must never wait for this process to get memory that the write-back is meant to free.
+// Threads inherit the flag that marks them for the kernel, so this comes before there are any.
+void prepareForReclaim();
+
+// What is resident stays resident.
+void lockMemory();
+
+void dropPrivileges();
+
+// Leaves why the process gives up where the supervisor finds it.
+void reportFailure(QueuePage& page, const std::system_error& error);
+
+// Returns when every queue process of the device is here: all of them fetch or none. The supervisor ends a generation
+// that does not get there.
+void awaitSiblings(DeviceHeader& header);
+
+}  // namespace ublk
