@@ -28,15 +28,10 @@ async function start(path: string, { runtimeDir, logLevel }: StartOptions): Prom
   // Loaded here and not above, so that the other commands start without the daemon's code.
   const { loadConfig } = await import('../config/load.js');
   const { createLogger } = await import('../supervisor/log.js');
-  const { assertReady } = await import('../supervisor/preflight.js');
   const { runDaemon } = await import('../supervisor/daemon.js');
   try {
     const config = await loadConfig(path);
-    const log = createLogger(logLevel);
-    assertReady((warning) => {
-      log.warn(warning);
-    });
-    return await runDaemon({ config, runtimeDir: runtimeDirectory(runtimeDir), log });
+    return await runDaemon({ config, runtimeDir: runtimeDirectory(runtimeDir), log: createLogger(logLevel) });
   } catch (error) {
     printError(messageOf(error));
     return daemonExitCode(error);

@@ -1,7 +1,9 @@
+import { readFileSync, statSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { SupervisorError } from '../errors.js';
-import type { Client } from './client.js';
-import { clientOf, runtimeDirOption, type Register, type RuntimeDirOption } from './common-options.js';
+import { lockFile, runtimeDirectory } from '../supervisor/runtime-dir.js';
+import { createClient, type Client } from './client.js';
+import { runtimeDirOption, type Register, type RuntimeDirOption } from './common-options.js';
 
 interface StopOptions extends RuntimeDirOption {
   readonly force?: true;
@@ -18,20 +20,22 @@ export const stopCommand: Register = (program) => {
     .option('--force', 'even if it is open or mounted')
     .addOption(runtimeDirOption())
     .action(async (name: string | undefined, options: StopOptions) => {
-      const client = clientOf(options);
+      const runtimeDir = runtimeDirectory(options.runtimeDir);
+      const client = createClient(runtimeDir);
       const force = options.force ?? false;
-      if (name === undefined) await stopAll(client, force);
+      if (name === undefined) await stopAll(client, runtimeDir, force);
       else await client.remove(name, { force, removeData: false });
     });
 };
 
-/** Returns when the supervisor's process has ended, so that the next command may be `start`. */
-async function stopAll(client: Client, force: boolean): Promise<void> {
+/** Returns when the supervisor has let go of its directory, so that the next command may be `start`. */
+async function stopAll(client: Client, runtimeDir: string, force: boolean): Promise<void> {
   const { pid } = (await client.status()).supervisor;
   await client.stop({ force });
+  const lock = lockFile(runtimeDir);
   const deadline = Date.now() + END_DEADLINE_MS;
-  while (isRunning(pid) && Date.now() < deadline) await sleep(END_POLL_MS);
-  if (isRunning(pid)) {
+  while (holdsLock(pid, lock) && Date.now() < deadline) await sleep(END_POLL_MS);
+  if (holdsLock(pid, lock)) {
     throw new SupervisorError(
       `all devices are stopped, but the supervisor (pid ${String(pid)}) does not end; see its log`,
       {
@@ -41,10 +45,13 @@ async function stopAll(client: Client, force: boolean): Promise<void> {
   }
 }
 
-function isRunning(pid: number): boolean {
-  try {
-    return process.kill(pid, 0);
-  } catch (error) {
-    return error instanceof Error && 'code' in error && error.code === 'EPERM';
-  }
+/**
+ * Its process need not end: a program that serves has more to do. Asked of the kernel's list, since taking the lock to
+ * find out could make a supervisor that starts just now fail.
+ */
+function holdsLock(pid: number, path: string): boolean {
+  const file = statSync(path, { throwIfNoEntry: false });
+  if (!file) return false;
+  const entry = new RegExp(`FLOCK .* ${String(pid)} [0-9a-f]+:[0-9a-f]+:${String(file.ino)} `);
+  return entry.test(readFileSync('/proc/locks', 'utf8'));
 }

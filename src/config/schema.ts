@@ -90,10 +90,18 @@ const config = z
     refuseTwins(devices, context);
   });
 
+/** A device as a person or a program writes it. */
+export type DeviceInput = z.input<typeof device>;
+
+/** Checks a configuration that is no text; `source` names it in errors, as for `parseConfig`. */
+export function checkConfig(input: unknown, source: string): Config {
+  const { devices } = validate(config, input, source);
+  return { devices };
+}
+
 /** The configuration in `text`; `source` names it in errors. Rejects with code `CONFIG`, one line per problem. */
 export function parseConfig(text: string, source: string): Config {
-  const { devices } = validate(config, parseJson(text, source), source);
-  return { devices };
+  return checkConfig(parseJson(text, source), source);
 }
 
 /** One device, as in the configuration's `devices`. Rejects with code `CONFIG`, one line per problem. */

@@ -4,7 +4,7 @@ import { connect } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { SupervisorError, errnoOf, messageOf, reasonOf } from '../errors.js';
 import { answer, failure, type ApiAnswer } from './api-routes.js';
-import type { Logger } from './log.js';
+import type { Log } from './device-log.js';
 import type { SupervisorApi } from './status.js';
 
 const MOST_CONNECTIONS = 64;
@@ -24,7 +24,7 @@ export interface ApiServer {
 }
 
 /** The control API, HTTP and JSON on a unix socket; documented in ublk-supervisor(8), CONTROL API. */
-export function createApiServer(api: SupervisorApi, log: Logger): ApiServer {
+export function createApiServer(api: SupervisorApi, log: Log): ApiServer {
   const server = createServer(
     {
       maxHeaderSize: LARGEST_HEADERS,
@@ -45,12 +45,7 @@ export function createApiServer(api: SupervisorApi, log: Logger): ApiServer {
   return { listen: (path) => listen(server, path), close: () => close(server) };
 }
 
-async function serve(
-  api: SupervisorApi,
-  log: Logger,
-  request: IncomingMessage,
-  response: ServerResponse,
-): Promise<void> {
+async function serve(api: SupervisorApi, log: Log, request: IncomingMessage, response: ServerResponse): Promise<void> {
   const { method = '', url: target = '' } = request;
   const body = await readBody(request);
   const result =

@@ -10,3 +10,8 @@ export function runtimeDirectory(option: string | undefined): string {
 export function controlSocket(runtimeDir: string): string {
   return join(runtimeDir, 'control.sock');
 }
+
+/** Locked while a supervisor uses the directory. */
+export function lockFile(runtimeDir: string): string {
+  return join(runtimeDir, 'lock');
+}

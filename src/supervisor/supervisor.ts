@@ -84,6 +84,17 @@ export class Supervisor implements SupervisorApi {
     return failures;
   }
 
+  /** As `start`, but all or nothing: when a device fails the others are removed again, and it rejects. */
+  async startAll(config: Config): Promise<void> {
+    const failures = await this.start(config);
+    const [first] = failures;
+    if (first === undefined) return;
+    await Promise.all([...this.#devices.values()].map((managed) => this.#undo(managed)));
+    const { name: device, error: cause } = first;
+    const message = failures.map(({ error }) => error.message).join('\n');
+    throw new SupervisorError(message, { code: cause.code, errno: cause.errno, device, cause });
+  }
+
   status(): Status {
     return {
       supervisor: { pid: process.pid, version: this.#version, kernel: this.#kernelRelease },
@@ -96,8 +107,7 @@ export class Supervisor implements SupervisorApi {
     try {
       return await this.#startOne(managed);
     } catch (error) {
-      // Data that is older than this attempt stays.
-      await this.#remove(managed, { force: true, removeData: managed.dataIsNew }).catch(() => undefined);
+      await this.#undo(managed);
       throw error;
     }
   }
@@ -162,6 +172,11 @@ export class Supervisor implements SupervisorApi {
       throw failure;
     }
     this.#forget(managed);
+  }
+
+  /** After an attempt that failed: data that is older than it stays. Why a removal failed is in the log. */
+  async #undo(managed: ManagedDevice): Promise<void> {
+    await this.#remove(managed, { force: true, removeData: managed.dataIsNew }).catch(() => undefined);
   }
 
   #forget(managed: ManagedDevice): void {

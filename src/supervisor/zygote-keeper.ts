@@ -1,16 +1,16 @@
-import type { Logger } from './log.js';
+import type { Log } from './device-log.js';
 import { Zygote, type ExitNotice } from './zygote.js';
 
 /** Keeps one zygote running: starts it when it is first needed and again after it died. */
 export class ZygoteKeeper {
   readonly #socketPath: string;
   readonly #controlFd: number;
-  readonly #log: Logger;
+  readonly #log: Log;
   readonly #onExit: (notice: ExitNotice) => void;
   #current: Promise<Zygote> | null = null;
   #retired = false;
 
-  constructor(options: { socketPath: string; controlFd: number; log: Logger; onExit: (notice: ExitNotice) => void }) {
+  constructor(options: { socketPath: string; controlFd: number; log: Log; onExit: (notice: ExitNotice) => void }) {
     this.#socketPath = options.socketPath;
     this.#controlFd = options.controlFd;
     this.#log = options.log;

@@ -235,7 +235,7 @@ t.test('del removes the data, stop keeps it', async (t) => {
   ]);
 });
 
-t.test('stop without a name returns when the supervisor has ended', async (t) => {
+t.test('stop without a name returns once there is no supervisor', async (t) => {
   const gone = await execa(process.execPath, ['-p', 'process.pid'], { extendEnv: false });
   const { directory, asked } = await standIn(t, {
     supervisor: { ...status.supervisor, pid: Number(gone.stdout) },

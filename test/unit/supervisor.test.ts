@@ -105,6 +105,22 @@ t.test('devices that fail are reported and the others served', async (t) => {
   t.match(await made.supervisor.recover('c'), { name: 'c', state: 'live' });
 });
 
+t.test('startAll leaves nothing of any device when one fails, but data that is older', async (t) => {
+  const fresh = rig({ facts: { created: true } });
+  fresh.model.fail('setParameters', 2, 'EINVAL');
+  await t.rejects(fresh.supervisor.startAll(config('a', 'b')), { code: 'EINVAL', device: 'b', message: /EINVAL/ });
+  t.strictSame([states(fresh), fresh.model.devices.size], [[], 0]);
+  t.strictSame(fresh.events.sort(), ['close a', 'close b', 'open a', 'open b', 'remove a', 'remove b']);
+
+  const old = rig();
+  old.model.fail('setParameters', 1, 'EINVAL');
+  old.model.fail('setParameters', 2, 'EPERM');
+  await t.rejects(old.supervisor.startAll(config('a', 'b')), { message: /EINVAL.*\n.*EPERM/ });
+  t.strictSame(old.events.sort(), ['close a', 'close b', 'open a', 'open b']);
+  await old.supervisor.startAll(config('a', 'b'));
+  t.strictSame(states(old), ['a live', 'b live']);
+});
+
 t.test('add resolves with a device that is live', async (t) => {
   const made = rig();
   await made.supervisor.start(config('a'));

@@ -86,8 +86,8 @@ test('a runtime directory that is no good', async () => {
   await mkdir(open);
   await chmod(open, 0o777);
   const refusals = await Promise.all([start(goodConfig, join(goodConfig, 'run')), start(goodConfig, open)]);
-  assertRefused(refusals[0], 73, /good\.json\/run failed: .*ENOTDIR.*; choose another --runtime-dir$/);
-  assertRefused(refusals[1], 73, /open failed: .*; choose another --runtime-dir$/);
+  assertRefused(refusals[0], 73, /good\.json\/run failed: .*ENOTDIR.*; choose another runtime directory$/);
+  assertRefused(refusals[1], 73, /open failed: .*; choose another runtime directory$/);
   assert.deepEqual(readdirSync(open), []);
   assertNothingMade();
 });

@@ -1,0 +1,116 @@
+import type { DeviceInput } from './config/schema.js';
+import { SupervisorError } from './errors.js';
+import type { Log } from './supervisor/device-log.js';
+import type { DeviceStatus, Status, SupervisorApi } from './supervisor/status.js';
+
+export interface ServeOptions<Name extends string = string> {
+  /** As in a configuration file: ublk-supervisor.json(5). */
+  readonly devices: readonly (DeviceInput & { readonly name: Name })[];
+  /**
+   * Gives the command line a way in: its control socket is there, and nobody else can use the directory meanwhile.
+   * Left out: a private directory and no control socket, so that any number of programs can serve.
+   */
+  readonly runtimeDir?: string;
+  /** A pino logger or what has its `info`, `warn` and `error`. Left out: warnings and errors go to stderr. */
+  readonly log?: Log;
+}
+
+export interface StopOptions {
+  /** Also while a device is open or mounted, which then sees I/O errors. */
+  readonly force?: boolean;
+}
+
+export interface ServedDevice extends AsyncDisposable {
+  readonly name: string;
+  /** `/dev/ublkbN`. Throws when the kernel no longer has the device. */
+  readonly path: string;
+  /** Throws with `NOT_FOUND` when the device was stopped. */
+  status(): DeviceStatus;
+  /** Resolves when the device is live again after it gave up, with its restarts forgotten. */
+  recover(): Promise<DeviceStatus>;
+  /**
+   * Takes the device away and keeps its data. Rejects with `IN_USE`, and goes on serving, while somebody has it open or
+   * mounted. Disposal does the same.
+   */
+  stop(options?: StopOptions): Promise<void>;
+}
+
+export interface Serving<Name extends string = string> extends AsyncDisposable {
+  /** By name. */
+  readonly devices: Readonly<Record<Name, ServedDevice>>;
+  status(): Status;
+  /** Stops every device, or none if one of them is in use; then ends the supervisor. Disposal does the same. */
+  stop(options?: StopOptions): Promise<void>;
+}
+
+/**
+ * Serves block devices from this process, which needs root, until they are stopped: a process that ends earlier leaves
+ * its devices without a supervisor. Resolves when all are live. Rejects with a `SupervisorError`, and leaves nothing
+ * behind, when one of them cannot be. Touches no signals.
+ */
+export async function serve<const Name extends string>(options: ServeOptions<Name>): Promise<Serving<Name>> {
+  // Loaded here and not above, so that a backend's module, which imports this package too, does not wait for it.
+  const { checkConfig } = await import('./config/schema.js');
+  const { createLogger } = await import('./supervisor/log.js');
+  const { withSupervisor } = await import('./supervisor/with-supervisor.js');
+  const { runtimeDir, log = createLogger('warn'), ...rest } = options;
+  const config = checkConfig(rest, 'serve');
+  const names = options.devices.map(({ name }) => name);
+  return new Promise((resolve, reject) => {
+    const ended = withSupervisor({ runtimeDir, log }, async (supervisor, stopped) => {
+      await supervisor.startAll(config);
+      resolve(serving(supervisor, names, ended));
+      await stopped;
+    });
+    // After it resolved this is without effect, and `stop` says what went wrong.
+    ended.catch(reject);
+  });
+}
+
+function serving<Name extends string>(
+  supervisor: SupervisorApi,
+  names: readonly Name[],
+  ended: Promise<void>,
+): Serving<Name> {
+  const stop = async ({ force = false }: StopOptions = {}): Promise<void> => {
+    await supervisor.stop({ force });
+    await ended;
+  };
+  return {
+    devices: Object.fromEntries(names.map((name) => [name, servedDevice(supervisor, name)])) as Record<
+      Name,
+      ServedDevice
+    >,
+    status: () => supervisor.status(),
+    stop,
+    [Symbol.asyncDispose]: () => stop(),
+  };
+}
+
+/** By name only: over a control socket somebody may replace the device with another one of that name. */
+function servedDevice(supervisor: SupervisorApi, name: string): ServedDevice {
+  const status = (): DeviceStatus => {
+    const found = supervisor.status().devices.find((device) => device.name === name);
+    if (found) return found;
+    throw new SupervisorError(`device ${name} is not served: it was stopped`, { code: 'NOT_FOUND', device: name });
+  };
+  const stop = async ({ force = false }: StopOptions = {}): Promise<void> => {
+    try {
+      await supervisor.remove(name, { force, removeData: false });
+    } catch (error) {
+      if (!(error instanceof SupervisorError && error.code === 'NOT_FOUND')) throw error;
+    }
+  };
+  return {
+    name,
+    get path() {
+      const { path, state } = status();
+      if (path !== null) return path;
+      throw new SupervisorError(`device ${name} has no path: it is ${state}`, { code: 'NOT_FOUND', device: name });
+    },
+    status,
+    recover: () => supervisor.recover(name),
+    stop,
+    [Symbol.asyncDispose]: () => stop(),
+  };
+}

@@ -1,0 +1,153 @@
+import { createHash } from 'node:crypto';
+import { constants } from 'node:fs';
+import { lstat, mkdir, mkdtemp, open, rm, type FileHandle } from 'node:fs/promises';
+import { release } from 'node:os';
+import { join, resolve } from 'node:path';
+import { parseDevice } from '../config/schema.js';
+import { SupervisorError, messageOf } from '../errors.js';
+import { flock, ublkFeatures } from '../native/binding.js';
+import { version } from '../version.js';
+import { createApiServer } from './api-server.js';
+import type { Log } from './device-log.js';
+import { assertReady } from './preflight.js';
+import { controlSocket, lockFile } from './runtime-dir.js';
+import { Supervisor } from './supervisor.js';
+import { UblkKernel } from './ublk-kernel.js';
+import { servingZygote } from './zygote.js';
+import { ZygoteKeeper } from './zygote-keeper.js';
+
+export interface SupervisorPlace {
+  /** For one supervisor at a time, with its control socket. Left out: a private one, and no control socket. */
+  readonly runtimeDir?: string | undefined;
+  readonly log: Log;
+}
+
+/** Is given the supervisor and what resolves when it was stopped. */
+type Use = (supervisor: Supervisor, stopped: Promise<void>) => Promise<void>;
+
+/**
+ * Runs a supervisor for as long as `use` takes; afterwards no process, socket or lock of it is left. Rejects when this
+ * machine or directory cannot be used, or as `use` does.
+ */
+export async function withSupervisor({ runtimeDir, log }: SupervisorPlace, use: Use): Promise<void> {
+  assertReady((warning) => {
+    log.warn({}, warning);
+  });
+  if (runtimeDir === undefined) {
+    const directory = await mkdtemp('/run/ublk-supervisor-');
+    try {
+      await runIn(directory, null, log, use);
+    } finally {
+      await rm(directory, { recursive: true });
+    }
+  } else {
+    await makeRuntimeDirectory(runtimeDir);
+    const lock = await lockRuntimeDirectory(runtimeDir);
+    try {
+      await refuseOrphans(zygoteSocket(runtimeDir));
+      await runIn(runtimeDir, controlSocket(runtimeDir), log, use);
+    } finally {
+      await lock.close();
+    }
+  }
+}
+
+async function runIn(directory: string, socketPath: string | null, log: Log, use: Use): Promise<void> {
+  await using control = await open('/dev/ublk-control', constants.O_RDWR);
+  const keeper: ZygoteKeeper = new ZygoteKeeper({
+    socketPath: zygoteSocket(directory),
+    controlFd: control.fd,
+    log,
+    onExit: (notice) => {
+      kernel.onExit(notice);
+    },
+  });
+  const kernel = new UblkKernel({
+    features: ublkFeatures(),
+    cookie: instanceCookie(directory),
+    zygote: () => keeper.get(),
+  });
+  let end: () => void = () => undefined;
+  const stopped = new Promise<void>((resolve) => {
+    end = resolve;
+  });
+  const supervisor = new Supervisor({
+    kernel,
+    log,
+    version,
+    kernelRelease: release(),
+    parseDevice,
+    onStopped: () => {
+      end();
+    },
+  });
+  const api = createApiServer(supervisor, log);
+  if (socketPath !== null) await api.listen(socketPath);
+  try {
+    await use(supervisor, stopped);
+  } finally {
+    await api.close();
+    await keeper.retire();
+    await rm(zygoteSocket(directory), { force: true });
+  }
+}
+
+function zygoteSocket(runtimeDir: string): string {
+  return join(runtimeDir, 'zygote.sock');
+}
+
+async function makeRuntimeDirectory(path: string): Promise<void> {
+  try {
+    await mkdir(path, { recursive: true, mode: 0o750 });
+    const found = await lstat(path);
+    if (!found.isDirectory() || found.uid !== process.geteuid?.() || (found.mode & 0o002) !== 0) {
+      throw new Error('it is not a directory that only we can write to');
+    }
+  } catch (error) {
+    throw new SupervisorError(
+      `using runtime directory ${path} failed: ${messageOf(error)}; choose another runtime directory`,
+      {
+        code: 'RUNTIME_DIR',
+        cause: error,
+      },
+    );
+  }
+}
+
+/** One supervisor a runtime directory. The lock goes with the process, however it ends. */
+async function lockRuntimeDirectory(runtimeDir: string): Promise<FileHandle> {
+  const path = lockFile(runtimeDir);
+  const file = await open(path, constants.O_RDWR | constants.O_CREAT | constants.O_NOFOLLOW, 0o600).catch(
+    (error: unknown) => {
+      throw new SupervisorError(`opening ${path} failed: ${messageOf(error)}`, { code: 'RUNTIME_DIR', cause: error });
+    },
+  );
+  if (!flock(file.fd)) {
+    await file.close();
+    throw new SupervisorError(
+      `a supervisor is running already: it holds ${path}; stop it or choose another runtime directory`,
+      { code: 'RUNNING' },
+    );
+  }
+  return file;
+}
+
+/** A supervisor that was killed leaves its zygote and queue processes serving; their devices are not ours to touch. */
+async function refuseOrphans(socketPath: string): Promise<void> {
+  const pid = await servingZygote(socketPath);
+  if (pid !== null) {
+    throw new SupervisorError(
+      `starting failed: queue processes of a supervisor that died still serve their devices; ` +
+        `end them with "kill -9 ${String(pid)}" (their zygote), which leaves the devices' users waiting`,
+      { code: 'RUNNING' },
+    );
+  }
+}
+
+/** Marks our devices in the kernel: 64 bits of the runtime directory's digest, never 0. */
+function instanceCookie(runtimeDir: string): bigint {
+  const digest = createHash('sha256')
+    .update(`ublk-supervisor\0${resolve(runtimeDir)}`)
+    .digest();
+  return digest.readBigUInt64LE(0) | 1n;
+}
