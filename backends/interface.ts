@@ -22,11 +22,24 @@ export interface OpenContext {
   readonly device: string;
 }
 
-/** A native backend, opened in the supervisor: what its queue processes inherit, and how to let go of it. */
+/** What the queue processes of a backend in JavaScript load. */
+export interface BackendModule {
+  /** Absolute. */
+  readonly path: string;
+  readonly options: Readonly<Record<string, unknown>>;
+  /** Directory of the device's shared memory. */
+  readonly sharedMemory: string;
+}
+
+/** A backend, opened in the supervisor: what its queue processes inherit, and how to let go of it. */
 export interface OpenBackend {
   /** Bytes; a multiple of 512. */
   readonly size: number;
   readonly facts: BackendFacts;
+  /** Logical block size that the backend insists on; left out, any will do. */
+  readonly blockSize?: number;
+  /** Left out: the backend is native. */
+  readonly module?: BackendModule;
   /** File descriptors for the C++ half, in the order it expects; they stay open in the supervisor until `close`. */
   readonly files: readonly number[];
   /** `open` made the data: a device that then cannot be started takes it along. */
@@ -39,8 +52,8 @@ export interface OpenBackend {
   remove(): Promise<void>;
 }
 
-/** The TypeScript half of a native backend. Its C++ half has the same name in backends/registry.cpp. */
-export interface NativeBackend<Options extends { readonly type: string }> {
+/** The supervisor's half of a backend. The C++ half of a native one has the same name in backends/registry.cpp. */
+export interface Backend<Options extends { readonly type: string }> {
   readonly name: string;
   /** The backend's part of the configuration, `type` included. */
   readonly options: z.ZodType<Options>;

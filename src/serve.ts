@@ -54,7 +54,7 @@ export async function serve<const Name extends string>(options: ServeOptions<Nam
   const { createLogger } = await import('./supervisor/log.js');
   const { withSupervisor } = await import('./supervisor/with-supervisor.js');
   const { runtimeDir, log = createLogger('warn'), ...rest } = options;
-  const config = checkConfig(rest, 'serve');
+  const config = checkConfig(rest, 'serve', process.cwd());
   const names = options.devices.map(({ name }) => name);
   return new Promise((resolve, reject) => {
     const ended = withSupervisor({ runtimeDir, log }, async (supervisor, stopped) => {

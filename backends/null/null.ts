@@ -1,5 +1,5 @@
 import { z } from 'zod';
-import type { NativeBackend } from '../interface.js';
+import type { Backend } from '../interface.js';
 import { deviceSize } from '../options.js';
 
 export const nullOptions = z.strictObject({
@@ -8,7 +8,7 @@ export const nullOptions = z.strictObject({
 });
 
 /** Reads zeros, forgets writes. For measuring everything but a store. */
-export const nullBackend: NativeBackend<z.infer<typeof nullOptions>> = {
+export const nullBackend: Backend<z.infer<typeof nullOptions>> = {
   name: 'null',
   options: nullOptions,
   open(options) {

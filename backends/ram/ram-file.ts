@@ -1,11 +1,9 @@
 import { constants } from 'node:fs';
-import { lstat, mkdir, open, unlink } from 'node:fs/promises';
+import { open, unlink } from 'node:fs/promises';
 import { join } from 'node:path';
 import { SupervisorError, messageOf } from '../../src/errors.js';
 import { flock } from '../../src/native/binding.js';
-
-/** A directory of our own below the world-writable /dev/shm, so that nobody else can plant links or files in it. */
-const RAM_DIRECTORY = '/dev/shm/ublk-supervisor';
+import { SHARED_MEMORY_DIRECTORY, ensureSharedMemoryDirectory } from '../shared-memory.js';
 
 export interface RamFile {
   readonly fd: number;
@@ -24,8 +22,8 @@ function fileBytes(size: number): number {
 
 /** Opens or creates the tmpfs file of a RAM disk, sparse, locked against a second user. */
 export async function openRamFile(device: string, size: number): Promise<RamFile> {
-  await ensureOwnDirectory();
-  const path = join(RAM_DIRECTORY, `${device}.ram`);
+  await ensureSharedMemoryDirectory();
+  const path = join(SHARED_MEMORY_DIRECTORY, `${device}.ram`);
   const file = await open(path, constants.O_RDWR | constants.O_CREAT | constants.O_NOFOLLOW, 0o600).catch(
     (error: unknown) => {
       throw new SupervisorError(`opening RAM disk file ${path} failed: ${messageOf(error)}`, {
@@ -65,16 +63,4 @@ export async function openRamFile(device: string, size: number): Promise<RamFile
     close: () => file.close(),
     remove: () => unlink(path),
   };
-}
-
-async function ensureOwnDirectory(): Promise<void> {
-  await mkdir(RAM_DIRECTORY, { mode: 0o700 }).catch((error: unknown) => {
-    if (!(error instanceof Error && 'code' in error && error.code === 'EEXIST')) throw error;
-  });
-  const found = await lstat(RAM_DIRECTORY);
-  if (!found.isDirectory() || found.uid !== process.geteuid?.() || (found.mode & 0o022) !== 0) {
-    throw new SupervisorError(`${RAM_DIRECTORY} is not a directory that only we can write to; remove it`, {
-      code: 'BACKEND',
-    });
-  }
 }

@@ -1,5 +1,5 @@
 import { z } from 'zod';
-import type { NativeBackend } from '../interface.js';
+import type { Backend } from '../interface.js';
 import { deviceSize } from '../options.js';
 import { openRamFile } from './ram-file.js';
 
@@ -9,7 +9,7 @@ export const ramOptions = z.strictObject({
 });
 
 /** A RAM disk in a named tmpfs file, so that its data outlives every process of ours; memory is used as it is written. */
-export const ramBackend: NativeBackend<z.infer<typeof ramOptions>> = {
+export const ramBackend: Backend<z.infer<typeof ramOptions>> = {
   name: 'ram',
   options: ramOptions,
   async open(options, context) {

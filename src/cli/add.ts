@@ -1,3 +1,4 @@
+import { resolve } from 'node:path';
 import { InvalidArgumentError } from 'commander';
 import { clientOf, runtimeDirOption, wholeNumber, type Register, type RuntimeDirOption } from './common-options.js';
 import { print } from './output.js';
@@ -18,7 +19,7 @@ export const addCommand: Register = (program) => {
   program
     .command('add')
     .description('add a device and print its path when it is usable; the device is not added to the configuration file')
-    .argument('<type>', 'backend: ram or null')
+    .argument('<type>', 'backend: ram, null or the path of one of your own')
     .argument('[key=value...]', "the backend's settings, such as size=512MiB", setting, [])
     .requiredOption('--name <name>', 'what to call the device')
     .option('-n, --number <id>', 'N of /dev/ublkbN', wholeNumber)
@@ -30,7 +31,7 @@ export const addCommand: Register = (program) => {
     .addOption(runtimeDirOption())
     .action(async (type: string, settings: readonly Setting[], options: AddOptions) => {
       const { name, number: id, queues, depth, blockSize, dataPath, readOnly } = options;
-      const backend = { ...Object.fromEntries(settings), type };
+      const backend = Object.fromEntries([...settings, ['type', type] as const].map(absolute));
       // What was not given is left out by JSON.stringify, and gets the schema's default.
       const device = { name, id, queues, depth, blockSize, readOnly, dataPath, backend };
       const { path } = await clientOf(options).add(device);
@@ -44,4 +45,10 @@ function setting(text: string, earlier: readonly Setting[]): readonly Setting[] 
   const key = text.slice(0, split);
   if (key === 'type' || earlier.some(([known]) => known === key)) throw new InvalidArgumentError('It is given twice.');
   return [...earlier, [key, text.slice(split + 1)]];
+}
+
+/** Paths are relative to this command's directory; the supervisor is in another. */
+function absolute([key, value]: Setting): Setting {
+  const isPath = key === 'path' || (key === 'type' && value.startsWith('.'));
+  return [key, isPath ? resolve(value) : value];
 }

@@ -13,11 +13,21 @@ export function validate<Output>(schema: z.ZodType<Output>, value: unknown, sour
   const result = schema.safeParse(value, { error: explain, reportInput: true });
   if (result.success) return result.data;
   const lines = new Set(
-    result.error.issues.map((issue) => printable(`${source}: ${pathOf(issue.path)}${issue.message}`)),
+    result.error.issues.flatMap(closest).map((issue) => printable(`${source}: ${pathOf(issue.path)}${issue.message}`)),
   );
   const shown = [...lines].slice(0, MOST_SHOWN);
   if (lines.size > shown.length) shown.push(`${source}: and ${String(lines.size - shown.length)} more`);
   throw new SupervisorError(shown.join('\n'), { code: 'CONFIG' });
+}
+
+/**
+ * Of a choice between kinds of objects, the problems with the kind that `type` names; those with `type` itself are told
+ * by the first kind.
+ */
+function closest(issue: z.core.$ZodIssue): readonly z.core.$ZodIssue[] {
+  if (issue.code !== 'invalid_union' || !issue.errors.flat().some(({ path }) => path.length > 0)) return [issue];
+  const named = issue.errors.find((problems) => !problems.some(({ path }) => path[0] === 'type'));
+  return (named ?? issue.errors[0] ?? []).map((inner) => ({ ...inner, path: [...issue.path, ...inner.path] }));
 }
 
 /** What was given, short enough for a line. */

@@ -1,3 +1,4 @@
+import { dirname, resolve } from 'node:path';
 import { z } from 'zod';
 import { backendOptions } from '../../backends/registry.js';
 import { parseJson } from './json.js';
@@ -67,7 +68,7 @@ const device = z
     recovery: recovery.prefault({}),
   })
   .superRefine(({ backend, blockSize }, context) => {
-    if (backend.size % blockSize === 0) return;
+    if (!('size' in backend) || backend.size % blockSize === 0) return;
     context.addIssue({
       code: 'custom',
       path: ['backend', 'size'],
@@ -93,20 +94,32 @@ const config = z
 /** A device as a person or a program writes it. */
 export type DeviceInput = z.input<typeof device>;
 
-/** Checks a configuration that is no text; `source` names it in errors, as for `parseConfig`. */
-export function checkConfig(input: unknown, source: string): Config {
+/** Checks a configuration that is no text; `source` names it in errors, paths in it are relative to `directory`. */
+export function checkConfig(input: unknown, source: string, directory: string): Config {
   const { devices } = validate(config, input, source);
-  return { devices };
+  return { devices: devices.map((one) => withAbsolutePath(one, directory)) };
 }
 
-/** The configuration in `text`; `source` names it in errors. Rejects with code `CONFIG`, one line per problem. */
+/**
+ * The configuration in `text`; `source`, its path, names it in errors and is what paths in it are relative to. Rejects
+ * with code `CONFIG`, one line per problem.
+ */
 export function parseConfig(text: string, source: string): Config {
-  return checkConfig(parseJson(text, source), source);
+  return checkConfig(parseJson(text, source), source, dirname(source));
 }
 
-/** One device, as in the configuration's `devices`. Rejects with code `CONFIG`, one line per problem. */
+/**
+ * One device, as in the configuration's `devices`; paths in it are relative to the working directory. Rejects with code
+ * `CONFIG`, one line per problem.
+ */
 export function parseDevice(input: unknown): DeviceConfig {
-  return validate(device, input, 'device');
+  return withAbsolutePath(validate(device, input, 'device'), '.');
+}
+
+function withAbsolutePath(config: DeviceConfig, directory: string): DeviceConfig {
+  const { backend } = config;
+  if (!('path' in backend)) return config;
+  return { ...config, backend: { ...backend, path: resolve(directory, backend.path) } };
 }
 
 /** The JSON Schema of what a person writes, for editors. */

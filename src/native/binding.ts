@@ -197,6 +197,7 @@ interface Binding {
   ZygoteChannel: new (path: string, onMessage: (message: ZygoteMessage) => void, onClose: () => void) => ZygoteChannel;
   ProcessWatch: new (pidfd: number, onExit: () => void) => ProcessWatch;
   streamPair(): readonly [number, number];
+  dropPrivileges(): void;
   inheritedQueue(): InheritedQueue | null;
   mapShared(fd: number, bytes: number): ArrayBuffer;
   JsQueue: new (onBatch: (count: number) => void, onDrain: () => void, onEnd: () => void) => NativeJsQueue;
@@ -273,6 +274,13 @@ export function createSharedPages(queues: number, depth: number): SharedPages {
 /** The two ends of a stream socket, as descriptors that the caller owns. */
 export function streamPair(): readonly [number, number] {
   return translated(() => binding().streamPair());
+}
+
+/** For good: every capability and the way to new ones. */
+export function dropPrivileges(): void {
+  translated(() => {
+    binding().dropPrivileges();
+  });
 }
 
 /** null in a process that is no queue process with a JavaScript backend. */

@@ -1,4 +1,4 @@
-import type { ExitStatus } from './kernel.js';
+import type { BackendErrorStatus, ExitStatus } from './status.js';
 
 export function describeExit({ queue, pid, code, signal, reason }: ExitStatus): string {
   return `queue process ${String(queue)} (pid ${String(pid)}) ${howOf(code, signal)}${reason === null ? '' : `: ${reason}`}`;
@@ -17,6 +17,7 @@ export class DeviceHistory {
   #exitedAt = 0;
   #recoveries = 0;
   #lastExit: ExitStatus | null = null;
+  #lastBackendError: BackendErrorStatus | null = null;
   #lastPauseMs: number | null = null;
 
   /** @param now milliseconds of a monotonic clock */
@@ -32,6 +33,10 @@ export class DeviceHistory {
     return this.#lastExit;
   }
 
+  get lastBackendError(): BackendErrorStatus | null {
+    return this.#lastBackendError;
+  }
+
   get lastPauseMs(): number | null {
     return this.#lastPauseMs;
   }
@@ -44,6 +49,10 @@ export class DeviceHistory {
   exited(status: ExitStatus, serving: boolean): void {
     this.#lastExit = status;
     if (serving) this.#exitedAt = this.#now();
+  }
+
+  failedRequest(error: BackendErrorStatus): void {
+    this.#lastBackendError = error;
   }
 
   started(): void {

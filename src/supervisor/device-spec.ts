@@ -12,10 +12,14 @@ export function deviceSpec(config: DeviceConfig, backend: OpenBackend): DeviceSp
       `backend ${config.backend.type} cannot take a write twice, which recovery mode reissue may do; use fail-inflight`,
     );
   }
-  if (backend.size === 0 || backend.size % config.blockSize !== 0) {
+  if (backend.module && config.dataPath === 'user-copy') {
+    throw refuse('a backend in JavaScript has no data path user-copy; use auto or copy');
+  }
+  const blockSize = backend.blockSize ?? config.blockSize;
+  if (backend.size === 0 || backend.size % blockSize !== 0) {
     throw refuse(
       `the backend's size of ${String(backend.size)} bytes is not a multiple of the block size of ` +
-        `${String(config.blockSize)}; change one of them`,
+        `${String(blockSize)}; change one of them`,
     );
   }
   return {
@@ -23,11 +27,15 @@ export function deviceSpec(config: DeviceConfig, backend: OpenBackend): DeviceSp
     id: config.id,
     queues: config.queues,
     depth: config.depth,
-    blockSize: config.blockSize,
+    blockSize,
     size: backend.size,
     dataPath: config.dataPath === 'auto' ? backend.preferredDataPath : config.dataPath,
     recovery: config.recovery.mode,
     facts: { ...backend.facts, readOnly: backend.facts.readOnly || config.readOnly },
-    backend: { name: config.backend.type, files: backend.files },
+    backend: {
+      name: backend.module?.path ?? config.backend.type,
+      files: backend.files,
+      module: backend.module ?? null,
+    },
   };
 }

@@ -7,7 +7,7 @@ import { describeExit, DeviceHistory } from './device-history.js';
 import type { Log } from './device-log.js';
 import { DeviceRequests } from './device-requests.js';
 import { deviceSpec } from './device-spec.js';
-import type { DeviceSpec, ExitStatus, Kernel } from './kernel.js';
+import type { DeviceSpec, ExitStatus, Kernel, QueueReport } from './kernel.js';
 import { machine, targetOfFailure, type AfterRemoval, type DeviceEvent, type DeviceState } from './machine.js';
 import type { Rule, Step, Target } from './machine.js';
 import type { DeviceStatus } from './status.js';
@@ -23,6 +23,9 @@ export interface DeviceOptions {
   readonly onChange?: ((state: DeviceState) => void) | undefined;
 }
 
+/** How often a backend that cannot be loaded is tried again. */
+const RELOAD_INTERVAL_MS = 1000;
+
 const events: readonly DeviceEvent[] = ['exited', 'stop', 'recover'];
 
 /**
@@ -32,6 +35,7 @@ const events: readonly DeviceEvent[] = ['exited', 'stop', 'recover'];
 export class Device {
   readonly #config: DeviceConfig;
   readonly #spec: DeviceSpec;
+  readonly #clock: Clock;
   readonly #log: Log;
   readonly #onChange: (state: DeviceState) => void;
   readonly #device: KernelDevice;
@@ -45,6 +49,8 @@ export class Device {
   #error: SupervisorError | null = null;
   #reason: string | null = null;
   #recoverWanted = false;
+  /** Why the device is degraded while its backend is loaded again and again. */
+  #reloading: string | null = null;
   /** Ends what can be ended of the step under way: a back-off or startDevice. */
   #interrupt = new AbortController();
 
@@ -52,12 +58,16 @@ export class Device {
   constructor({ config, backend, kernel, log, clock = monotonicClock, onChange = () => undefined }: DeviceOptions) {
     this.#config = config;
     this.#spec = deviceSpec(config, backend);
+    this.#clock = clock;
     this.#log = log;
     this.#onChange = onChange;
     const onExit = (status: ExitStatus): void => {
       this.#onExit(status);
     };
-    this.#device = new KernelDevice({ spec: this.#spec, kernel, clock, log, onExit });
+    const onReport = (report: QueueReport): void => {
+      this.#onReport(report);
+    };
+    this.#device = new KernelDevice({ spec: this.#spec, kernel, clock, log, onExit, onReport });
     this.#attempts = new Attempts(config.recovery, clock);
     this.#history = new DeviceHistory(() => clock.now());
   }
@@ -109,7 +119,7 @@ export class Device {
 
   status(): DeviceStatus {
     const { id, started, generationNumber } = this.#device;
-    const { recoveries, lastExit, lastPauseMs } = this.#history;
+    const { recoveries, lastExit, lastBackendError, lastPauseMs } = this.#history;
     return {
       name: this.#spec.name,
       id,
@@ -123,6 +133,7 @@ export class Device {
       generation: generationNumber,
       recoveries,
       lastExit,
+      lastBackendError,
       lastPauseMs,
       queues: this.#device.queueStatus(),
     };
@@ -227,28 +238,56 @@ export class Device {
     this.#attempts.rested();
     if (this.#state === 'live') this.#requests.live();
     else this.#requests.notLive(this.#whyNotLive());
+    const unloadable = this.#state === 'degraded' && this.#error?.code === 'UNLOADABLE';
+    if (unloadable && this.#config.recovery.auto) void this.#reload(this.#interrupt.signal);
+    else this.#reloading = null;
     if (this.#state !== 'gone') return;
     this.#reason = null;
     this.#requests.gone();
   }
 
+  /** Loads the backend again, until its author has mended it or somebody wants something else of the device. */
+  async #reload(interrupted: AbortSignal): Promise<void> {
+    await this.#clock.sleep(RELOAD_INTERVAL_MS, interrupted);
+    if (interrupted.aborted || this.#state !== 'degraded') return;
+    this.#reloading = this.#reason;
+    this.#attempts.askedFor();
+    this.#recoverWanted = true;
+    void this.#run();
+  }
+
   #report(from: DeviceState): void {
     const { name: device } = this.#config;
+    this.#onChange(this.#state);
+    // Said once is enough.
+    if (this.#reloading !== null && this.#state !== 'live' && this.#reason === this.#reloading) return;
     const bad = this.#state === 'degraded' || this.#state === 'failed';
     const level = bad ? 'error' : this.#reason === null ? 'info' : 'warn';
     const why = this.#reason === null ? '' : `: ${this.#reason}`;
     this.#log[level]({ device, state: this.#state, from }, `device ${device} is ${this.#state}${why}`);
-    this.#onChange(this.#state);
   }
 
   #onExit(status: ExitStatus): void {
     const { name: device } = this.#config;
-    const { queue, pid, code, signal } = status;
+    const { queue, pid, code, signal, stack } = status;
     this.#error = this.#newError(`serving device ${device} failed: ${describeExit(status)}`, 'EXITED');
     this.#reason = this.#error.message;
     this.#history.exited(status, this.#device.exited);
-    this.#log.warn({ device, queue, pid, code, signal }, this.#error.message);
+    const fields = { device, queue, pid, code, signal, ...(stack === null ? {} : { stack }) };
+    if (this.#reloading === null) this.#log.warn(fields, this.#error.message);
     void this.#run();
+  }
+
+  #onReport({ queue, report }: QueueReport): void {
+    const { name: device } = this.#config;
+    if (report.type === 'log') {
+      this.#log[report.level]({ device, queue }, report.message);
+      return;
+    }
+    const { message, stack, count } = report;
+    this.#history.failedRequest({ queue, message, stack, at: new Date().toISOString() });
+    const more = count > 1 ? ` (${String(count)} of them)` : '';
+    this.#log.error({ device, queue, stack }, `a request of device ${device} failed with EIO: ${message}${more}`);
   }
 
   #whyNotLive(): SupervisorError {

@@ -1,6 +1,7 @@
 import { constants } from 'node:os';
 import { SupervisorError } from '../errors.js';
 import { errnoName, QueuePhase, watchProcess, type ProcessWatch, type SharedPages } from '../native/binding.js';
+import type { BackendChannel } from './backend-channel.js';
 import type { Generation, GenerationPhase } from './kernel.js';
 import type { ExitStatus } from './status.js';
 import type { ExitNotice } from './zygote.js';
@@ -23,6 +24,8 @@ interface Member {
   readonly pid: number;
   readonly watch: ProcessWatch;
   readonly exit: MutableExit;
+  /** Everything that it had to say has arrived. */
+  heard: boolean;
 }
 
 /** A generation of real processes, watched by pidfd. */
@@ -39,7 +42,15 @@ export class ProcessGeneration implements Generation {
   readonly #allExited: Promise<void>;
   #alive: number;
 
-  constructor(number: number, pages: SharedPages, pids: readonly number[], pidfds: readonly number[]) {
+  /** `channels`: one for each process of a JavaScript backend, none of a native one. */
+  constructor(options: {
+    readonly number: number;
+    readonly pages: SharedPages;
+    readonly pids: readonly number[];
+    readonly pidfds: readonly number[];
+    readonly channels: readonly BackendChannel[];
+  }) {
+    const { number, pages, pids, pidfds, channels } = options;
     this.number = number;
     this.pids = pids;
     this.#pages = pages;
@@ -50,14 +61,22 @@ export class ProcessGeneration implements Generation {
       allExited = resolve;
     });
     this.#members = pids.map((pid, queue) => {
-      const exit: MutableExit = { queue, pid, code: null, signal: null, reason: null, at: '' };
+      const exit: MutableExit = { queue, pid, code: null, signal: null, reason: null, stack: null, at: '' };
+      const channel = channels[queue];
       const watch = watchProcess(pidfds[queue] ?? -1, () => {
         exit.at = new Date().toISOString();
         exit.reason = this.#reasonOf(queue);
         this.#onEnd(exit);
         if (--this.#alive === 0) allExited();
       });
-      return { pid, watch, exit };
+      const member = { pid, watch, exit, heard: channel === undefined };
+      void channel?.closed.then(() => {
+        exit.reason = channel.lastWords?.message ?? exit.reason;
+        exit.stack = channel.lastWords?.stack ?? null;
+        member.heard = true;
+        this.#report();
+      });
+      return member;
     });
   }
 
@@ -115,7 +134,9 @@ export class ProcessGeneration implements Generation {
 
   #report(): void {
     // The zygote may tell of a sibling that we killed before it tells of the cause.
-    const complete = this.#causes.every(({ code, signal }) => code !== null || signal !== null);
+    const complete = this.#causes.every(
+      ({ queue, code, signal }) => (code !== null || signal !== null) && this.#members[queue]?.heard === true,
+    );
     if (this.#endingOthers && complete) this.#firstExit.abort(this.#cause);
   }
 

@@ -1,5 +1,6 @@
-import type { BackendFacts, DataPath } from '../../backends/interface.js';
+import type { BackendFacts, BackendModule, DataPath } from '../../backends/interface.js';
 import type { RecoveryMode } from '../config/types.js';
+import type { BackendReport } from '../queue-proc/messages.js';
 import type { ExitStatus, QueueStatus } from './status.js';
 
 /** Everything about a device that the kernel and the queue processes need, fixed for the device's life. */
@@ -13,7 +14,12 @@ export interface DeviceSpec {
   readonly dataPath: DataPath;
   readonly recovery: RecoveryMode;
   readonly facts: BackendFacts;
-  readonly backend: { readonly name: string; readonly files: readonly number[] };
+  readonly backend: {
+    readonly name: string;
+    readonly files: readonly number[];
+    /** null: the backend is native. */
+    readonly module: BackendModule | null;
+  };
 }
 
 /** What ADD_DEV granted: the kernel chooses the id where none was asked for and clamps the queues to the CPUs. */
@@ -21,6 +27,11 @@ export interface GrantedDevice {
   readonly id: number;
   readonly queues: number;
   readonly depth: number;
+}
+
+export interface QueueReport {
+  readonly queue: number;
+  readonly report: BackendReport;
 }
 
 /** How far a generation's queue processes came. `fetching`: some, not all, of the device's FETCHes may be with the kernel. */
@@ -67,8 +78,16 @@ export interface Kernel {
   addDevice(spec: DeviceSpec): Promise<GrantedDevice>;
   /** SET_PARAMS. */
   setParameters(id: number, spec: DeviceSpec): Promise<void>;
-  /** Opens and maps /dev/ublkcN in the zygote and forks the queue processes; resolves once they exist. */
-  spawn(granted: GrantedDevice, spec: DeviceSpec, generation: number): Promise<Generation>;
+  /**
+   * Opens and maps /dev/ublkcN in the zygote and forks the queue processes; resolves once they exist. `onReport`: what
+   * backends in JavaScript say from then on.
+   */
+  spawn(
+    granted: GrantedDevice,
+    spec: DeviceSpec,
+    generation: number,
+    onReport: (report: QueueReport) => void,
+  ): Promise<Generation>;
   /** START_DEV: blocks until every FETCH is in, then makes /dev/ublkbN. `signal` cancels. */
   startDevice(granted: GrantedDevice, signal: AbortSignal): Promise<void>;
   /** START_USER_RECOVERY, retried while the kernel still holds references of the dead generation (EBUSY). */

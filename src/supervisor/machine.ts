@@ -39,6 +39,8 @@ export type Failure =
   | 'stuck'
   /** Somebody still holds the dead generation's char device. */
   | 'held'
+  /** The backend cannot be loaded as it now is. */
+  | 'unloadable'
   /** No generation can ever serve this device again. */
   | 'lost'
   | 'error';
@@ -90,6 +92,7 @@ export const machine: Readonly<Record<DeviceState, Rule>> = {
     failed: {
       stuck: 'degraded',
       held: 'degraded',
+      unloadable: 'degraded',
       parked: 'degraded',
       givenUp: remove('failed'),
       lost: remove('failed'),
@@ -149,7 +152,7 @@ const failures: Readonly<Partial<Record<Step, Readonly<Record<string, Failure>>>
   killGeneration: { '*': 'stuck' },
   checkRecoverable: { '*': 'lost' },
   beginRecovery: { EBUSY: 'held', TIMEOUT: 'held', ENODEV: 'lost' },
-  endRecovery: { ENODEV: 'lost' },
+  endRecovery: { ENODEV: 'lost', UNLOADABLE: 'unloadable' },
 };
 
 /** Where a failed step leads. */

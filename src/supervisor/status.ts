@@ -31,6 +31,17 @@ export interface ExitStatus {
   readonly signal: string | null;
   /** Why the process gave up by itself, e.g. `setting up io_uring failed: Cannot allocate memory (ENOMEM)`. */
   readonly reason: string | null;
+  /** Of the error that ended a backend in JavaScript. */
+  readonly stack: string | null;
+  /** ISO 8601, UTC. */
+  readonly at: string;
+}
+
+/** An error of a backend in JavaScript that names no errno, or a wrong answer: its request failed with EIO. */
+export interface BackendErrorStatus {
+  readonly queue: number;
+  readonly message: string;
+  readonly stack: string;
   /** ISO 8601, UTC. */
   readonly at: string;
 }
@@ -51,6 +62,7 @@ export interface DeviceStatus {
   readonly generation: number;
   readonly recoveries: number;
   readonly lastExit: ExitStatus | null;
+  readonly lastBackendError: BackendErrorStatus | null;
   /** How long the last recovery took from the exit to the device being live again, in milliseconds. */
   readonly lastPauseMs: number | null;
   readonly queues: readonly QueueStatus[];

@@ -1,7 +1,8 @@
 import { messageOf, SupervisorError } from '../errors.js';
 import type { Clock } from './clock.js';
+import { EXIT_UNLOADABLE } from '../queue-proc/messages.js';
 import { describeExit } from './device-history.js';
-import type { DeviceSpec, ExitStatus, Generation, GrantedDevice, Kernel } from './kernel.js';
+import type { DeviceSpec, ExitStatus, Generation, GrantedDevice, Kernel, QueueReport } from './kernel.js';
 import type { Log } from './device-log.js';
 import type { DeviceState, Step } from './machine.js';
 import type { QueueStatus } from './status.js';
@@ -25,6 +26,7 @@ interface KernelDeviceOptions {
   readonly log: Log;
   /** The first exit of a generation that nobody asked to end. */
   readonly onExit: (status: ExitStatus) => void;
+  readonly onReport: (report: QueueReport) => void;
 }
 
 /** One device as the kernel and its queue processes have it, and the machine's steps, which change that. */
@@ -34,6 +36,7 @@ export class KernelDevice {
   readonly #clock: Clock;
   readonly #log: Log;
   readonly #onExit: (status: ExitStatus) => void;
+  readonly #onReport: (report: QueueReport) => void;
   readonly #steps: Readonly<Record<KernelStep, (context: StepContext) => Promise<void>>>;
 
   #granted: GrantedDevice | null = null;
@@ -49,12 +52,13 @@ export class KernelDevice {
   #recoveryBegun = false;
   #lost = false;
 
-  constructor({ spec, kernel, clock, log, onExit }: KernelDeviceOptions) {
+  constructor({ spec, kernel, clock, log, onExit, onReport }: KernelDeviceOptions) {
     this.#spec = spec;
     this.#kernel = kernel;
     this.#clock = clock;
     this.#log = log;
     this.#onExit = onExit;
+    this.#onReport = onReport;
     this.#steps = {
       addDevice: () => this.#addDevice(),
       setParameters: () => this.#kernel.setParameters(this.#id(), this.#spec),
@@ -114,7 +118,7 @@ export class KernelDevice {
 
   async #spawn(): Promise<void> {
     this.#generationNumber += 1;
-    const generation = await this.#kernel.spawn(this.#device(), this.#spec, this.#generationNumber);
+    const generation = await this.#kernel.spawn(this.#device(), this.#spec, this.#generationNumber, this.#onReport);
     this.#generation = generation;
     this.#ending = false;
     const { exited } = generation;
@@ -156,7 +160,9 @@ export class KernelDevice {
       await command(this.#device(), signal);
     } catch (error) {
       if (!exited.aborted) throw error;
-      throw this.#error(verb, describeExit(exited.reason as ExitStatus), 'EXITED', error);
+      const exit = exited.reason as ExitStatus;
+      if (exit.code === EXIT_UNLOADABLE && exit.reason !== null) throw this.#error(verb, exit.reason, 'UNLOADABLE');
+      throw this.#error(verb, describeExit(exit), 'EXITED', error);
     }
     this.#serving = true;
   }

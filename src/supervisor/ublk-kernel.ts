@@ -12,9 +12,18 @@ import {
   type SharedOperation,
   type SharedPages,
 } from '../native/binding.js';
+import { BackendChannel } from './backend-channel.js';
 import { holdersOf } from './block-device-users.js';
 import { ProcessGeneration } from './generation.js';
-import type { DeviceSpec, Generation, GrantedDevice, Kernel, KernelQuirks, StopOptions } from './kernel.js';
+import type {
+  DeviceSpec,
+  Generation,
+  GrantedDevice,
+  Kernel,
+  KernelQuirks,
+  QueueReport,
+  StopOptions,
+} from './kernel.js';
 import type { OperationStatus, QueueStatus } from './status.js';
 import { featureFlag, hasFeature, ublkFeatureTable } from './ublk-features.js';
 import type { ExitNotice, Zygote } from './zygote.js';
@@ -116,7 +125,12 @@ export class UblkKernel implements Kernel {
     });
   }
 
-  async spawn(granted: GrantedDevice, spec: DeviceSpec, number: number): Promise<Generation> {
+  async spawn(
+    granted: GrantedDevice,
+    spec: DeviceSpec,
+    number: number,
+    onReport: (report: QueueReport) => void,
+  ): Promise<Generation> {
     const record = this.#devices.get(granted.id) ?? {
       pages: createSharedPages(granted.queues, granted.depth),
       generation: null,
@@ -124,28 +138,55 @@ export class UblkKernel implements Kernel {
     };
     this.#devices.set(granted.id, record);
     record.pages.beginGeneration();
+    const { module } = spec.backend;
+    const channels: BackendChannel[] = [];
+    try {
+      for (let queue = 0; module !== null && queue < granted.queues; queue++) {
+        channels.push(
+          new BackendChannel((report) => {
+            onReport({ queue, report });
+          }),
+        );
+      }
+      const files = module === null ? spec.backend.files : channels.map(({ remote }) => remote);
+      const { zygote, pids, pidfds } = await this.#fork(granted, spec, number, record.pages.fd, files);
+      record.generation = new ProcessGeneration({ number, pages: record.pages, pids, pidfds, channels });
+      record.openerPid = zygote.pid;
+    } finally {
+      for (const channel of channels) channel.handedOver();
+    }
+    if (module !== null) {
+      const { path, options, sharedMemory } = module;
+      for (const channel of channels) channel.load({ device: spec.name, module: path, options, sharedMemory });
+    }
+    return record.generation;
+  }
+
+  /** Asks again while udev holds the char device or its node is not there yet. */
+  async #fork(
+    granted: GrantedDevice,
+    spec: DeviceSpec,
+    generation: number,
+    sharedPage: number,
+    files: readonly number[],
+  ): Promise<{ zygote: Zygote; pids: readonly number[]; pidfds: readonly number[] }> {
     const deadline = performance.now() + SPAWN_DEADLINE_MS;
+    const request = {
+      deviceId: granted.id,
+      generation,
+      queues: granted.queues,
+      depth: granted.depth,
+      maxIoBytes: maxIoBytes(spec),
+      userCopy: spec.dataPath === 'user-copy',
+      javascript: spec.backend.module !== null,
+      size: spec.size,
+      backend: spec.backend.module === null ? spec.backend.name : '',
+    };
     for (;;) {
       const zygote = await this.#zygote();
       try {
-        const { pids, pidfds } = await zygote.spawn(
-          {
-            deviceId: granted.id,
-            generation: number,
-            queues: granted.queues,
-            depth: granted.depth,
-            maxIoBytes: maxIoBytes(spec),
-            userCopy: spec.dataPath === 'user-copy',
-            javascript: false,
-            size: spec.size,
-            backend: spec.backend.name,
-          },
-          record.pages.fd,
-          spec.backend.files,
-        );
-        record.generation = new ProcessGeneration(number, record.pages, pids, pidfds);
-        record.openerPid = zygote.pid;
-        return record.generation;
+        const { pids, pidfds } = await zygote.spawn(request, sharedPage, files);
+        return { zygote, pids, pidfds };
       } catch (error) {
         const busy = error instanceof SupervisorError && (error.code === 'EBUSY' || error.code === 'ENOENT');
         if (!busy || performance.now() > deadline) throw error;

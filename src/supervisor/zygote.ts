@@ -2,6 +2,7 @@ import { spawn, type ChildProcess } from 'node:child_process';
 import { closeSync, readFileSync } from 'node:fs';
 import { rm } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
 import { SupervisorError } from '../errors.js';
 import {
   connectZygote,
@@ -28,6 +29,8 @@ interface Pending {
   readonly reject: (error: SupervisorError) => void;
 }
 
+/** What a queue process runs that returns from the preloaded library. */
+const QUEUE_PROGRAM = fileURLToPath(new URL('../queue-proc/main.js', import.meta.url));
 /** Ample for a process that only forks; a zygote that needs longer hangs. */
 const ZYGOTE_DEADLINE_MS = 5_000;
 /** How long a killed zygote may take to be gone. */
@@ -86,7 +89,7 @@ export class Zygote {
   static async start(socketPath: string, controlFd: number, onExit: (notice: ExitNotice) => void): Promise<Zygote> {
     await rm(socketPath, { force: true });
     const listener = listenSeqpacket(socketPath);
-    const child = spawn(process.execPath, {
+    const child = spawn(process.execPath, [QUEUE_PROGRAM], {
       stdio: ['ignore', 'ignore', 'inherit', listener, controlFd],
       env: { LD_PRELOAD: zygoteLibrary, UBLK_SUPERVISOR_ZYGOTE: '1' },
       // Not in our process group: a terminal's Ctrl-C is for the supervisor, which then stops the devices in order.

@@ -26,6 +26,7 @@ const scratch: DeviceStatus = {
   generation: 1,
   recoveries: 0,
   lastExit: null,
+  lastBackendError: null,
   lastPauseMs: null,
   queues: [],
 };

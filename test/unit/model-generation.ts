@@ -36,7 +36,14 @@ export class ModelGeneration implements Generation {
     const pid = this.pids[queue] ?? 0;
     this.#onExit();
     if (this.alive.size === 0) this.#noneLeft();
-    this.#controller.abort({ queue, pid, reason: null, at: '2026-01-01T00:00:00.000Z', ...how } satisfies ExitStatus);
+    this.#controller.abort({
+      queue,
+      pid,
+      reason: null,
+      stack: null,
+      at: '2026-01-01T00:00:00.000Z',
+      ...how,
+    } satisfies ExitStatus);
   }
 
   /** The uninterruptible sleep ends, and a SIGKILL that came meanwhile is obeyed. */

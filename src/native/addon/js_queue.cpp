@@ -226,6 +226,9 @@ class JsQueue final : public Napi::ObjectWrap<JsQueue>, private Backend {
 }  // namespace
 
 void exportJsQueue(Napi::Env env, Napi::Object exports) {
+  exports.Set("dropPrivileges", Napi::Function::New(env, [](const Napi::CallbackInfo& info) {
+                guarded(info.Env(), [] { dropPrivileges(); });
+              }));
   exports.Set("inheritedQueue", Napi::Function::New(env, inheritedQueue));
   JsQueue::define(env, exports);
 }

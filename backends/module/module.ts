@@ -1,0 +1,55 @@
+import { mkdir, rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { z } from 'zod';
+import type { Backend } from '../interface.js';
+import { SHARED_MEMORY_DIRECTORY, ensureSharedMemoryDirectory } from '../shared-memory.js';
+import { probe } from './probe.js';
+import { trustedPath } from './trusted.js';
+
+/** A backend's path instead of its name; the rest is for the module to check. */
+export const moduleOptions = z
+  .looseObject({
+    type: z
+      .string()
+      .regex(/^(\/|\.\.?\/).*\.[cm]?[jt]s$/, { error: 'expected a path such as ./my-backend.js' })
+      .describe('path of a backend in JavaScript or TypeScript, relative to the configuration: ./my-backend.js'),
+  })
+  .transform(({ type, ...options }) => ({ type: 'module' as const, path: type, options }));
+
+/** A backend of the user's, in JavaScript: one instance in each queue process, one more in a probe beforehand. */
+export const moduleBackend: Backend<z.infer<typeof moduleOptions>> = {
+  name: 'module',
+  options: moduleOptions,
+  async open({ path, options }, { device }) {
+    const module = await trustedPath(path);
+    await ensureSharedMemoryDirectory();
+    const sharedMemory = join(SHARED_MEMORY_DIRECTORY, `${device}.shared`);
+    const created = (await mkdir(sharedMemory, { recursive: true, mode: 0o700 })) !== undefined;
+    const remove = (): Promise<void> => rm(sharedMemory, { recursive: true, force: true });
+    try {
+      const announced = await probe({ device, module, options, sharedMemory });
+      return {
+        size: announced.size,
+        ...(announced.blockSize === null ? {} : { blockSize: announced.blockSize }),
+        facts: {
+          volatileCache: announced.flush,
+          fua: announced.flush,
+          discard: announced.discard,
+          writeZeroes: announced.writeZeroes,
+          readOnly: announced.readOnly,
+          rotational: announced.rotational,
+          idempotentWrites: announced.idempotentWrites,
+        },
+        module: { path: module, options, sharedMemory },
+        files: [],
+        created,
+        preferredDataPath: 'copy' as const,
+        close: () => Promise.resolve(),
+        remove,
+      };
+    } catch (error) {
+      if (created) await remove();
+      throw error;
+    }
+  },
+};

@@ -1,0 +1,50 @@
+import { spawn } from 'node:child_process';
+import type { Duplex } from 'node:stream';
+import { fileURLToPath } from 'node:url';
+import { SupervisorError } from '../../src/errors.js';
+import { onFrames, sendFrame } from '../../src/queue-proc/frames.js';
+import {
+  queueMessage,
+  type LoadMessage,
+  type OpenedMessage,
+  type QueueMessage,
+} from '../../src/queue-proc/messages.js';
+
+const PROGRAM = fileURLToPath(new URL('../../src/queue-proc/main.js', import.meta.url));
+/** For loading the module, opening and closing it. */
+const DEADLINE_MS = 30_000;
+
+/**
+ * Opens a backend in a process of its own to learn what a device of it announces, which the kernel wants to know before
+ * there is any queue process. Rejects with `BACKEND`.
+ */
+export async function probe(load: LoadMessage): Promise<OpenedMessage> {
+  const refused = (reason: string, cause?: unknown): SupervisorError =>
+    new SupervisorError(`opening backend ${load.module} failed: ${reason}`, { code: 'BACKEND', cause });
+  const child = spawn(process.execPath, [PROGRAM], {
+    stdio: ['ignore', 'ignore', 'inherit', 'pipe'],
+    env: {},
+    cwd: '/',
+    detached: true,
+    timeout: DEADLINE_MS,
+    killSignal: 'SIGKILL',
+  });
+  const answers: QueueMessage[] = [];
+  const channel = child.stdio[3] as Duplex;
+  channel.on('error', () => undefined);
+  onFrames(channel, (message) => answers.push(queueMessage.parse(message)));
+  sendFrame(channel, load);
+  const ended = await new Promise<string>((resolve, reject) => {
+    child.once('error', reject);
+    child.once('close', (code, signal) => {
+      resolve(signal === null ? `exited with code ${String(code)}` : `was killed by ${signal}`);
+    });
+  }).catch((error: unknown) => {
+    throw refused('its process could not be started', error);
+  });
+  const opened = answers.find((answer) => answer.type === 'opened');
+  if (opened) return opened;
+  const ending = answers.find((answer) => answer.type === 'ending');
+  if (!ending) throw refused(`the process that tried it ${ended}`);
+  throw new SupervisorError(ending.message, { code: 'BACKEND', cause: ending.stack });
+}

@@ -1,0 +1,18 @@
+import { lstat, mkdir } from 'node:fs/promises';
+import { SupervisorError } from '../src/errors.js';
+
+/** Where backends keep what lives in memory and outlives every process: a directory of our own below /dev/shm. */
+export const SHARED_MEMORY_DIRECTORY = '/dev/shm/ublk-supervisor';
+
+/** Makes the directory. /dev/shm is world-writable, so nobody else may be able to plant links or files in it. */
+export async function ensureSharedMemoryDirectory(): Promise<void> {
+  await mkdir(SHARED_MEMORY_DIRECTORY, { mode: 0o700 }).catch((error: unknown) => {
+    if (!(error instanceof Error && 'code' in error && error.code === 'EEXIST')) throw error;
+  });
+  const found = await lstat(SHARED_MEMORY_DIRECTORY);
+  if (!found.isDirectory() || found.uid !== process.geteuid?.() || (found.mode & 0o022) !== 0) {
+    throw new SupervisorError(`${SHARED_MEMORY_DIRECTORY} is not a directory that only we can write to; remove it`, {
+      code: 'BACKEND',
+    });
+  }
+}

@@ -1,0 +1,121 @@
+import { Socket } from 'node:net';
+import process from 'node:process';
+import { announcedBy, loadBackend, openInstance } from '../backend/load.js';
+import type { BackendContext, BackendInstance } from '../backend/define.js';
+import { messageOf } from '../errors.js';
+import { dropPrivileges, inheritedQueue, inheritQueue, type InheritedQueue } from '../native/binding.js';
+import { Dispatcher } from './dispatch.js';
+import { onFrames, sendFrame } from './frames.js';
+import { EXIT_UNLOADABLE, LONGEST_TEXT, type LoadMessage, type QueueMessage } from './messages.js';
+import { sharedMemory } from './shared-memory.js';
+
+/**
+ * A process with a backend in JavaScript. Forked by the zygote it has a queue, without privileges, and serves it. Started
+ * by itself it is a probe: it opens the backend, says what a device of it announces, and ends.
+ */
+
+/** Of a probe; a queue process is told which. */
+const PROBE_CHANNEL = 3;
+
+const inherited = inheritedQueue();
+if (inherited) process.title = `ublk/${String(inherited.deviceId)}/${String(inherited.queue)}`;
+else dropPrivileges();
+
+const channel = new Socket({ fd: inherited?.channel ?? PROBE_CHANNEL, readable: true, writable: true });
+// Queue processes outlive a supervisor that was killed.
+channel.on('error', () => undefined);
+if (inherited) channel.unref();
+else channel.on('close', () => process.exit());
+// Terminals and process managers signal whole groups; only the supervisor ends a queue process.
+for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) process.on(signal, () => undefined);
+process.on('uncaughtExceptionMonitor', (error) => {
+  tell({ type: 'ending', ...described(error) });
+});
+const draining = new AbortController();
+
+onFrames(channel, (message) => {
+  void load(message as LoadMessage);
+});
+
+async function load({ device, module, options, sharedMemory: directory }: LoadMessage): Promise<void> {
+  const say = (level: 'info' | 'warn' | 'error') => (message: string) => {
+    tell({ type: 'log', level, message: clipped(message) });
+  };
+  const context: BackendContext = {
+    device,
+    queue: inherited?.queue ?? 0,
+    queues: inherited?.queues ?? 1,
+    log: { info: say('info'), warn: say('warn'), error: say('error') },
+    signal: draining.signal,
+    sharedMemory: (name, size) => sharedMemory(directory, name, size),
+  };
+  try {
+    const instance = await openInstance(await loadBackend(module), options, context);
+    if (inherited) serve(instance, inherited);
+    else await probe(instance);
+  } catch (error) {
+    tell({ type: 'ending', ...described(error) });
+    process.exit(EXIT_UNLOADABLE);
+  }
+}
+
+async function probe(instance: BackendInstance): Promise<void> {
+  const announced = announcedBy(instance);
+  draining.abort();
+  await instance.close?.();
+  tell({ type: 'opened', ...announced });
+  channel.end();
+}
+
+function serve(instance: BackendInstance, { depth, size }: InheritedQueue): void {
+  if (instance.size !== size) {
+    throw new RangeError(`the backend's size is ${String(instance.size)}, the device's ${String(size)} bytes`);
+  }
+  const queue = inheritQueue({
+    onBatch: (count) => {
+      dispatcher.batch(count);
+    },
+    onDrain: () => {
+      draining.abort();
+    },
+    onEnd: () => {
+      draining.abort();
+      void end(instance);
+    },
+  });
+  const dispatcher = new Dispatcher({ instance, queue, depth, onError: reportError });
+  queue.start();
+}
+
+async function end(instance: BackendInstance): Promise<void> {
+  await instance.close?.();
+  process.exit(0);
+}
+
+const ERROR_INTERVAL_MS = 1000;
+let errors = 0;
+let lastReport = -Infinity;
+
+/** A backend that fails every request must not drown the supervisor in messages. */
+function reportError(error: unknown): void {
+  errors++;
+  const now = performance.now();
+  if (now - lastReport < ERROR_INTERVAL_MS) return;
+  tell({ type: 'error', ...described(error), count: errors });
+  lastReport = now;
+  errors = 0;
+}
+
+function tell(message: QueueMessage): void {
+  if (channel.writable) sendFrame(channel, message);
+}
+
+function described(error: unknown): { message: string; stack: string } {
+  const name = error instanceof Error && error.name !== 'SupervisorError' ? `${error.name}: ` : '';
+  const stack = error instanceof Error ? (error.stack ?? '') : '';
+  return { message: clipped(name + messageOf(error)), stack: clipped(stack) };
+}
+
+function clipped(text: string): string {
+  return text.slice(0, LONGEST_TEXT);
+}
