@@ -11,6 +11,6 @@ export type { DeviceStatus, ExitStatus, OperationStatus, QueueStatus, Status } f
  * Serves devices from inside this program; see ./serve.ts, which is loaded only now: a backend's module imports this
  * package for `defineBackend` alone, and its queue processes need not wait for a supervisor that they do not use.
  */
-export async function serve(options: ServeOptions): Promise<Serving> {
+export async function serve<const Name extends string>(options: ServeOptions<Name>): Promise<Serving<Name>> {
   return (await import('./serve.js')).serve(options);
 }
