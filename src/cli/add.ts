@@ -1,6 +1,13 @@
 import { resolve } from 'node:path';
-import { InvalidArgumentError } from 'commander';
-import { clientOf, runtimeDirOption, wholeNumber, type Register, type RuntimeDirOption } from './common-options.js';
+import {
+  clientOf,
+  runtimeDirOption,
+  setting,
+  wholeNumber,
+  type Register,
+  type RuntimeDirOption,
+  type Setting,
+} from './common-options.js';
 import { print } from './output.js';
 
 interface AddOptions extends RuntimeDirOption {
@@ -12,8 +19,6 @@ interface AddOptions extends RuntimeDirOption {
   readonly dataPath?: string;
   readonly readOnly?: true;
 }
-
-type Setting = readonly [key: string, value: string];
 
 export const addCommand: Register = (program) => {
   program
@@ -39,16 +44,8 @@ export const addCommand: Register = (program) => {
     });
 };
 
-function setting(text: string, earlier: readonly Setting[]): readonly Setting[] {
-  const split = text.indexOf('=');
-  if (split < 1) throw new InvalidArgumentError('Expected key=value.');
-  const key = text.slice(0, split);
-  if (key === 'type' || earlier.some(([known]) => known === key)) throw new InvalidArgumentError('It is given twice.');
-  return [...earlier, [key, text.slice(split + 1)]];
-}
-
 /** Paths are relative to this command's directory; the supervisor is in another. */
 function absolute([key, value]: Setting): Setting {
-  const isPath = key === 'path' || (key === 'type' && value.startsWith('.'));
-  return [key, isPath ? resolve(value) : value];
+  const isPath = key === 'path' || (key === 'type' && String(value).startsWith('.'));
+  return [key, isPath ? resolve(String(value)) : value];
 }

@@ -23,4 +23,22 @@ export function wholeNumber(text: string): number {
   return Number(text);
 }
 
+export type Setting = readonly [key: string, value: string | number | boolean];
+
+/** One more `key=value` of a backend. Plain decimal numbers, `true` and `false` are what they look like. */
+export function setting(text: string, earlier: readonly Setting[]): readonly Setting[] {
+  const split = text.indexOf('=');
+  if (split < 1) throw new InvalidArgumentError('Expected key=value.');
+  const key = text.slice(0, split);
+  if (key === 'type' || earlier.some(([known]) => known === key)) throw new InvalidArgumentError('It is given twice.');
+  return [...earlier, [key, valueOf(text.slice(split + 1))]];
+}
+
+function valueOf(text: string): Setting[1] {
+  if (text === 'true' || text === 'false') return text === 'true';
+  return /^-?(0|[1-9][0-9]*)(\.[0-9]+)?$/.test(text) && Math.abs(Number(text)) <= Number.MAX_SAFE_INTEGER
+    ? Number(text)
+    : text;
+}
+
 export type Register = (program: Command) => void;

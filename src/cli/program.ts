@@ -15,6 +15,7 @@ import { schemaCommand } from './schema.js';
 import { startCommand } from './start.js';
 import { statusCommand } from './status.js';
 import { stopCommand } from './stop.js';
+import { testBackendCommand } from './test-backend.js';
 
 const commands = [
   startCommand,
@@ -28,6 +29,7 @@ const commands = [
   schemaCommand,
   featuresCommand,
   doctorCommand,
+  testBackendCommand,
 ];
 
 /** Runs one command line and leaves its exit code in `process.exitCode`. */

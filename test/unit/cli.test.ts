@@ -98,6 +98,8 @@ t.test('usage errors: 2, and 64 for the daemon, with one line of reason', async 
     [2, ['add', 'ram', 'size=1M', 'size=2M', '--name', 'a'], /given twice/],
     [2, ['add', 'ram', '--name', 'a', '-q', 'two'], /Expected a whole number/],
     [2, ['add', 'ram', '--name', 'a', '-d', '-1'], /whole number|missing/],
+    [2, ['test-backend'], /missing required argument 'module'/],
+    [2, ['test-backend', 'disk.js', 'size'], /Expected key=value/],
     [64, ['start'], /missing required argument 'config'/],
     [64, ['start', 'a', '--log-level', 'loud'], /Allowed choices/],
   ];
@@ -255,6 +257,19 @@ t.test('what the supervisor refuses is passed on, harmless to a terminal', async
     code: 1,
     out: '',
     err: 'ublk-supervisor: device \\u001b[2J is mounted\nublk-supervisor: really',
+  });
+});
+
+t.test('test-backend gives each check a line, and the backend its options with their types', async (t) => {
+  const faulty = join(root, 'dist/test/unit/faulty-backend.js');
+  const good = await cli('test-backend', faulty, 'size=8192');
+  t.match(good, { code: 0, err: '', out: /^ok {4}opens: 8K, blocks of 512 bytes, flush, discard, writeZeroes\n/ });
+  t.match(good.out, /\n11 passed, 0 failed, 0 skipped$/);
+  const bad = await cli('test-backend', faulty, 'size=8192', 'fault=a write of six blocks is lost', '--seed', '7');
+  t.match(bad, { code: 1, out: /\nfail {2}random operations: .*\n {6}after 1 operation, with --seed 7:\n {8}queue / });
+  t.match(await cli('test-backend', faulty, 'size=8K'), {
+    code: 1,
+    out: /^fail {2}opens: .*size: expected a whole number/,
   });
 });
 

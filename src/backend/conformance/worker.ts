@@ -1,0 +1,120 @@
+import { inspect } from 'node:util';
+import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads';
+import { messageOf, reasonOf } from '../../errors.js';
+import { printable } from '../../printable.js';
+import type { BackendContext, BackendInstance } from '../define.js';
+import { announcedBy, loadBackend, openInstance } from '../load.js';
+import {
+  SETTLED,
+  UNFILLED,
+  describeCall,
+  type Call,
+  type FromWorker,
+  type MemoryRequest,
+  type ToWorker,
+  type WorkerOptions,
+} from './messages.js';
+
+/** A worker thread that stands for a queue process: its modules, and so its instance, are its own. */
+
+const { module, options, queue, queues, memory, answered } = workerData as WorkerOptions;
+const draining = new AbortController();
+/** Nobody may touch these buffers any more. */
+const settled: { readonly call: Call; readonly buffer: Buffer }[] = [];
+
+const context: BackendContext = {
+  device: 'test',
+  queue,
+  queues,
+  log: { info: say('info'), warn: say('warn'), error: say('error') },
+  signal: draining.signal,
+  sharedMemory,
+};
+
+try {
+  const instance = await openInstance(await loadBackend(module), options, context);
+  parentPort?.on('message', (message: ToWorker) => {
+    if (message.type === 'drain') draining.abort();
+    else if (message.type === 'inspect') tell({ type: 'settled', id: message.id, ...intrusion() });
+    else void serve(instance, message.id, message.call);
+  });
+  tell({ type: 'opened', announced: announcedBy(instance) });
+} catch (error) {
+  tell({ type: 'refused', reason: messageOf(error) });
+}
+
+function tell(message: FromWorker): void {
+  parentPort?.postMessage(message);
+}
+
+function say(level: string): (message: string) => void {
+  return (message) => void process.stderr.write(`queue ${String(queue)}: ${level}: ${printable(message)}\n`);
+}
+
+/** The suite has the memory, which outlives this thread. */
+function sharedMemory(name: string, size: number): Buffer {
+  if (!/^[a-z0-9][a-z0-9_.-]{0,62}$/.test(name)) {
+    throw new RangeError(`sharedMemory: name ${inspect(name)}; expected 1 to 63 of a-z, 0-9, "_", "." and "-"`);
+  }
+  if (!Number.isSafeInteger(size) || size < 1) {
+    throw new RangeError(`sharedMemory ${name}: size ${inspect(size)}; expected a positive number of bytes`);
+  }
+  Atomics.store(answered, 0, 0);
+  memory.postMessage({ name, size } satisfies MemoryRequest);
+  Atomics.wait(answered, 0, 0);
+  const { message: shared } = receiveMessageOnPort(memory) as { readonly message: SharedArrayBuffer };
+  if (shared.byteLength === size) return Buffer.from(shared);
+  throw new RangeError(
+    `sharedMemory ${name}: size ${String(size)}; another instance asked for ${String(shared.byteLength)} bytes`,
+  );
+}
+
+async function serve(instance: BackendInstance, id: number, call: Call): Promise<void> {
+  const buffer = bufferOf(call);
+  try {
+    const answer: unknown = await perform(instance, call, buffer);
+    if (buffer && answer !== buffer.length) {
+      tell({ type: 'settled', id, fault: `answered ${inspect(answer)}; expected ${String(buffer.length)}` });
+    } else {
+      tell({ type: 'settled', id, ...(call.method === 'read' && buffer ? { data: buffer } : {}) });
+    }
+  } catch (error) {
+    tell({ type: 'settled', id, fault: `failed: ${failureOf(error)}` });
+  }
+  if (buffer) settled.push({ call, buffer: buffer.fill(SETTLED) });
+}
+
+function bufferOf(call: Call): Buffer | undefined {
+  if (call.method === 'read') return Buffer.alloc(call.length, UNFILLED);
+  return call.method === 'write' ? Buffer.from(call.data) : undefined;
+}
+
+function perform(instance: BackendInstance, call: Call, buffer: Buffer = Buffer.alloc(0)): unknown {
+  switch (call.method) {
+    case 'read':
+      return instance.read(buffer, call.offset);
+    case 'write':
+      return instance.write?.(buffer, call.offset, { fua: call.fua });
+    case 'discard':
+      return instance.discard?.(call.offset, call.length);
+    case 'writeZeroes':
+      return instance.writeZeroes?.(call.offset, call.length, { mayUnmap: call.mayUnmap });
+    case 'flush':
+      return instance.flush?.();
+    case 'close':
+      return instance.close?.();
+  }
+}
+
+/** What was thrown, with the code by which a client would know it. */
+function failureOf(error: unknown): string {
+  const reason = reasonOf(error);
+  const code: unknown = error instanceof Error && 'code' in error ? error.code : undefined;
+  return typeof code === 'string' && !reason.includes(code) ? `${reason} (${code})` : reason;
+}
+
+function intrusion(): { readonly fault?: string } {
+  const changed = settled.find(({ buffer }) => !buffer.equals(Buffer.alloc(buffer.length, SETTLED)));
+  settled.length = 0;
+  return changed ? { fault: `the buffer of a ${describeCall(changed.call)} changed after the call had settled` } : {};
+}
