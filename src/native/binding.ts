@@ -1,7 +1,7 @@
 import { createRequire } from 'node:module';
 import { fileURLToPath } from 'node:url';
 import { getSystemErrorName } from 'node:util';
-import { SupervisorError } from '../errors.js';
+import { SupervisorError, errnoOf, messageOf } from '../errors.js';
 
 /** The compiled addon, typed. Its C++ side is src/native/addon/. */
 
@@ -208,8 +208,22 @@ let addon: Binding | undefined;
 
 /** Loaded at first use: `check`, `schema` and `--help` work where the addon was never built. */
 function binding(): Binding {
-  addon ??= createRequire(import.meta.url)(`${packageRoot}build/Release/ublk.node`) as Binding;
+  addon ??= loadAddon();
   return addon;
+}
+
+function loadAddon(): Binding {
+  const path = `${packageRoot}build/Release/ublk.node`;
+  try {
+    return createRequire(import.meta.url)(path) as Binding;
+  } catch (error) {
+    const [reason] = messageOf(error).split('\n', 1);
+    throw new SupervisorError(
+      `loading ${path} failed: ${String(reason)}; build it for this machine, with g++ and liburing-dev installed: ` +
+        `npx node-gyp rebuild -C ${packageRoot}`,
+      { code: 'ADDON', cause: error },
+    );
+  }
 }
 
 /** `EBUSY` for 16, `ENODEV` for -19. */
@@ -222,10 +236,10 @@ function translated<Result>(call: () => Result): Result {
   try {
     return call();
   } catch (error) {
-    const errno = error instanceof Error && 'errno' in error ? Number(error.errno) : undefined;
-    if (errno === undefined || !(error instanceof Error)) throw error;
+    const errno = errnoOf(error);
+    if (errno === undefined) throw error;
     const code = errnoName(errno);
-    throw new SupervisorError(`${error.message} (${code})`, { code, errno, cause: error });
+    throw new SupervisorError(`${messageOf(error)} (${code})`, { code, errno, cause: error });
   }
 }
 

@@ -125,11 +125,7 @@ function probeIoUring(host: Host): CheckResult {
   try {
     errno = host.ioUringErrno();
   } catch (error) {
-    return fail(
-      'ADDON',
-      `the compiled addon does not load: ${firstLine(error)}`,
-      'install the package again or build it',
-    );
+    return { status: 'fail', code: 'ADDON', detail: messageOf(error) };
   }
   if (errno === 0) return ok(sysctl === '1' ? 'works; the kernel allows it to privileged processes only' : 'works');
   const [name, text] = getSystemErrorMap().get(-errno) ?? [String(errno), 'unknown error'];
