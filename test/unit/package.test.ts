@@ -40,7 +40,7 @@ t.test('it has what runs, what that was compiled from, and what one reads; no mo
     [],
   );
   t.strictSame(
-    paths.filter((path) => /test|bench|demo|vm\/|faults|(?<!\.d)\.ts$/.test(path)),
+    paths.filter((path) => /^(dist\/)?(test|bench|demo|vm)\/|faults|(?<!\.d)\.ts$/.test(path)),
     [],
   );
 });
@@ -67,6 +67,8 @@ const answer = { exitCode: 0, stdout: /^true serve: devices\[0\]\.name: expected
 t.test('it can be imported', async (t) => {
   t.match(await script('module', `import * as all from 'ublk-supervisor'; Promise.resolve(all)${use}`), answer);
   t.match(await script('commonjs', `import('ublk-supervisor')${use}`), answer);
+  const testing = "import * as all from 'ublk-supervisor/testing'; console.log(Object.keys(all).join());";
+  t.match(await script('module', testing), { exitCode: 0, stdout: /[a-z]/, stderr: '' });
 });
 
 t.test('its compiled part loads, or says how to build it', async (t) => {
