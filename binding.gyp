@@ -4,6 +4,8 @@
       'backends/null/null.cpp',
       'backends/ram/ram.cpp',
       'backends/registry.cpp',
+      'backends/zip/index.cpp',
+      'backends/zip/zip.cpp',
       'src/native/channel.cpp',
       'src/native/control_process.cpp',
       'src/native/control_ring.cpp',
@@ -18,6 +20,8 @@
     'cflags_cc!': ['-std=gnu++17', '-fno-rtti', '-fno-exceptions'],
     'cflags_cc': ['-std=c++20', '-fexceptions', '-Wall', '-Wextra', '-Wno-missing-field-initializers'],
     'include_dirs': ['src/native'],
+    # Node exports a zlib of its own, which would otherwise take the place of ours.
+    'ldflags': ['-Wl,--exclude-libs,libz.a'],
   },
   'targets': [
     {
@@ -25,25 +29,27 @@
       'dependencies': ["<!(node -p \"require('node-addon-api').targets\"):node_addon_api_except"],
       'defines': ['NAPI_VERSION=9'],
       'sources': [
+        'backends/zip/index.cpp',
         'src/native/addon/addon.cpp',
         'src/native/addon/js_queue.cpp',
         'src/native/addon/process_watch.cpp',
         'src/native/addon/shared_pages.cpp',
         'src/native/addon/system.cpp',
+        'src/native/addon/zip_index.cpp',
         'src/native/addon/zygote_channel.cpp',
         'src/native/channel.cpp',
         'src/native/control_ring.cpp',
         'src/native/process_setup.cpp',
         'src/native/queue.cpp',
       ],
-      'libraries': ['-l:liburing.a'],
+      'libraries': ['-l:liburing.a', '-l:libz.a'],
     },
     {
       'target_name': 'zygote',
       'type': 'shared_library',
       'product_prefix': '',
       'sources': ['<@(zygote_sources)'],
-      'libraries': ['-l:liburing.a'],
+      'libraries': ['-l:liburing.a', '-l:libz.a'],
       'cflags_cc': ['-fvisibility=hidden'],
     },
     {
@@ -53,7 +59,7 @@
       'product_prefix': '',
       'defines': ['UBLK_FAULT_POINTS'],
       'sources': ['<@(zygote_sources)', 'src/native/fault_point.cpp'],
-      'libraries': ['-l:liburing.a'],
+      'libraries': ['-l:liburing.a', '-l:libz.a'],
     },
   ],
 }

@@ -20,6 +20,8 @@ export type DataPath = 'copy' | 'user-copy';
 export interface OpenContext {
   /** The device's name: `^[a-z0-9][a-z0-9_.-]{0,62}$`, so safe as a file name. */
   readonly device: string;
+  /** Logical block size of the device, in bytes. */
+  readonly blockSize: number;
 }
 
 /** What the queue processes of a backend in JavaScript load. */

@@ -24,7 +24,7 @@ export const addCommand: Register = (program) => {
   program
     .command('add')
     .description('add a device and print its path when it is usable; the device is not added to the configuration file')
-    .argument('<type>', 'backend: ram, null or the path of one of your own')
+    .argument('<type>', 'backend: ram, zip, null or the path of one of your own')
     .argument('[key=value...]', "the backend's settings, such as size=512MiB", setting, [])
     .requiredOption('--name <name>', 'what to call the device')
     .option('-n, --number <id>', 'N of /dev/ublkbN', wholeNumber)

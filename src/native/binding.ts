@@ -188,6 +188,23 @@ export interface JsQueue {
   answer(count: number): void;
 }
 
+/** An entry of a zip archive, as the archive describes it. */
+export interface ZipEntryData {
+  /** Where its data begins in the archive, in bytes. */
+  readonly dataOffset: number;
+  readonly compressedBytes: number;
+  readonly bytes: number;
+  /** CRC-32 of the data. */
+  readonly crc: number;
+  readonly deflated: boolean;
+}
+
+interface ZipIndexer {
+  /** Resolves with true at the end. */
+  step(): Promise<boolean>;
+  finish(): number;
+}
+
 interface Binding {
   flock(fd: number): boolean;
   ublkFeatures(): bigint;
@@ -202,6 +219,14 @@ interface Binding {
   mapShared(fd: number, bytes: number): ArrayBuffer;
   JsQueue: new (onBatch: (count: number) => void, onDrain: () => void, onEnd: () => void) => NativeJsQueue;
   SharedPages: new (queues: number, depth: number) => SharedPages;
+  ZipIndexer: new (
+    archive: number,
+    dataOffset: number,
+    compressedBytes: number,
+    bytes: number,
+    crc: number,
+    deflated: boolean,
+  ) => ZipIndexer;
 }
 
 let addon: Binding | undefined;
@@ -333,4 +358,18 @@ export function inheritQueue({ onBatch, onDrain, onEnd }: QueueEvents): JsQueue 
       native.answer(count);
     },
   };
+}
+
+/**
+ * Reads an entry of the archive through once. Resolves with the fd of the index that the queue processes need to serve
+ * it; the caller closes it. Rejects with an Error whose message says what is wrong with the entry: `its CRC-32 is ...`.
+ */
+export async function indexZipEntry(archive: number, entry: ZipEntryData): Promise<number> {
+  const { dataOffset, compressedBytes, bytes, crc, deflated } = entry;
+  const indexer = translated(
+    () => new (binding().ZipIndexer)(archive, dataOffset, compressedBytes, bytes, crc, deflated),
+  );
+  // In steps, so that others get their turn on libuv's few threads.
+  while (!(await indexer.step()));
+  return translated(() => indexer.finish());
 }

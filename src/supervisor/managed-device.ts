@@ -60,7 +60,10 @@ export class ManagedDevice {
   }
 
   async #open({ kernel, log, openBackend, clock }: ManagedDeviceContext): Promise<Device> {
-    const backend = await openBackend(this.config.backend, { device: this.config.name });
+    const backend = await openBackend(this.config.backend, {
+      device: this.config.name,
+      blockSize: this.config.blockSize,
+    });
     const onChange = (state: string): void => {
       if (state !== 'adding') this.#markAdded();
     };

@@ -37,6 +37,11 @@ export class DirectFile {
     return new DirectFile(await open(path, constants.O_RDWR | constants.O_DIRECT | flags));
   }
 
+  /** Of a device that cannot be written to. */
+  static async openReadOnly(path: string): Promise<DirectFile> {
+    return new DirectFile(await open(path, constants.O_RDONLY | constants.O_DIRECT));
+  }
+
   /** As short as the kernel made it. */
   async read(offset: number, length: number): Promise<Buffer> {
     const slot = takeSlot();

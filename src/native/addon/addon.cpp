@@ -10,6 +10,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exportProcessWatch(env, exports);
   exportSharedPages(env, exports);
   exportJsQueue(env, exports);
+  exportZipIndexer(env, exports);
   return exports;
 }
 

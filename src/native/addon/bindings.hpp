@@ -25,5 +25,6 @@ void exportZygoteChannel(Napi::Env env, Napi::Object exports);
 void exportProcessWatch(Napi::Env env, Napi::Object exports);
 void exportJsQueue(Napi::Env env, Napi::Object exports);
 void exportSharedPages(Napi::Env env, Napi::Object exports);
+void exportZipIndexer(Napi::Env env, Napi::Object exports);
 
 }  // namespace ublk::addon

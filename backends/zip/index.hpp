@@ -1,0 +1,109 @@
+// What is found out about an archive's entry when its device is added, for the queue processes that serve it.
+#pragma once
+
+#include <zlib.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <stdexcept>
+#include <string>
+
+#include "../../src/native/file_descriptor.hpp"
+
+namespace ublk {
+
+// Deflated data can be decoded from a restart point on, given the 32 KiB of output before it.
+constexpr size_t kZipWindowBytes = 32 * 1024;
+constexpr size_t kZipIndexBytes = 64 * 1024 * 1024;  // at most
+constexpr size_t kZipWindowsOffset = 64 * 1024;      // in the index
+constexpr size_t kZipMaxPoints = (kZipIndexBytes - kZipWindowsOffset) / kZipWindowBytes;
+// Restart points are only where a deflate block ends. Real ones hold a few MiB.
+constexpr uint64_t kZipMaxBlockBytes = 64 * 1024 * 1024;
+
+// The least output between two restart points of an entry: no more of them than fit, of which the first is at 0.
+constexpr uint64_t zipSpanBytes(uint64_t entryBytes) {
+  constexpr uint64_t least = 1024 * 1024;
+  const uint64_t share = entryBytes / (kZipMaxPoints - 1) + 1;
+  return share > least ? share : least;
+}
+
+struct ZipEntry {
+  uint64_t dataOffset;  // in the archive, bytes
+  uint64_t compressedBytes;
+  uint64_t bytes;
+  uint32_t crc;
+  bool deflated;
+};
+
+// Whoever changes an archive changes this too.
+struct ArchiveState {
+  uint64_t bytes;
+  int64_t seconds;
+  int64_t nanoseconds;
+
+  bool operator==(const ArchiveState&) const = default;
+};
+
+struct RestartPoint {
+  uint64_t output;  // offset in the entry
+  uint64_t input;   // offset in the compressed data, of the first whole byte
+  uint8_t bits;     // of the byte before it that belong here too, 0 to 7
+  uint8_t value;    // these bits
+};
+
+// The beginning of the index. The window of point N is at kZipWindowsOffset + N * kZipWindowBytes; point 0 needs none.
+struct ZipIndex {
+  uint64_t magic;
+  ZipEntry entry;
+  ArchiveState archive;
+  uint32_t points;  // 0 for a stored entry
+  RestartPoint point[kZipMaxPoints];
+};
+
+constexpr uint64_t kZipIndexMagic = 0x31786469'70697a75;  // "uzipidx1"
+static_assert(sizeof(ZipIndex) <= kZipWindowsOffset);
+
+// The archive is not what it says. The message follows a name: "its data is damaged".
+struct ArchiveFault : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// Reads all of `length`; 0, or -errno: -EIO when the archive ends before or is not in `state` any more.
+int readArchive(int archive, const ArchiveState& state, void* data, size_t length, uint64_t offset);
+
+// Reads an entry once from its beginning to its end, checks it, and collects its restart points.
+class ZipIndexer {
+ public:
+  // `entry.dataOffset + entry.compressedBytes` is within the archive. Throws std::system_error.
+  ZipIndexer(int archive, const ZipEntry& entry);
+  ~ZipIndexer();
+  ZipIndexer(const ZipIndexer&) = delete;
+  ZipIndexer& operator=(const ZipIndexer&) = delete;
+
+  // Reads on for some ten milliseconds; true when the end was reached and the entry is what it was said to be.
+  // Throws ArchiveFault, std::system_error.
+  bool step();
+
+  // The index, sealed; once, after the last step. Throws std::system_error.
+  FileDescriptor finish();
+
+ private:
+  void refill();
+  bool inflateOn();
+  void addPoint();
+  void check() const;
+
+  const int archive_;
+  const std::unique_ptr<ZipIndex> index_;
+  const std::unique_ptr<std::byte[]> input_;
+  const std::unique_ptr<std::byte[]> output_;
+  const uint64_t span_;  // bytes
+  FileDescriptor memfd_;
+  z_stream stream_{};
+  uint64_t loaded_ = 0;    // compressed bytes that were read from the archive
+  uint64_t produced_ = 0;  // bytes of the entry
+  uint32_t crc_ = 0;
+};
+
+}  // namespace ublk

@@ -1,0 +1,301 @@
+import { execFileSync } from 'node:child_process';
+import { fstatSync, readdirSync, readFileSync, statSync } from 'node:fs';
+import { writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { deflateRawSync } from 'node:zlib';
+import t from 'tap';
+import type { OpenBackend } from '../../backends/interface.js';
+import { zipBackend, zipOptions } from '../../backends/zip/zip.js';
+import { SupervisorError } from '../../src/errors.js';
+import { integers, zipArchive, type ArchiveMember } from './zip-archive.js';
+
+const KIB = 1024;
+const directory = t.testdir();
+const path = join(directory, 'archive.zip');
+
+/** Compresses well, and is not the same anywhere. */
+function lines(bytes: number): Buffer {
+  const text = Array.from({ length: bytes / 16 }, (_none, index) => `${String(index * 7).padStart(15)}\n`).join('');
+  return Buffer.from(text.padEnd(bytes, '.'));
+}
+
+const image: ArchiveMember = { name: 'disk.img', data: lines(300 * KIB) };
+
+async function open(archive: Buffer, entry?: string, blockSize = 4096): Promise<OpenBackend> {
+  await writeFile(path, archive);
+  const options = zipOptions.parse({ type: 'zip', path, ...(entry === undefined ? {} : { entry }) });
+  return zipBackend.open(options, { device: 'a', blockSize });
+}
+
+/** The size of the device, in bytes. */
+async function sizeOf(archive: Buffer, entry?: string, blockSize?: number): Promise<number> {
+  const backend = await open(archive, entry, blockSize);
+  await backend.close();
+  await backend.remove();
+  return backend.size;
+}
+
+/** Why the archive is not served. */
+async function refusal(archive: Buffer, entry?: string): Promise<string> {
+  try {
+    return `accepted with ${String(await sizeOf(archive, entry))} bytes`;
+  } catch (error) {
+    if (!(error instanceof SupervisorError && error.code === 'BACKEND' && error.device === 'a')) throw error;
+    return error.message.replace(`opening archive ${path} failed: `, '');
+  }
+}
+
+const openFiles = (): number => readdirSync('/proc/self/fd').length;
+
+t.test('a deflated and a stored entry, with and without zip64, with sizes before or behind the data', async (t) => {
+  for (const stored of [false, true]) {
+    for (const zip64 of [false, true]) {
+      for (const sizesFollow of [false, true]) {
+        t.equal(await sizeOf(zipArchive([{ ...image, stored, zip64, sizesFollow }])), 300 * KIB);
+      }
+    }
+  }
+});
+
+t.test('what other programs write is accepted', async (t) => {
+  const script =
+    'import sys, zipfile\n' +
+    'z = zipfile.ZipFile(sys.argv[1], "w", zipfile.ZIP_DEFLATED)\n' +
+    'z.writestr("disk.img", b"0123456789abcdef" * 65536)\n' +
+    'z.open("large.img", "w", force_zip64=True).write(b"01234567" * 262144)\n' +
+    'z.close()';
+  execFileSync('python3', ['-c', script, path]);
+  const archive = readFileSync(path);
+  t.equal(await sizeOf(archive), 2048 * KIB);
+  t.equal(await sizeOf(archive, 'disk.img'), 1024 * KIB);
+});
+
+t.test('the size is rounded up to whole blocks', async (t) => {
+  const archive = zipArchive([{ name: 'a', data: Buffer.alloc(513, 1) }]);
+  t.equal(await sizeOf(archive, undefined, 512), 1024);
+  t.equal(await sizeOf(archive, undefined, 4096), 4096);
+  t.equal(await sizeOf(zipArchive([{ name: 'a', data: Buffer.alloc(1) }]), undefined, 512), 512);
+});
+
+t.test('the entry that is named, or the largest', async (t) => {
+  const archive = zipArchive([
+    { name: 'directory/', data: Buffer.alloc(0), stored: true },
+    { name: 'small', data: lines(8 * KIB), stored: true },
+    { name: 'directory/large', data: lines(64 * KIB) },
+    { name: 'medium', data: lines(32 * KIB) },
+  ]);
+  t.equal(await sizeOf(archive), 64 * KIB);
+  t.equal(await sizeOf(archive, 'medium'), 32 * KIB);
+  t.equal(await sizeOf(archive, 'small'), 8 * KIB);
+  t.equal(await refusal(archive, 'other'), 'it has no entry "other"');
+  t.equal(await refusal(archive, 'directory/'), 'it has no entry "directory/"');
+  t.equal(await refusal(zipArchive([{ name: 'd/', data: Buffer.alloc(0) }])), 'it has no file in it');
+  t.equal(await refusal(zipArchive([])), 'it has no file in it');
+});
+
+t.test('the device is read-only, its files are the archive and a sealed index, and both are closed', async (t) => {
+  const before = openFiles();
+  const backend = await open(zipArchive([image]));
+  t.match(backend, { facts: { readOnly: true, discard: false, volatileCache: false }, created: false });
+  const [archive, index, ...others] = backend.files;
+  t.strictSame(others, []);
+  t.equal(fstatSync(archive ?? -1).ino, statSync(path).ino);
+  t.ok(fstatSync(index ?? -1).size >= 64 * KIB);
+  await backend.close();
+  await backend.remove();
+  t.equal(openFiles(), before);
+  t.ok(readFileSync(path).length > 0, 'the archive is nobody’s to remove');
+});
+
+t.test('an archive that cannot be opened', async (t) => {
+  const openPath = (path: string): Promise<OpenBackend> =>
+    zipBackend.open({ type: 'zip', path }, { device: 'a', blockSize: 4096 });
+  execFileSync('mkfifo', [join(directory, 'pipe')]);
+  await t.rejects(openPath(join(directory, 'pipe')), {
+    code: 'BACKEND',
+    message: /pipe failed: it is not a regular file$/,
+  });
+  await t.rejects(openPath(directory), { code: 'BACKEND', message: /failed: it is not a regular file$/ });
+  await t.rejects(openPath(join(directory, 'none')), {
+    code: 'BACKEND',
+    message: /^opening archive .*none failed: no such file or directory \(ENOENT\)$/,
+  });
+});
+
+/** The archive, and what is said of it. */
+const hostile: Readonly<Record<string, readonly [Buffer, RegExp]>> = {
+  'no archive': [lines(64 * KIB), /^End of central directory record signature not found/],
+  nothing: [Buffer.alloc(0), /^End of central directory record signature not found/],
+  truncated: [zipArchive([image]).subarray(0, -100), /^End of central directory record signature not found/],
+  'truncated in front': [zipArchive([image]).subarray(1000), /^(invalid central directory|it is truncated or damaged)/],
+  'a name that leads upwards': [zipArchive([image, { ...image, name: '../x' }]), /^invalid relative path: \.\.\/x$/],
+  'an absolute name': [zipArchive([{ ...image, name: '/etc/x' }]), /^absolute path: \/etc\/x$/],
+  'a name that drives a terminal': [
+    zipArchive([{ ...image, name: 'a\u001b[2J\n', both: { flags: 0x800, method: 99 } }]),
+    /^its entry "a\\u001b\[2J\\n" is compressed with method 99; only 0 \(stored\) and 8 \(deflated\) can be served$/,
+  ],
+  encrypted: [zipArchive([{ ...image, both: { flags: 1 } }]), /^its entry "disk.img" is encrypted$/],
+  'strongly encrypted': [zipArchive([{ ...image, both: { flags: 0x41 } }]), /^strong encryption is not supported$/],
+  empty: [zipArchive([{ name: 'a', data: Buffer.alloc(0) }]), /^its entry "a" is empty$/],
+  'the same entry twice': [
+    zipArchive([image, { ...image, central: { offset: 0 } }]),
+    /"disk.img" and "disk.img" overlap$/,
+  ],
+  'an entry within the data of another': [
+    zipArchive([
+      { ...image, stored: true, name: 'a' },
+      { ...image, central: { offset: 5000 }, name: 'b' },
+    ]),
+    /^its entries "a" and "b" overlap$/,
+  ],
+  'data that the local header alone moves into the next entry': [
+    changed(zipArchive([image, { ...image, name: 'b' }]), (archive) => archive.writeUInt16LE(40, 28)),
+    /^its entries "disk.img" and "b" overlap$/,
+  ],
+  'data behind the end': [
+    zipArchive([{ ...image, both: { compressedBytes: 10_000_000 } }]),
+    /^file data overflows file bounds/,
+  ],
+  'a header behind the end': [
+    zipArchive([{ ...image, central: { offset: 0xfffffff0 } }]),
+    /^it is truncated or damaged: it refers to places behind its end$/,
+  ],
+  'no header where it should be': [
+    zipArchive([{ ...image, central: { offset: 7 } }]),
+    /^invalid local file header signature/,
+  ],
+  'more expansion than there is': [
+    zipArchive([{ ...image, both: { bytes: 2 ** 31 } }]),
+    /^its entry "disk.img" cannot have 2147483648 bytes, deflated to [0-9]+$/,
+  ],
+  'more than is read through': [
+    zipArchive([{ ...image, zip64: true, central: { extra: zip64Sizes(2 ** 40, 2 ** 34) } }]),
+    /^its entry "disk.img" is larger than 64 GiB; unpack it and serve the file$/,
+  ],
+  'longer than it says': [
+    zipArchive([{ ...image, both: { bytes: 299 * KIB } }]),
+    /^its entry "disk.img" cannot be served: it is longer than the 306176 bytes that the archive says$/,
+  ],
+  'shorter than it says': [
+    zipArchive([{ ...image, both: { bytes: 301 * KIB } }]),
+    /cannot be served: it has 307200 bytes, the archive says 308224$/,
+  ],
+  'less compressed data than it says': [
+    zipArchive([{ ...image, compressed: Buffer.concat([deflateRawSync(image.data), Buffer.alloc(9)]) }]),
+    /cannot be served: its compressed data has [0-9]+ bytes, the archive says [0-9]+$/,
+  ],
+  'compressed data that ends early': [
+    zipArchive([{ ...image, compressed: deflateRawSync(image.data).subarray(0, -5) }]),
+    /cannot be served: its compressed data ends too early$/,
+  ],
+  'damaged data': [
+    zipArchive([{ ...image, compressed: deflateRawSync(image.data).fill(0xff, 0, 1) }]),
+    /cannot be served: its compressed data is damaged$/,
+  ],
+  'another CRC-32': [
+    zipArchive([{ ...image, both: { crc: 0x1234abcd } }]),
+    /cannot be served: its CRC-32 is [0-9a-f]{8}, the archive says 1234abcd$/,
+  ],
+  'another CRC-32, stored': [
+    zipArchive([{ ...image, stored: true, both: { crc: 1 } }]),
+    /cannot be served: its CRC-32 is [0-9a-f]{8}, the archive says 00000001$/,
+  ],
+  'stored in less bytes than it has': [
+    zipArchive([{ ...image, stored: true, both: { bytes: 301 * KIB } }]),
+    /^compressed\/uncompressed size mismatch for stored file/,
+  ],
+  'headers that contradict each other': [
+    zipArchive([{ ...image, local: { name: 'disk.iso', method: 0, crc: 1, compressedBytes: 1, bytes: 1, flags: 1 } }]),
+    /has another name, compression method, encryption flag, CRC-32, compressed size, size in its local header than in/,
+  ],
+  'one deflate block': [
+    zipArchive([giantBlock()]),
+    /it has a deflate block of more than 64 MiB, which leaves no place/,
+  ],
+};
+
+t.test('hostile archives are refused, each for what it is', async (t) => {
+  const before = openFiles();
+  for (const [what, [archive, reason]] of Object.entries(hostile)) {
+    const began = performance.now();
+    t.match(await refusal(archive), reason, what);
+    t.ok(performance.now() - began < 5_000, `${what} is refused soon`);
+  }
+  t.equal(openFiles(), before);
+});
+
+t.test('two entries of one name are refused where that name is meant', async (t) => {
+  const archive = zipArchive([image, image, { ...image, name: 'b' }]);
+  t.equal(await refusal(archive, 'disk.img'), 'it has two entries "disk.img"');
+  t.equal(await sizeOf(archive, 'b'), 300 * KIB);
+});
+
+t.test('places that no file has are not looked at', async (t) => {
+  const archive = zipArchive([{ ...image, zip64: true }]);
+  const locator = archive.length - 22 - 20;
+  const far = /^it is truncated or damaged: it refers to places behind its end$/;
+  t.match(await refusal(changed(archive, (copy) => copy.writeBigUInt64LE(2n ** 64n - 1n, locator + 8))), far);
+  t.match(await refusal(changed(archive, (copy) => copy.writeBigUInt64LE(2n ** 63n, locator - 8))), far);
+  t.match(
+    await refusal(changed(archive, (copy) => copy.writeBigUInt64LE(2n ** 62n, locator - 24))),
+    /^it has [0-9]+ entries; at most 65536 are allowed$/,
+  );
+});
+
+t.test('an archive of many entries is opened soon', async (t) => {
+  const archive = zipArchive(
+    Array.from({ length: 5000 }, (_none, index) => ({ name: String(index), data: Buffer.alloc(1), stored: true })),
+  );
+  const began = performance.now();
+  t.equal(await sizeOf(archive, '4999'), 4096);
+  t.ok(performance.now() - began < 10_000, String(performance.now() - began));
+});
+
+t.test('whatever byte is changed, the archive is refused or one of its entries is what it was', async (t) => {
+  const archive = zipArchive([
+    { ...image, zip64: true },
+    { name: 'b', data: lines(4 * KIB), stored: true },
+  ]);
+  const outcomes = new Set<string>();
+  let state = 1;
+  const random = (limit: number): number => {
+    state = (Math.imul(state, 1_103_515_245) + 12_345) >>> 0;
+    return Math.floor((state / 2 ** 32) * limit);
+  };
+  const deadline = performance.now() + 5_000;
+  for (let round = 0; round < 400 && performance.now() < deadline; round++) {
+    // Most of them where the headers are.
+    const offset = round % 4 === 0 ? random(archive.length) : archive.length - 1 - random(300);
+    outcomes.add(await refusal(changed(archive, (copy) => copy.writeUInt8(random(256), offset))));
+  }
+  for (const outcome of outcomes) {
+    if (outcome.startsWith('accepted')) t.match(outcome, /^accepted with (307200|4096) bytes$/);
+    t.notMatch(outcome, /undefined|Cannot read|is not a function|out of range|outside buffer/);
+  }
+  t.ok(outcomes.size > 5);
+});
+
+function changed(archive: Buffer, change: (archive: Buffer) => void): Buffer {
+  const copy = Buffer.from(archive);
+  change(copy);
+  return copy;
+}
+
+/** The zip64 field of a header in the central directory. */
+function zip64Sizes(bytes: number, compressedBytes: number): Buffer {
+  return integers([1, 2], [24, 2], [bytes, 8], [compressedBytes, 8], [0, 8]);
+}
+
+/** 128 MiB of zeros in a single block with fixed codes: a literal, then matches of 258 bytes at distance 1. */
+function giantBlock(): ArchiveMember {
+  // Bits, first to last: last block 1, type 10; literal 0 00110000; then 0x11000101 00000 for each match.
+  const bits: number[] = [1, 1, 0, 0, 0, 1, 1, 0, 0, 0, 0];
+  while (bits.length % 8 !== 0) bits.push(1, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 0, 0);
+  const first = bits.length;
+  for (let match = 0; match < 8; match++) bits.push(1, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 0, 0);
+  const bytes = Buffer.alloc(bits.length / 8);
+  bits.forEach((bit, index) => (bytes[index >> 3] = (bytes[index >> 3] ?? 0) | (bit << (index & 7))));
+  const repeated = bytes.subarray(first / 8);
+  const compressed = Buffer.concat([bytes, ...Array.from({ length: 65_000 }, () => repeated)]);
+  return { name: 'a', data: Buffer.alloc(0), compressed, both: { bytes: 128 * 1024 * KIB, crc: 0 } };
+}
