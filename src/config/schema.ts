@@ -65,6 +65,9 @@ const device = z
       .default('auto')
       .describe('how request data reaches the queue process; auto: what suits the backend best'),
     backend: backendOptions.describe('what stores the data'),
+    requestTimeout: duration
+      .prefault('60s')
+      .describe('a request that is unanswered for so long counts as a hang, which is handled like a crash'),
     recovery: recovery.prefault({}),
   })
   .superRefine(({ backend, blockSize }, context) => {
@@ -75,8 +78,8 @@ const device = z
       message: `expected a multiple of blockSize ${String(blockSize)}, got ${String(backend.size)}`,
     });
   })
-  .transform(({ id, recovery: { window, ...rest }, ...others }): DeviceConfig => {
-    return { ...others, id, recovery: { ...rest, windowMs: window } };
+  .transform(({ id, requestTimeout, recovery: { window, ...rest }, ...others }): DeviceConfig => {
+    return { ...others, id, requestTimeoutMs: requestTimeout, recovery: { ...rest, windowMs: window } };
   });
 
 const config = z

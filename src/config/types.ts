@@ -31,6 +31,8 @@ export interface DeviceConfig {
   readonly blockSize: number;
   readonly readOnly: boolean;
   readonly dataPath: DataPath | 'auto';
+  /** A request that is unanswered for so long ends the queue processes, as if they had crashed. */
+  readonly requestTimeoutMs: number;
   readonly backend: BackendOptions;
   readonly recovery: RecoveryConfig;
 }

@@ -146,12 +146,23 @@ export interface SharedQueue {
   readonly operations: readonly SharedOperation[];
 }
 
+/** A request that a backend has not answered. */
+export interface OutstandingRequest {
+  readonly ageMs: number;
+  /** `UBLK_IO_OP_*`: 0 read, 1 write, 2 flush, 3 discard, 5 write zeroes. */
+  readonly operation: number;
+  readonly startSector: number;
+  readonly sectors: number;
+}
+
 /** A device's shared page; shared_page.hpp. */
 export interface SharedPages {
   readonly fd: number;
   /** Only while no queue process of the device is alive. */
   beginGeneration(): void;
   readQueue(index: number): SharedQueue;
+  /** What the queue's backend has had longest; null: it has nothing. */
+  oldestRequest(index: number): OutstandingRequest | null;
   drain(): void;
 }
 

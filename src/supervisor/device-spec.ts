@@ -31,6 +31,7 @@ export function deviceSpec(config: DeviceConfig, backend: OpenBackend): DeviceSp
     size: backend.size,
     dataPath: config.dataPath === 'auto' ? backend.preferredDataPath : config.dataPath,
     recovery: config.recovery.mode,
+    requestTimeoutMs: config.requestTimeoutMs,
     facts: { ...backend.facts, readOnly: backend.facts.readOnly || config.readOnly },
     backend: {
       name: backend.module?.path ?? config.backend.type,

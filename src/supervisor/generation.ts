@@ -4,6 +4,7 @@ import { errnoName, QueuePhase, watchProcess, type ProcessWatch, type SharedPage
 import type { BackendChannel } from './backend-channel.js';
 import type { Generation, GenerationPhase } from './kernel.js';
 import type { ExitStatus } from './status.js';
+import { watchForHangs, type Hang } from './watchdog.js';
 import type { ExitNotice } from './zygote.js';
 
 /** How long the zygote may take to say how a process ended before we go on without knowing. */
@@ -40,6 +41,7 @@ export class ProcessGeneration implements Generation {
   readonly #causes: MutableExit[] = [];
   #endingOthers = false;
   readonly #allExited: Promise<void>;
+  readonly #stopWatching: () => void;
   #alive: number;
 
   /** `channels`: one for each process of a JavaScript backend, none of a native one. */
@@ -49,8 +51,10 @@ export class ProcessGeneration implements Generation {
     readonly pids: readonly number[];
     readonly pidfds: readonly number[];
     readonly channels: readonly BackendChannel[];
+    readonly deviceId: number;
+    readonly requestTimeoutMs: number;
   }) {
-    const { number, pages, pids, pidfds, channels } = options;
+    const { number, pages, pids, pidfds, channels, deviceId, requestTimeoutMs } = options;
     this.number = number;
     this.pids = pids;
     this.#pages = pages;
@@ -65,7 +69,7 @@ export class ProcessGeneration implements Generation {
       const channel = channels[queue];
       const watch = watchProcess(pidfds[queue] ?? -1, () => {
         exit.at = new Date().toISOString();
-        exit.reason = this.#reasonOf(queue);
+        exit.reason ??= this.#reasonOf(queue);
         this.#onEnd(exit);
         if (--this.#alive === 0) allExited();
       });
@@ -77,6 +81,15 @@ export class ProcessGeneration implements Generation {
         this.#report();
       });
       return member;
+    });
+    this.#stopWatching = watchForHangs({
+      deviceId,
+      queues: pids.length,
+      pages,
+      timeoutMs: requestTimeoutMs,
+      onHang: (hang) => {
+        this.#onHang(hang);
+      },
     });
   }
 
@@ -96,6 +109,7 @@ export class ProcessGeneration implements Generation {
   }
 
   async kill(): Promise<void> {
+    this.#stopWatching();
     for (const { watch } of this.#members) watch.kill();
     let timer: NodeJS.Timeout | undefined;
     const deadline = new Promise<never>((_, reject) => {
@@ -112,6 +126,15 @@ export class ProcessGeneration implements Generation {
     }
   }
 
+  /** Ended from here it says nothing itself, so its exit says what we saw. */
+  #onHang({ queue, reason }: Hang): void {
+    const exit = this.#members[queue]?.exit;
+    if (this.#endingOthers || exit === undefined) return;
+    exit.reason = reason;
+    this.#causes.push(exit);
+    this.#endOthers();
+  }
+
   #onEnd(exit: MutableExit): void {
     if (this.#endingOthers) return;
     this.#causes.push(exit);
@@ -125,6 +148,7 @@ export class ProcessGeneration implements Generation {
   #endOthers(): void {
     if (this.#endingOthers) return;
     this.#endingOthers = true;
+    this.#stopWatching();
     for (const { watch } of this.#members) watch.kill();
     this.#report();
     setTimeout(() => {

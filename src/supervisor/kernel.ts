@@ -13,6 +13,8 @@ export interface DeviceSpec {
   readonly size: number;
   readonly dataPath: DataPath;
   readonly recovery: RecoveryMode;
+  /** A request that is unanswered for so long ends the generation that has it. */
+  readonly requestTimeoutMs: number;
   readonly facts: BackendFacts;
   readonly backend: {
     readonly name: string;

@@ -150,7 +150,15 @@ export class UblkKernel implements Kernel {
       }
       const files = module === null ? spec.backend.files : channels.map(({ remote }) => remote);
       const { zygote, pids, pidfds } = await this.#fork(granted, spec, number, record.pages.fd, files);
-      record.generation = new ProcessGeneration({ number, pages: record.pages, pids, pidfds, channels });
+      record.generation = new ProcessGeneration({
+        number,
+        pages: record.pages,
+        pids,
+        pidfds,
+        channels,
+        deviceId: granted.id,
+        requestTimeoutMs: spec.requestTimeoutMs,
+      });
       record.openerPid = zygote.pid;
     } finally {
       for (const channel of channels) channel.handedOver();

@@ -41,6 +41,7 @@ export function deviceConfig(name: string, recovery: Partial<RecoveryConfig> = {
     readOnly: false,
     dataPath: 'auto',
     backend: { type: 'null', size: 1 << 20 },
+    requestTimeoutMs: 60_000,
     recovery: { mode: 'reissue', auto: true, maxRestarts: 5, windowMs: 60_000, onGiveUp: 'park', ...recovery },
   };
 }

@@ -23,6 +23,7 @@ class SharedPages final : public Napi::ObjectWrap<SharedPages> {
                                                InstanceAccessor<&SharedPages::fd>("fd"),
                                                InstanceMethod<&SharedPages::beginGeneration>("beginGeneration"),
                                                InstanceMethod<&SharedPages::readQueue>("readQueue"),
+                                           InstanceMethod<&SharedPages::oldestRequest>("oldestRequest"),
                                                InstanceMethod<&SharedPages::drain>("drain"),
                                            }));
   }
@@ -99,6 +100,32 @@ class SharedPages final : public Napi::ObjectWrap<SharedPages> {
       operations.Set(kind, operation);
     }
     answer.Set("operations", operations);
+    return answer;
+  }
+
+  // oldestRequest(index): null or { ageMs, operation, startSector, sectors } of what its backend has had longest.
+  Napi::Value oldestRequest(const Napi::CallbackInfo& info) {
+    const Napi::Env env = info.Env();
+    const uint32_t index = info[0].As<Napi::Number>().Uint32Value();
+    if (index >= map_.layout().queues) throw Napi::RangeError::New(env, "no such queue");
+    const InflightEntry* oldest = nullptr;
+    uint64_t since = UINT64_MAX;
+    for (uint32_t tag = 0; tag < map_.layout().depth; tag++) {
+      const InflightEntry& entry = map_.inflight(index)[tag];
+      const uint64_t startNs = entry.startNs.load(std::memory_order_acquire);
+      if (startNs == 0 || startNs >= since) continue;
+      since = startNs;
+      oldest = &entry;
+    }
+    if (!oldest) return env.Null();
+    timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    Napi::Object answer = Napi::Object::New(env);
+    answer.Set("ageMs", static_cast<double>(now.tv_sec) * 1e3 + static_cast<double>(now.tv_nsec) / 1e6 -
+                            static_cast<double>(since) / 1e6);
+    answer.Set("operation", oldest->operation.load());
+    answer.Set("startSector", static_cast<double>(oldest->startSector.load()));
+    answer.Set("sectors", oldest->sectors.load());
     return answer;
   }
 

@@ -1,0 +1,108 @@
+import { readFileSync } from 'node:fs';
+import type { OutstandingRequest, SharedPages } from '../native/binding.js';
+
+/** What was seen of a generation at one moment. */
+export interface Observation {
+  /** Milliseconds of a monotonic clock. */
+  readonly now: number;
+  /** By queue: what its backend has had longest. */
+  readonly oldest: readonly (OutstandingRequest | null)[];
+  /** Requests answered so far, in all queues. */
+  readonly answered: number;
+  /** Requests that the block layer waits for, taken by a queue process or not. */
+  readonly waiting: number;
+}
+
+export interface Hang {
+  readonly queue: number;
+  readonly reason: string;
+}
+
+const OPERATIONS: Readonly<Record<number, string>> = {
+  0: 'read',
+  1: 'write',
+  2: 'flush',
+  3: 'discard',
+  5: 'write zeroes',
+};
+
+/**
+ * Tells a generation that hangs from one that is slow. A request is overdue when its backend has had it longer than the
+ * time-out; a generation is silent when the block layer waits and nobody answers anything for as long, as when a process
+ * is stopped or spins. Either has to be seen twice: after the machine, or we, stood still everybody gets a moment.
+ */
+export class HangDetector {
+  readonly #timeoutMs: number;
+  readonly #intervalMs: number;
+  #last: Observation | null = null;
+  #overdue: ReadonlySet<number> = new Set();
+  #silentMs = 0;
+
+  /** `intervalMs`: how far two observations are apart when nothing stands still. */
+  constructor(timeoutMs: number, intervalMs: number) {
+    this.#timeoutMs = timeoutMs;
+    this.#intervalMs = intervalMs;
+  }
+
+  observe(seen: Observation): Hang | null {
+    const earlier = this.#overdue;
+    const overdue = seen.oldest.flatMap((request, queue) =>
+      request !== null && request.ageMs > this.#timeoutMs ? [{ queue, request }] : [],
+    );
+    this.#overdue = new Set(overdue.map(({ queue }) => queue));
+    const elapsed = this.#last === null ? 0 : Math.min(seen.now - this.#last.now, 2 * this.#intervalMs);
+    const silent = seen.waiting > 0 && seen.answered === this.#last?.answered;
+    this.#silentMs = silent ? this.#silentMs + elapsed : 0;
+    this.#last = seen;
+    const stuck = overdue.find(({ queue }) => earlier.has(queue));
+    if (stuck !== undefined) return { queue: stuck.queue, reason: describe(stuck.request) };
+    if (this.#silentMs <= this.#timeoutMs) return null;
+    const seconds = (this.#silentMs / 1000).toFixed(1);
+    return { queue: 0, reason: `requests wait and none was answered for ${seconds} s` };
+  }
+}
+
+function describe({ operation, startSector, sectors, ageMs }: OutstandingRequest): string {
+  const what = `${OPERATIONS[operation] ?? String(operation)} of ${String(sectors)} sectors at ${String(startSector)}`;
+  return `a ${what} is unanswered after ${(ageMs / 1000).toFixed(1)} s`;
+}
+
+/** Looks at a serving generation again and again until it hangs or is no longer watched. Returns how to stop. */
+export function watchForHangs(options: {
+  readonly deviceId: number;
+  readonly queues: number;
+  readonly pages: SharedPages;
+  readonly timeoutMs: number;
+  readonly onHang: (hang: Hang) => void;
+}): () => void {
+  const { deviceId, queues, pages, timeoutMs, onHang } = options;
+  const intervalMs = Math.min(1000, timeoutMs / 4);
+  const detector = new HangDetector(timeoutMs, intervalMs);
+  const indices = Array.from({ length: queues }, (_, queue) => queue);
+  const timer = setInterval(() => {
+    const answered = indices
+      .flatMap((queue) => pages.readQueue(queue).operations)
+      .reduce((total, { count }) => total + count, 0);
+    const oldest = indices.map((queue) => pages.oldestRequest(queue));
+    const hang = detector.observe({ now: performance.now(), oldest, answered, waiting: waitingFor(deviceId) });
+    if (hang === null) return;
+    clearInterval(timer);
+    onHang(hang);
+  }, intervalMs);
+  timer.unref();
+  return () => {
+    clearInterval(timer);
+  };
+}
+
+/** Reads and writes that the block layer has handed to the driver; 0 before there is a block device. */
+function waitingFor(deviceId: number): number {
+  try {
+    const counts = readFileSync(`/sys/block/ublkb${String(deviceId)}/inflight`, 'utf8')
+      .trim()
+      .split(/\s+/);
+    return counts.reduce((total, count) => total + Number(count), 0);
+  } catch {
+    return 0;
+  }
+}

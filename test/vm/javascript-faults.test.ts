@@ -1,0 +1,172 @@
+import assert from 'node:assert/strict';
+import { copyFile, mkdir, rename, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { DirectFile } from './direct-file.js';
+import { Served, assertNothingLeft, root, waitFor } from './harness.js';
+import { Witness } from './witness.js';
+
+/** Backends in JavaScript that do what they must not: the client sees a documented errno or a pause, others nothing. */
+
+const DIRECTORY = '/run/backends';
+const BLOCK = 4096;
+/** Ample for queue processes that boot node on a busy emulated machine. */
+const RECOVERY_TIMEOUT_MS = 60_000;
+
+interface Faulty {
+  readonly faultNames: readonly string[];
+  readonly deathNames: readonly string[];
+}
+
+const answers: Readonly<Record<string, { readonly code: string | null; readonly message?: RegExp }>> = {
+  throwsErrno: { code: 'ENOSPC' },
+  rejectsErrno: { code: 'EROFS' },
+  throws: { code: 'EIO', message: /^TypeError: no such luck$/ },
+  rejects: { code: 'EIO', message: /^Error: much later$/ },
+  throwsNothing: { code: 'EIO', message: /^undefined$/ },
+  answersNothing: { code: 'EIO', message: /a request of 4096 bytes was answered with undefined/ },
+  answersShort: { code: 'EIO', message: /answered with 3584/ },
+  answersLong: { code: 'EIO', message: /answered with 4097/ },
+  answersNaN: { code: 'EIO', message: /answered with NaN/ },
+  answersText: { code: 'EIO', message: /answered with 4096/ },
+  answersTwice: { code: null },
+};
+
+const exits: Readonly<Record<string, { readonly signal?: string; readonly code?: number; readonly reason?: RegExp }>> =
+  {
+    uncaught: { code: 1, reason: /^RangeError: out of nowhere$/ },
+    unhandled: { code: 1, reason: /^Error: nobody waits$/ },
+    exits: { code: 0 },
+    aborts: { signal: 'SIGABRT' },
+    segfaults: { signal: 'SIGSEGV' },
+    exhaustsTheHeap: { signal: 'SIGABRT' },
+    neverAnswers: { signal: 'SIGKILL', reason: /a read of 8 sectors at \d+ is unanswered after/ },
+    loops: { signal: 'SIGKILL', reason: /a read of 8 sectors at \d+ is unanswered after/ },
+    loopsLater: { signal: 'SIGKILL', reason: /is unanswered after/ },
+  };
+
+test('backends that misbehave', async (t) => {
+  await mkdir(DIRECTORY, { mode: 0o755 });
+  const faultyPath = join(DIRECTORY, 'faulty.mjs');
+  await copyFile(join(root, 'test/vm/faulty-backend.js'), faultyPath);
+  const { faultNames, deathNames } = (await import(faultyPath)) as Faulty;
+  const brittlePath = join(DIRECTORY, 'brittle.mjs');
+  const brittle = (body: string) => writeFile(brittlePath, body, { mode: 0o644 });
+  const goodBackend = `export default { name: 'brittle', open: () => ({
+    size: 65536, read: (buffer) => { buffer.fill(7); return buffer.length; }, write: (buffer) => buffer.length }) };`;
+  await brittle(goodBackend);
+
+  const recovery = { maxRestarts: 100 };
+  const served = await Served.start([
+    { name: 'witness', backend: { type: 'ram', size: '16MiB' } },
+    { name: 'faulty', requestTimeout: '4s', recovery, backend: { type: faultyPath } },
+    { name: 'brittle', queues: 2, recovery, backend: { type: brittlePath } },
+  ]);
+  const pathOf = async (name: string): Promise<string> => (await served.device(name)).path ?? assert.fail(served.log);
+  const witness = await Witness.of(await pathOf('witness'));
+  const disk = await DirectFile.open(await pathOf('faulty'));
+
+  for (const [index, name] of faultNames.entries()) {
+    await t.test(`a backend that ${name}`, async () => {
+      const { code, message } = answers[name] ?? assert.fail(`no answer to ${name}`);
+      const outcome = await disk.read(index * BLOCK, BLOCK).then(
+        () => null,
+        (error: unknown) => (error as NodeJS.ErrnoException).code,
+      );
+      assert.equal(outcome, code);
+      const { generation, lastBackendError, lastExit, state } = await served.device('faulty');
+      assert.deepEqual([generation, lastExit, state], [1, null, 'live'], 'the queue process did not survive');
+      // One message a second is passed on, so the error may be an earlier one.
+      if (message !== undefined) assert.ok(lastBackendError?.stack !== undefined);
+    });
+  }
+
+  await t.test('what they said is in status and in the log', async () => {
+    const seen = (pattern: RegExp): boolean => served.log.split('\n').some((line) => pattern.test(line));
+    assert.ok(seen(/a request of device faulty failed with EIO: TypeError: no such luck/), served.log);
+    const { lastBackendError } = await served.device('faulty');
+    assert.equal(lastBackendError?.queue, 0);
+    assert.match(served.log, /faulty-backend|faulty\.mjs/, 'there is no stack');
+  });
+
+  let generation = 1;
+  for (const [index, name] of deathNames.entries()) {
+    await t.test(`a backend that ${name}`, async () => {
+      const expected = exits[name] ?? assert.fail(`no exit for ${name}`);
+      const offset = (faultNames.length + index) * BLOCK;
+      const [data, device] = await Promise.all([
+        disk.read(offset, BLOCK),
+        served.untilGeneration('faulty', ++generation, RECOVERY_TIMEOUT_MS),
+      ]);
+      assert.equal(data.length, BLOCK);
+      const { lastExit } = device;
+      assert.deepEqual([lastExit?.signal, lastExit?.code], [expected.signal ?? null, expected.code ?? null]);
+      if (expected.reason) assert.match(lastExit?.reason ?? '', expected.reason);
+      if (expected.code === 1) assert.match(lastExit?.stack ?? '', /faulty\.mjs/);
+    });
+  }
+
+  await t.test('a module that no longer loads leaves its device waiting until it is mended', async () => {
+    const before = await served.device('brittle');
+    await brittle('export default {{{');
+    process.kill(before.queues[1]?.pid ?? assert.fail('no process'), 'SIGKILL');
+    const reading = DirectFile.open(before.path ?? '').then(async (file) => {
+      await using opened = file;
+      return await opened.read(0, BLOCK);
+    });
+    const degraded = await waitFor(
+      'the device being degraded',
+      async () => {
+        const device = await served.device('brittle');
+        return device.state === 'degraded' && device;
+      },
+      RECOVERY_TIMEOUT_MS,
+    );
+    assert.match(degraded.reason ?? '', /loading backend \/run\/backends\/brittle\.mjs failed: Unexpected token/);
+    // Renamed into place, as editors do.
+    await writeFile(`${brittlePath}.new`, goodBackend, { mode: 0o644 });
+    await rename(`${brittlePath}.new`, brittlePath);
+    assert.deepEqual(await reading, Buffer.alloc(BLOCK, 7));
+    await served.untilLive('brittle', 1);
+    const complaints = served.log.split('\n').filter((line) => line.includes('device brittle is degraded'));
+    assert.equal(complaints.length, 1, 'it was said again and again');
+  });
+
+  await t.test('what cannot be served is refused with one line', async () => {
+    const add = async (type: string): Promise<string> => {
+      const { status, body } = await served.api('POST', '/v1/devices', { name: 'bad', backend: { type } });
+      assert.ok(status >= 400, JSON.stringify(body));
+      return JSON.stringify(body);
+    };
+    const module = async (name: string, text: string, mode = 0o644): Promise<string> => {
+      await writeFile(join(DIRECTORY, name), text, { mode });
+      return join(DIRECTORY, name);
+    };
+    assert.match(await add(join(DIRECTORY, 'absent.mjs')), /loading backend .*absent\.mjs failed: no such file/);
+    assert.match(await add(await module('empty.mjs', '')), /its default export is no backend/);
+    assert.match(
+      await add(await module('small.mjs', goodBackend.replace('65536', '1000'))),
+      /returned size 1000; expected/,
+    );
+    assert.match(
+      await add(await module('late.mjs', 'await new Promise(() => {})')),
+      /the process that tried it exited with code 13/,
+    );
+    assert.match(
+      await add(await module('dies.mjs', 'process.abort()')),
+      /the process that tried it was killed by SIGABRT/,
+    );
+    await mkdir(join(DIRECTORY, 'open'), { mode: 0o777 });
+    await writeFile('/tmp/open.mjs', goodBackend, { mode: 0o644 });
+    assert.match(await add('/tmp/open.mjs'), /others may write to \/tmp/);
+    const types = await module('typed.ts', goodBackend);
+    if (!('typescript' in process.features)) assert.match(await add(types), /does not run TypeScript; use Node 22\.18/);
+  });
+
+  await witness.end();
+  const { recoveries, lastExit } = await served.device('witness');
+  assert.deepEqual([recoveries, lastExit], [0, null]);
+  await disk[Symbol.asyncDispose]();
+  assert.equal(await served.terminate(), 0);
+  await assertNothingLeft(served.runtimeDir);
+});
