@@ -19,7 +19,7 @@ export interface Announced {
 }
 
 /** Node 22.18 and later; its types are those of Node 20. */
-const stripsTypes = Boolean((process.features as { readonly typescript?: unknown }).typescript);
+export const stripsTypes = Boolean((process.features as { readonly typescript?: unknown }).typescript);
 
 const SMALLEST_DEVICE = 4096;
 const BLOCK_SIZES: readonly unknown[] = [512, 1024, 2048, 4096];

@@ -10,6 +10,7 @@ import { CliExit, cliExitCode } from './exit-codes.js';
 import { featuresCommand } from './features.js';
 import { listCommand } from './list.js';
 import { printError } from './output.js';
+import { newBackendCommand } from './new-backend.js';
 import { recoverCommand } from './recover.js';
 import { schemaCommand } from './schema.js';
 import { startCommand } from './start.js';
@@ -30,6 +31,7 @@ const commands = [
   featuresCommand,
   doctorCommand,
   testBackendCommand,
+  newBackendCommand,
 ];
 
 /** Runs one command line and leaves its exit code in `process.exitCode`. */
