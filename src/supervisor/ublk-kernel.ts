@@ -30,6 +30,8 @@ import type { ExitNotice, Zygote } from './zygote.js';
 
 /** Commands that only wait for locks or for FETCHes. */
 const COMMAND_DEADLINE_MS = 10_000;
+/** Queue processes with a JavaScript backend boot node, load the backend and open it before they fetch. */
+const JAVASCRIPT_FETCH_DEADLINE_MS = 60_000;
 /** Writing a large dirty page cache back takes its time. */
 const WRITE_BACK_DEADLINE_MS = 120_000;
 /** udev may hold a new char device for a moment, and its node may not be there yet. */
@@ -52,6 +54,7 @@ interface DeviceRecord {
   readonly pages: SharedPages;
   generation: ProcessGeneration | null;
   openerPid: number;
+  fetchDeadlineMs: number;
 }
 
 /** The real kernel: control commands through the zygote, processes by pidfd, counters from the shared pages. */
@@ -135,6 +138,7 @@ export class UblkKernel implements Kernel {
       pages: createSharedPages(granted.queues, granted.depth),
       generation: null,
       openerPid: 0,
+      fetchDeadlineMs: spec.backend.module === null ? COMMAND_DEADLINE_MS : JAVASCRIPT_FETCH_DEADLINE_MS,
     };
     this.#devices.set(granted.id, record);
     record.pages.beginGeneration();
@@ -204,7 +208,8 @@ export class UblkKernel implements Kernel {
   }
 
   async startDevice({ id }: GrantedDevice, signal: AbortSignal): Promise<void> {
-    await this.#control('START_DEV', id, { data: this.#record(id).openerPid }, signal);
+    const { openerPid, fetchDeadlineMs } = this.#record(id);
+    await this.#control('START_DEV', id, { data: openerPid }, signal, fetchDeadlineMs);
     if (this.quirks.deathNoticedByTimeout) {
       await writeFile(`/sys/block/ublkb${String(id)}/queue/io_timeout`, String(OLD_KERNEL_IO_TIMEOUT_MS));
     }
@@ -215,7 +220,8 @@ export class UblkKernel implements Kernel {
   }
 
   async endRecovery({ id }: GrantedDevice, signal: AbortSignal): Promise<void> {
-    await this.#control('END_USER_RECOVERY', id, { data: this.#record(id).openerPid }, signal);
+    const { openerPid, fetchDeadlineMs } = this.#record(id);
+    await this.#control('END_USER_RECOVERY', id, { data: openerPid }, signal, fetchDeadlineMs);
   }
 
   async assertUnused(id: number): Promise<void> {
@@ -322,6 +328,7 @@ export class UblkKernel implements Kernel {
     id: number,
     details: Partial<ControlRequest>,
     signal?: AbortSignal,
+    deadlineMs = deadlineOf(details.action),
   ): Promise<{ id: number; queues: number; depth: number; flags: bigint }> {
     const zygote = await this.#zygote();
     const request: ControlRequest = {
@@ -336,7 +343,6 @@ export class UblkKernel implements Kernel {
     const object = id === ANY_ID ? 'a new ublk device' : `ublk device ${String(id)}`;
     const operation = request.action === controlAction.writeBack ? 'write-back' : command;
     try {
-      const deadlineMs = deadlineOf(request.action);
       const answer = await zygote.control(request, deadlineMs, signal);
       if (answer.result >= 0) return answer;
       const code = errnoName(answer.result);
@@ -354,7 +360,7 @@ export class UblkKernel implements Kernel {
   }
 }
 
-function deadlineOf(action: number): number {
+function deadlineOf(action: number | undefined): number {
   if (action === controlAction.writeBack) return WRITE_BACK_DEADLINE_MS;
   // The control process keeps the deadline of a retry itself, and answers then.
   return action === controlAction.retryWhileBusy ? 2 * COMMAND_DEADLINE_MS : COMMAND_DEADLINE_MS;

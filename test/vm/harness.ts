@@ -131,7 +131,7 @@ export class Served {
       assert.equal(ended, undefined, `the supervisor ended with ${String(ended)}: ${served.log}`);
       return served.log.includes('"serving"');
     };
-    await waitFor('the supervisor being ready', isReady, 60_000).catch((error: unknown) => {
+    await waitFor('the supervisor being ready', isReady, 120_000).catch((error: unknown) => {
       throw new Error(`the supervisor is not ready: ${served.log}`, { cause: error });
     });
     return served;
