@@ -1,12 +1,12 @@
 import { closeSync, constants } from 'node:fs';
 import { open, type FileHandle } from 'node:fs/promises';
-import { isAbsolute } from 'node:path';
 import { z } from 'zod';
 import { show } from '../../src/config/problems.js';
 import { SupervisorError, messageOf, reasonOf } from '../../src/errors.js';
 import { indexZipEntry } from '../../src/native/binding.js';
 import { printable } from '../../src/printable.js';
 import type { Backend } from '../interface.js';
+import { absolutePath } from '../options.js';
 import { findEntry } from './archive.js';
 
 /** Names in an archive can be 64 KiB long. */
@@ -14,10 +14,7 @@ const LONGEST_REASON = 300;
 
 export const zipOptions = z.strictObject({
   type: z.literal('zip'),
-  path: z
-    .string()
-    .refine((path) => isAbsolute(path), { error: ({ input }) => `expected an absolute path, got ${show(input)}` })
-    .describe('the archive; it must not change while it is served'),
+  path: absolutePath.describe('the archive; it must not change while it is served'),
   entry: z.string().min(1).optional().describe('the entry to serve; left out, the only or the largest one'),
 });
 
