@@ -15,7 +15,11 @@ const LONGEST_REASON = 300;
 export const zipOptions = z.strictObject({
   type: z.literal('zip'),
   path: absolutePath.describe('the archive; it must not change while it is served'),
-  entry: z.string().min(1).optional().describe('the entry to serve; left out, the only or the largest one'),
+  entry: z
+    .string()
+    .min(1, { error: 'expected the name of an entry, got ""' })
+    .optional()
+    .describe('the entry to serve; left out, the only or the largest one'),
 });
 
 /** An entry of a zip archive, read-only. It is read through once, when the device is added. */
