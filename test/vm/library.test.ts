@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { existsSync, readdirSync } from 'node:fs';
-import { mkdtemp } from 'node:fs/promises';
+import { mkdtemp, readFile, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
 import { test } from 'node:test';
 import { SupervisorError, serve } from 'ublk-supervisor';
 import { assertNothingLeft, ok, processesNamed, run, supervisorCommand, waitFor } from './harness.js';
@@ -95,6 +96,24 @@ test('when one device cannot be started, none is served and nothing is left', as
   assert.equal(privateDirectories().length, 1);
   assert.equal(processesNamed('ublk-zygote').length, 1);
   await taken.stop();
+  await assertNothingLeft('/nowhere');
+});
+
+test('a backend of the program is found from its directory', async () => {
+  const directory = await mkdtemp('/run/backend-');
+  await writeFile(
+    join(directory, 'answers.mjs'),
+    `export default { name: 'answers', open: () => ({ size: 8192, read: (buffer) => buffer.fill(42).length }) };`,
+  );
+  const before = process.cwd();
+  process.chdir(directory);
+  try {
+    const devices = [{ name: 'answers', backend: { type: './answers.mjs' } }] as const;
+    await using serving = await serve({ devices, log: silent });
+    assert.deepEqual(await readFile(serving.devices.answers.path), Buffer.alloc(8192, 42));
+  } finally {
+    process.chdir(before);
+  }
   await assertNothingLeft('/nowhere');
 });
 
