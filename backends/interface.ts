@@ -15,13 +15,15 @@ export interface BackendFacts {
 }
 
 /** How request data reaches a queue process; architecture in docs/architecture.md. */
-export type DataPath = 'copy' | 'user-copy';
+export type DataPath = 'copy' | 'user-copy' | 'zero-copy';
 
 export interface OpenContext {
   /** The device's name: `^[a-z0-9][a-z0-9_.-]{0,62}$`, so safe as a file name. */
   readonly device: string;
-  /** Logical block size of the device, in bytes. */
+  /** The device's logical block size in bytes: no request is for a part of a block. */
   readonly blockSize: number;
+  /** The device refuses writes, so the backend need not be able to write. */
+  readonly readOnly: boolean;
 }
 
 /** What the queue processes of a backend in JavaScript load. */
@@ -46,8 +48,10 @@ export interface OpenBackend {
   readonly files: readonly number[];
   /** `open` made the data: a device that then cannot be started takes it along. */
   readonly created: boolean;
-  /** What `dataPath: auto` means for this backend, as bench/ measured it. */
-  readonly preferredDataPath: DataPath;
+  /** What its C++ half can serve, best first as bench/ measured it; `dataPath: auto` is the first that the kernel has. */
+  readonly dataPaths: readonly DataPath[];
+  /** Called before a device is made or recovered. Rejects when its data is no longer there. Left out: it always is. */
+  check?(): Promise<void>;
   /** Let go of everything but the data. */
   close(): Promise<void>;
   /** Remove the data too; called once, after `close`, when a device is deleted. */

@@ -43,7 +43,7 @@ export const moduleBackend: Backend<z.infer<typeof moduleOptions>> = {
         module: { path: module, options, sharedMemory },
         files: [],
         created,
-        preferredDataPath: 'copy' as const,
+        dataPaths: ['copy'] as const,
         close: () => Promise.resolve(),
         remove,
       };

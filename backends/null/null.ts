@@ -26,7 +26,7 @@ export const nullBackend: Backend<z.infer<typeof nullOptions>> = {
       files: [],
       created: false,
       // With user-copy a write moves no data at all, and no per-tag buffers are needed.
-      preferredDataPath: 'user-copy' as const,
+      dataPaths: ['user-copy', 'copy'] as const,
       close: () => Promise.resolve(),
       remove: () => Promise.resolve(),
     });

@@ -28,7 +28,7 @@ export const ramBackend: Backend<z.infer<typeof ramOptions>> = {
       },
       files: [file.fd],
       created: file.created,
-      preferredDataPath: 'user-copy' as const,
+      dataPaths: ['user-copy', 'copy'] as const,
       close: () => file.close(),
       remove: () => file.remove(),
     };

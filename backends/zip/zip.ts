@@ -55,7 +55,7 @@ export const zipBackend: Backend<z.infer<typeof zipOptions>> = {
         },
         files: [archive.fd, index],
         created: false,
-        preferredDataPath: 'copy' as const,
+        dataPaths: ['copy'] as const,
         close: async () => {
           closeSync(index);
           await archive.close();

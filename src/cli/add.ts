@@ -24,7 +24,7 @@ export const addCommand: Register = (program) => {
   program
     .command('add')
     .description('add a device and print its path when it is usable; the device is not added to the configuration file')
-    .argument('<type>', 'backend: ram, zip, null or the path of one of your own')
+    .argument('<type>', 'backend: file, ram, zip, null or the path of one of your own')
     .argument('[key=value...]', "the backend's settings, such as size=512MiB", setting, [])
     .requiredOption('--name <name>', 'what to call the device')
     .option('-n, --number <id>', 'N of /dev/ublkbN', wholeNumber)
@@ -32,7 +32,7 @@ export const addCommand: Register = (program) => {
     .option('-d, --depth <count>', 'requests per queue that may be outstanding', wholeNumber)
     .option('-r, --read-only', 'a device that cannot be written to')
     .option('--block-size <bytes>', 'logical block size', wholeNumber)
-    .option('--data-path <path>', 'auto, copy or user-copy')
+    .option('--data-path <path>', 'auto, copy, user-copy or zero-copy')
     .addOption(runtimeDirOption())
     .action(async (type: string, settings: readonly Setting[], options: AddOptions) => {
       const { name, number: id, queues, depth, blockSize, dataPath, readOnly } = options;

@@ -61,7 +61,7 @@ const device = z
     blockSize: z.literal([512, 1024, 2048, 4096]).default(4096).describe('logical block size in bytes'),
     readOnly: z.boolean().default(false),
     dataPath: z
-      .enum(['auto', 'copy', 'user-copy'])
+      .enum(['auto', 'copy', 'user-copy', 'zero-copy'])
       .default('auto')
       .describe('how request data reaches the queue process; auto: what suits the backend best'),
     backend: backendOptions.describe('what stores the data'),
@@ -71,7 +71,7 @@ const device = z
     recovery: recovery.prefault({}),
   })
   .superRefine(({ backend, blockSize }, context) => {
-    if (!('size' in backend) || backend.size % blockSize === 0) return;
+    if (!('size' in backend) || backend.size === undefined || backend.size % blockSize === 0) return;
     context.addIssue({
       code: 'custom',
       path: ['backend', 'size'],

@@ -29,12 +29,16 @@ export interface SpawnRequest {
   readonly queues: number;
   readonly depth: number;
   readonly maxIoBytes: number;
-  readonly userCopy: boolean;
+  /** One of `dataPathNumber`. */
+  readonly dataPath: number;
   /** The backend's files are then a channel for each queue. */
   readonly javascript: boolean;
   readonly size: number;
   readonly backend: string;
 }
+
+/** `DataPath` of backend.hpp. */
+export const dataPathNumber = { copy: 0, 'user-copy': 1, 'zero-copy': 2 } as const;
 
 /** What a control process does with its command; ControlAction in protocol.hpp. */
 export const controlAction = { command: 0, retryWhileBusy: 1, writeBack: 2, claimed: 3 } as const;
@@ -166,6 +170,13 @@ export interface SharedPages {
   drain(): void;
 }
 
+/** Bytes. */
+export interface DirectIoAlignment {
+  readonly memory: number;
+  /** Of offsets and lengths. */
+  readonly offset: number;
+}
+
 /** What a queue process with a JavaScript backend is for. */
 export interface InheritedQueue {
   readonly deviceId: number;
@@ -218,6 +229,8 @@ interface ZipIndexer {
 
 interface Binding {
   flock(fd: number): boolean;
+  directIoAlignment(fd: number): DirectIoAlignment | null;
+  fallocate(fd: number, mode: number, offset: number, length: number): Promise<void>;
   ublkFeatures(): bigint;
   ublkDeviceInfo(id: number): UblkDeviceInfo | null;
   ioUringErrno(): number;
@@ -272,16 +285,30 @@ function translated<Result>(call: () => Result): Result {
   try {
     return call();
   } catch (error) {
-    const errno = errnoOf(error);
-    if (errno === undefined) throw error;
-    const code = errnoName(errno);
-    throw new SupervisorError(`${messageOf(error)} (${code})`, { code, errno, cause: error });
+    return rethrowTranslated(error);
   }
+}
+
+function rethrowTranslated(error: unknown): never {
+  const errno = errnoOf(error);
+  if (errno === undefined) throw error;
+  const code = errnoName(errno);
+  throw new SupervisorError(`${messageOf(error)} (${code})`, { code, errno, cause: error });
 }
 
 /** Takes an exclusive flock(2) without waiting; false when somebody else has it. It goes with the last dup of `fd`. */
 export function flock(fd: number): boolean {
   return translated(() => binding().flock(fd));
+}
+
+/** What O_DIRECT asks of the file: null where its file system does not do direct I/O, or does not say. */
+export function directIoAlignment(fd: number): DirectIoAlignment | null {
+  return translated(() => binding().directIoAlignment(fd));
+}
+
+/** fallocate(2), in a thread of its own: it may take long. Rejects with the errno's name as code. */
+export async function fallocate(fd: number, mode: number, offset: number, length: number): Promise<void> {
+  await binding().fallocate(fd, mode, offset, length).catch(rethrowTranslated);
 }
 
 /** What GET_FEATURES answers: the UBLK_F_* bits that this kernel's driver knows. */

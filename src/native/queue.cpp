@@ -14,7 +14,7 @@ constexpr uint8_t kOpFutexWait = 51;
 constexpr int kFutexSizeU32 = 2;
 constexpr uint64_t kFutexAnyBit = 0xffffffff;
 
-constexpr uint32_t kDeviceFile = 0;  // index in the ring's registered files
+constexpr uint32_t kDeviceFile = 0;  // index in the ring's registered files; the backend's follow
 
 uint64_t monotonicNs() {
   timespec now;
@@ -43,11 +43,18 @@ Queue::Queue(const QueueSetup& setup, Backend& backend) : setup_(setup), backend
   io_uring_params params{};
   params.flags =
       IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_SUBMIT_ALL;
-  // A tag has at most a copy and a commit to submit at a time; one more entry waits for the drain flag.
+  // A tag has at most a copy and a commit, or an operation of the backend, to submit at a time; one
+  // more entry waits for the drain flag.
   int result = io_uring_queue_init_params(2 * setup.depth + 1, &ring_, &params);
   if (result < 0) throw std::system_error(-result, std::generic_category(), "setting up io_uring");
-  result = io_uring_register_files(&ring_, &setup.charDevice, 1);
-  if (result < 0) throw std::system_error(-result, std::generic_category(), "registering the char device");
+  std::vector<int> files{setup.charDevice};
+  files.insert(files.end(), setup.backendFiles.begin(), setup.backendFiles.end());
+  result = io_uring_register_files(&ring_, files.data(), static_cast<unsigned>(files.size()));
+  if (result < 0) throw std::system_error(-result, std::generic_category(), "registering files");
+  if (setup.dataPath == DataPath::zeroCopy) {
+    result = io_uring_register_buffers_sparse(&ring_, setup.depth);
+    if (result < 0) throw std::system_error(-result, std::generic_category(), "registering request buffers");
+  }
   io_uring_register_ring_fd(&ring_);  // saves a file look-up a call; without it everything works the same
 }
 
@@ -67,6 +74,7 @@ void Queue::prepareCommand(uint32_t opcode, uint16_t tag, int32_t result) {
   sqe->flags = IOSQE_FIXED_FILE;
   sqe->fd = kDeviceFile;
   sqe->cmd_op = opcode;
+  if (setup_.dataPath == DataPath::zeroCopy) sqe->addr = registeredBufferAddress(tag);
   const IoCommand command{static_cast<uint16_t>(setup_.index), tag, result,
                           buffers_ ? reinterpret_cast<uint64_t>(bufferOf(tag)) : 0};
   std::memcpy(sqe->cmd, &command, sizeof command);
@@ -150,6 +158,8 @@ void Queue::handle(uint64_t userData, int32_t result) {
     case Completion::copy:
       // Only a copy that failed or fell short is reported. The commit linked to it was cancelled without a word.
       return commitFault(tag);
+    case Completion::backend:
+      return backend_.completed(*this, tag, result);
     case Completion::command:
       break;
   }

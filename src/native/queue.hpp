@@ -18,6 +18,7 @@ struct QueueSetup {
   uint64_t deviceBytes;
   DataPath dataPath;
   int charDevice;
+  std::span<const int> backendFiles;
   const IoDescriptor* descriptors;
   QueuePage* page;
   InflightEntry* inflight;
@@ -57,17 +58,18 @@ class Queue final : public Responder {
   bool take();
   void submit();
 
-  // Every tag's buffer, one behind the other; empty with user-copy.
+  // Every tag's buffer, one behind the other; empty but on the copy path.
   std::span<std::byte> buffers() const { return {buffers_, buffers_ ? size_t{setup_.maxIoBytes} * setup_.depth : 0}; }
 
   // ---- for backends ------------------------------------------------------------------------------------------------
 
   void complete(const Request& request, int64_t result) override;
   void copyAndComplete(const Request& request, std::byte* memory, int32_t faultResult) override;
+  io_uring_sqe* prepare(uint16_t tag) override { return nextSqe(Completion::backend, tag); }
   std::byte* zeros() const override { return zeros_; }
 
  private:
-  enum class Completion : uint32_t { command = 0, copy = 1, drain = 2 };
+  enum class Completion : uint32_t { command = 0, copy = 1, drain = 2, backend = 3 };
 
   struct Tag {
     int32_t faultResult = 0;

@@ -72,6 +72,7 @@ void runQueueProcess(const QueueInheritance& inheritance) {
                  .deviceBytes = request.size,
                  .dataPath = request.dataPath,
                  .charDevice = inheritance.charDevice,
+                 .backendFiles = inheritance.backendFiles,
                  .descriptors = inheritance.descriptors,
                  .page = page,
                  .inflight = shared.inflight(inheritance.queue)},
@@ -80,7 +81,7 @@ void runQueueProcess(const QueueInheritance& inheritance) {
     close(inheritance.charDevice);
     // Before the backend maps its store: a RAM disk may be swapped out, the memory that serves it may not.
     lockMemory();
-    backend->open({request.size, request.maxIoBytes, inheritance.backendFiles});
+    backend->open({request.size, request.depth, request.maxIoBytes, inheritance.backendFiles});
     dropPrivileges();
     awaitSiblings(shared.header());
     page->phase = static_cast<uint32_t>(Phase::fetching);

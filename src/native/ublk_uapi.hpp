@@ -92,7 +92,7 @@ struct IoCommand {
   uint16_t queueId;
   uint16_t tag;
   int32_t result;
-  uint64_t address;  // of the tag's buffer; 0 with user-copy
+  uint64_t address;  // of the tag's buffer; 0 but on the copy path
 };
 static_assert(sizeof(IoCommand) == 16);
 
@@ -156,5 +156,9 @@ static_assert(kMaxDepth * sizeof(IoDescriptor) % 4096 == 0);
 constexpr uint64_t requestDataOffset(uint32_t queue, uint32_t tag) {
   return 0x80000000ull + (uint64_t{queue} << 41) + (uint64_t{tag} << 25);
 }
+
+// struct ublk_auto_buf_reg in the `addr` of a FETCH or COMMIT_AND_FETCH: the driver registers the next request's data as
+// the ring's buffer `index` before it hands the request over, and takes it back with the commit.
+constexpr uint64_t registeredBufferAddress(uint16_t index) { return index; }
 
 }  // namespace ublk

@@ -1,10 +1,10 @@
 import type { OpenBackend } from '../../backends/interface.js';
 import type { DeviceConfig } from '../config/types.js';
 import { SupervisorError } from '../errors.js';
-import type { DeviceSpec } from './kernel.js';
+import type { DeviceSpec, Kernel } from './kernel.js';
 
 /** What a configured device and its open backend come to. Throws `CONFIG` where the two do not fit. */
-export function deviceSpec(config: DeviceConfig, backend: OpenBackend): DeviceSpec {
+export function deviceSpec(config: DeviceConfig, backend: OpenBackend, kernel: Pick<Kernel, 'offers'>): DeviceSpec {
   const refuse = (reason: string): SupervisorError =>
     new SupervisorError(`configuring device ${config.name} failed: ${reason}`, { code: 'CONFIG', device: config.name });
   if (config.recovery.mode === 'reissue' && !backend.facts.idempotentWrites) {
@@ -12,14 +12,17 @@ export function deviceSpec(config: DeviceConfig, backend: OpenBackend): DeviceSp
       `backend ${config.backend.type} cannot take a write twice, which recovery mode reissue may do; use fail-inflight`,
     );
   }
-  if (backend.module && config.dataPath === 'user-copy') {
-    throw refuse('a backend in JavaScript has no data path user-copy; use auto or copy');
-  }
   const blockSize = backend.blockSize ?? config.blockSize;
   if (backend.size === 0 || backend.size % blockSize !== 0) {
     throw refuse(
       `the backend's size of ${String(backend.size)} bytes is not a multiple of the block size of ` +
         `${String(blockSize)}; change one of them`,
+    );
+  }
+  const dataPath = config.dataPath === 'auto' ? backend.dataPaths.find((path) => kernel.offers(path)) : config.dataPath;
+  if (dataPath === undefined || !backend.dataPaths.includes(dataPath)) {
+    throw refuse(
+      `backend ${config.backend.type} has no data path ${config.dataPath}; use ${backend.dataPaths.join(' or ')}`,
     );
   }
   return {
@@ -29,7 +32,7 @@ export function deviceSpec(config: DeviceConfig, backend: OpenBackend): DeviceSp
     depth: config.depth,
     blockSize,
     size: backend.size,
-    dataPath: config.dataPath === 'auto' ? backend.preferredDataPath : config.dataPath,
+    dataPath,
     recovery: config.recovery.mode,
     requestTimeoutMs: config.requestTimeoutMs,
     facts: { ...backend.facts, readOnly: backend.facts.readOnly || config.readOnly },

@@ -35,6 +35,7 @@ const events: readonly DeviceEvent[] = ['exited', 'stop', 'recover'];
 export class Device {
   readonly #config: DeviceConfig;
   readonly #spec: DeviceSpec;
+  readonly #backend: OpenBackend;
   readonly #clock: Clock;
   readonly #log: Log;
   readonly #onChange: (state: DeviceState) => void;
@@ -57,8 +58,9 @@ export class Device {
   /** Throws `CONFIG` when the configuration does not fit the backend. */
   constructor({ config, backend, kernel, log, clock = monotonicClock, onChange = () => undefined }: DeviceOptions) {
     this.#config = config;
-    this.#spec = deviceSpec(config, backend);
+    this.#spec = deviceSpec(config, backend, kernel);
     this.#clock = clock;
+    this.#backend = backend;
     this.#log = log;
     this.#onChange = onChange;
     const onExit = (status: ExitStatus): void => {
@@ -184,6 +186,7 @@ export class Device {
     if (this.#requests.stopPending) this.#interrupt.abort();
     const { signal } = this.#interrupt;
     if (step === 'backOff') return this.#backOff(signal);
+    if (step === 'checkBackend') return this.#backend.check?.();
     // A removal that nobody asked for is the last resort, so it cannot depend on who uses the device.
     const force = this.#stopUnderWay ? this.#requests.force : true;
     return this.#device.run(step, { force, cancelStart: signal });

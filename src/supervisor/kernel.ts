@@ -76,6 +76,7 @@ export interface StopOptions {
  */
 export interface Kernel {
   readonly quirks: KernelQuirks;
+  offers(dataPath: DataPath): boolean;
   /** ADD_DEV, then compares the granted flags. A device that lacks a flag we need is deleted again. */
   addDevice(spec: DeviceSpec): Promise<GrantedDevice>;
   /** SET_PARAMS. */

@@ -9,6 +9,7 @@ export type DeviceState =
 /** Steps that have nothing to do (no generation to kill, no device to delete) succeed. */
 export type Step =
   | 'backOff'
+  | 'checkBackend'
   | 'addDevice'
   | 'setParameters'
   | 'spawn'
@@ -41,6 +42,8 @@ export type Failure =
   | 'held'
   /** The backend cannot be loaded as it now is. */
   | 'unloadable'
+  /** The backend's data is no longer what was opened: serving it would mix two states of it. */
+  | 'changed'
   /** No generation can ever serve this device again. */
   | 'lost'
   | 'error';
@@ -66,10 +69,16 @@ const remove = (then: AfterRemoval): Target => ({ state: 'stopping', then });
 
 export const machine: Readonly<Record<DeviceState, Rule>> = {
   adding: {
-    steps: ['backOff', 'addDevice', 'setParameters'],
+    steps: ['backOff', 'checkBackend', 'addDevice', 'setParameters'],
     done: 'starting',
     on: { stop: remove('gone') },
-    failed: { parked: 'failed', givenUp: 'failed', invalid: remove('failed'), error: remove('adding') },
+    failed: {
+      parked: 'failed',
+      givenUp: 'failed',
+      changed: 'failed',
+      invalid: remove('failed'),
+      error: remove('adding'),
+    },
   },
   // A stop or an exit makes startDevice fail; when the kernel was quicker the device is live and has an answer.
   starting: {
@@ -86,7 +95,7 @@ export const machine: Readonly<Record<DeviceState, Rule>> = {
   },
   // A stop waits until this attempt ended: killing a replacement that is fetching loses the device on some kernels.
   recovering: {
-    steps: ['killGeneration', 'checkRecoverable', 'backOff', 'beginRecovery', 'spawn', 'endRecovery'],
+    steps: ['killGeneration', 'checkRecoverable', 'backOff', 'checkBackend', 'beginRecovery', 'spawn', 'endRecovery'],
     done: 'live',
     on: {},
     failed: {
@@ -94,6 +103,7 @@ export const machine: Readonly<Record<DeviceState, Rule>> = {
       held: 'degraded',
       unloadable: 'degraded',
       parked: 'degraded',
+      changed: 'degraded',
       givenUp: remove('failed'),
       lost: remove('failed'),
       error: 'recovering',
@@ -149,6 +159,7 @@ const failures: Readonly<Partial<Record<Step, Readonly<Record<string, Failure>>>
   setParameters: callerErrors,
   spawn: callerErrors,
   backOff: { PARKED: 'parked', GIVEN_UP: 'givenUp' },
+  checkBackend: { '*': 'changed' },
   killGeneration: { '*': 'stuck' },
   checkRecoverable: { '*': 'lost' },
   beginRecovery: { EBUSY: 'held', TIMEOUT: 'held', ENODEV: 'lost' },

@@ -60,10 +60,8 @@ export class ManagedDevice {
   }
 
   async #open({ kernel, log, openBackend, clock }: ManagedDeviceContext): Promise<Device> {
-    const backend = await openBackend(this.config.backend, {
-      device: this.config.name,
-      blockSize: this.config.blockSize,
-    });
+    const { name: device, blockSize, readOnly } = this.config;
+    const backend = await openBackend(this.config.backend, { device, blockSize, readOnly });
     const onChange = (state: string): void => {
       if (state !== 'adding') this.#markAdded();
     };

@@ -10,7 +10,7 @@ import type { QueueStatus } from './status.js';
 /** How long queue processes get to end by themselves after STOP_DEV. */
 const EXIT_GRACE_MS = 1000;
 
-export type KernelStep = Exclude<Step, 'backOff'>;
+export type KernelStep = Exclude<Step, 'backOff' | 'checkBackend'>;
 
 export interface StepContext {
   /** Stop the device even while somebody uses it. */

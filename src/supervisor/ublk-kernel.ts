@@ -1,10 +1,12 @@
 import { readFile, writeFile } from 'node:fs/promises';
 import { setTimeout } from 'node:timers/promises';
+import type { DataPath } from '../../backends/interface.js';
 import { SupervisorError, messageOf } from '../errors.js';
 import {
   controlAction,
   controlCommand,
   createSharedPages,
+  dataPathNumber,
   errnoName,
   ublkDeviceInfo,
   type ControlCommand,
@@ -47,6 +49,9 @@ const ANY_ID = 0xffffffff;
 const SECTOR = 512;
 const MAX_DISCARD_SECTORS = 2 ** 31 / SECTOR;
 
+/** What the kernel has to have for a data path. */
+const dataPathFeature = { copy: null, 'user-copy': 'USER_COPY', 'zero-copy': 'AUTO_BUF_REG' } as const;
+
 const Attribute = { readOnly: 1, rotational: 2, volatileCache: 4, fua: 8 } as const;
 
 /** What is kept for a device between its generations. */
@@ -80,6 +85,11 @@ export class UblkKernel implements Kernel {
   /** To be called with what the zygote reports of its children. */
   onExit(notice: ExitNotice): void {
     for (const { generation } of this.#devices.values()) generation?.onNotice(notice);
+  }
+
+  offers(dataPath: DataPath): boolean {
+    const feature = dataPathFeature[dataPath];
+    return feature === null || this.#has(feature);
   }
 
   async addDevice(spec: DeviceSpec): Promise<GrantedDevice> {
@@ -189,7 +199,7 @@ export class UblkKernel implements Kernel {
       queues: granted.queues,
       depth: granted.depth,
       maxIoBytes: maxIoBytes(spec),
-      userCopy: spec.dataPath === 'user-copy',
+      dataPath: dataPathNumber[spec.dataPath],
       javascript: spec.backend.module !== null,
       size: spec.size,
       backend: spec.backend.module === null ? spec.backend.name : '',
@@ -317,7 +327,8 @@ export class UblkKernel implements Kernel {
     let flags = featureFlag('CMD_IOCTL_ENCODE') | featureFlag('USER_RECOVERY');
     if (spec.recovery === 'reissue') flags |= featureFlag('USER_RECOVERY_REISSUE');
     if (spec.recovery === 'fail-io') flags |= featureFlag('USER_RECOVERY_FAIL_IO');
-    if (spec.dataPath === 'user-copy') flags |= featureFlag('USER_COPY');
+    const dataPath = dataPathFeature[spec.dataPath];
+    if (dataPath !== null) flags |= featureFlag(dataPath);
     if (this.#has('NO_AUTO_PART_SCAN')) flags |= featureFlag('NO_AUTO_PART_SCAN');
     return flags;
   }
@@ -368,7 +379,7 @@ function deadlineOf(action: number | undefined): number {
 
 /** Buffers of the copy path are per tag and locked, so its requests are kept shorter. */
 function maxIoBytes(spec: DeviceSpec): number {
-  return spec.dataPath === 'user-copy' ? 2 ** 20 : 2 ** 18;
+  return spec.dataPath === 'copy' ? 2 ** 18 : 2 ** 20;
 }
 
 function operationStatus(operation: SharedOperation | undefined): OperationStatus {

@@ -1,10 +1,11 @@
-// A block device's user, for a backend without a ublk device: it stands in for the queue and for the kernel.
+// A block device's user, for a backend that needs neither a ublk device nor a ring: it stands in for the queue and for the kernel.
 #pragma once
 
 #include <sys/mman.h>
 
 #include <cerrno>
 #include <cstring>
+#include <stdexcept>
 #include <vector>
 
 #include "backend.hpp"
@@ -45,6 +46,8 @@ class Client final : public Responder {
     std::memcpy(read ? data_ : memory, read ? memory : data_, request.length);
     complete(request, request.length);
   }
+
+  io_uring_sqe* prepare(uint16_t) override { throw std::logic_error("there is no ring"); }
 
   std::byte* zeros() const override { return const_cast<std::byte*>(zeros_.data()); }
 

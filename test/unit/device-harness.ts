@@ -23,7 +23,7 @@ export const backend: OpenBackend = {
   size: 1 << 20,
   facts,
   files: [],
-  preferredDataPath: 'user-copy',
+  dataPaths: ['user-copy', 'copy'],
   close: () => Promise.resolve(),
   created: false,
   remove: () => Promise.resolve(),

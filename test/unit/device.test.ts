@@ -1,8 +1,9 @@
 import t from 'tap';
+import { SupervisorError } from '../../src/errors.js';
 import { Device } from '../../src/supervisor/device.js';
 import { backend, deviceConfig, facts, faultsOf, liveRig, quiet, silent } from './device-harness.js';
 import { ModelClock } from './model-clock.js';
-import { kernelVersions } from './model-device.js';
+import { kernelVersions, type KernelVersion } from './model-device.js';
 import { ModelKernel } from './model-kernel.js';
 
 for (const version of kernelVersions) {
@@ -74,20 +75,48 @@ t.test('another device is served on whatever happens to this one', async (t) => 
 
 t.test('the device is configured from its configuration and its backend', (t) => {
   const make =
-    (config: object, other: object = {}) =>
+    (config: object, other: object = {}, version: KernelVersion = '7.2') =>
     () =>
       new Device({
         config: { ...deviceConfig('ram0'), ...config },
         backend: { ...backend, ...other },
-        kernel: new ModelKernel('7.2'),
+        kernel: new ModelKernel(version),
         log: silent,
       }).status();
   t.match(make({})(), { state: 'adding', size: 1 << 20, blockSize: 4096, dataPath: 'user-copy', backend: 'null' });
   t.match(make({ dataPath: 'copy' })(), { dataPath: 'copy' });
+  const file = { dataPaths: ['zero-copy', 'copy'] };
+  t.match(make({}, file)(), { dataPath: 'zero-copy' });
+  t.match(make({}, file, '6.12')(), { dataPath: 'copy' }, 'the best that the kernel has');
+  t.match(make({ dataPath: 'zero-copy' }, file, '6.12')(), { dataPath: 'zero-copy' }, 'which ADD_DEV will refuse');
+  t.throws(make({ dataPath: 'user-copy' }, file), {
+    code: 'CONFIG',
+    message: 'configuring device ram0 failed: backend null has no data path user-copy; use zero-copy or copy',
+  });
   const appending = { facts: { ...facts, idempotentWrites: false } };
   t.throws(make({}, appending), { code: 'CONFIG', message: /fail-inflight/ });
   t.doesNotThrow(make({ recovery: { ...deviceConfig('ram0').recovery, mode: 'fail-inflight' } }, appending));
   t.throws(make({}, { size: 4096 + 512 }), { code: 'CONFIG', message: /block size/ });
   t.throws(make({}, { size: 0 }), { code: 'CONFIG' });
   t.end();
+});
+
+t.test('a device whose data changed is not served until it is what it was', async (t) => {
+  let refusal: SupervisorError | null = null;
+  const check = (): Promise<void> => (refusal === null ? Promise.resolve() : Promise.reject(refusal));
+  const model = new ModelKernel('7.2');
+  const config = deviceConfig('ram0', { onGiveUp: 'stop' });
+  const clock = new ModelClock();
+  const device = new Device({ config, backend: { ...backend, check }, kernel: model, log: silent, clock });
+  await device.start();
+  refusal = new SupervisorError('checking /disk failed: it shrank', { code: 'BACKEND' });
+  model.generation.exit(0);
+  await quiet();
+  t.match(device.status(), { state: 'degraded', reason: 'checking /disk failed: it shrank' });
+  t.notOk(model.calls.includes('beginRecovery'), 'the kernel was asked to recover it');
+  await t.rejects(device.recover(), { code: 'BACKEND' });
+  refusal = null;
+  await device.recover();
+  t.match(device.status(), { state: 'live', reason: null, generation: 2 });
+  t.strictSame(model.violations, []);
 });

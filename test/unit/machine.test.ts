@@ -62,12 +62,14 @@ t.test('failures that the kernel facts single out', (t) => {
     ['adding', 'addDevice', 'EEXIST', removed('failed')],
     ['adding', 'addDevice', 'ENOMEM', removed('adding')],
     ['adding', 'backOff', 'GIVEN_UP', 'failed'],
+    ['adding', 'checkBackend', 'BACKEND', 'failed'],
     ['starting', 'spawn', 'EPERM', removed('failed')],
     ['starting', 'startDevice', 'EINVAL', removed('adding')],
     ['recovering', 'spawn', 'EINVAL', 'recovering'],
     ['recovering', 'killGeneration', 'STUCK', 'degraded'],
     ['recovering', 'killGeneration', 'TIMEOUT', 'degraded'],
     ['recovering', 'checkRecoverable', 'LOST', removed('failed')],
+    ['recovering', 'checkBackend', 'BACKEND', 'degraded'],
     ['recovering', 'beginRecovery', 'EBUSY', 'degraded'],
     ['recovering', 'beginRecovery', 'ENODEV', removed('failed')],
     ['recovering', 'endRecovery', 'ENODEV', removed('failed')],
@@ -93,6 +95,8 @@ t.test('orders that the kernel punishes do not occur', (t) => {
     };
     inOrder('killGeneration', 'checkRecoverable');
     inOrder('checkRecoverable', 'beginRecovery');
+    inOrder('checkBackend', 'beginRecovery');
+    inOrder('checkBackend', 'addDevice');
     inOrder('killGeneration', 'beginRecovery');
     inOrder('beginRecovery', 'endRecovery');
     inOrder('spawn', 'endRecovery');

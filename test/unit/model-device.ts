@@ -10,6 +10,8 @@ export interface Behaviour {
   readonly oneDeathQuiesces: boolean;
   /** There is TRY_STOP_DEV, which refuses while the block device is open. */
   readonly safeStop: boolean;
+  /** There is AUTO_BUF_REG. */
+  readonly zeroCopy: boolean;
 }
 
 /** docs: reliability.md 1.3 and 1.5. */
@@ -18,16 +20,19 @@ export const behaviours: Readonly<Record<KernelVersion, Behaviour>> = {
     quirks: { midFetchDeathIsFatal: true, recoveryBeginsOnce: true, deathNoticedByTimeout: true },
     oneDeathQuiesces: true,
     safeStop: false,
+    zeroCopy: false,
   },
   '6.16': {
     quirks: { midFetchDeathIsFatal: true, recoveryBeginsOnce: false, deathNoticedByTimeout: false },
     oneDeathQuiesces: false,
     safeStop: false,
+    zeroCopy: true,
   },
   '7.2': {
     quirks: { midFetchDeathIsFatal: false, recoveryBeginsOnce: false, deathNoticedByTimeout: false },
     oneDeathQuiesces: false,
     safeStop: true,
+    zeroCopy: true,
   },
 };
 

@@ -1,3 +1,4 @@
+import type { DataPath } from '../../backends/interface.js';
 import { SupervisorError } from '../../src/errors.js';
 import type { DeviceSpec, GrantedDevice, Kernel, KernelQuirks, StopOptions } from '../../src/supervisor/kernel.js';
 import type { QueueStatus } from '../../src/supervisor/status.js';
@@ -46,6 +47,10 @@ export class ModelKernel implements Kernel {
   constructor(version: KernelVersion) {
     this.#behaviour = behaviours[version];
     this.quirks = this.#behaviour.quirks;
+  }
+
+  offers(dataPath: DataPath): boolean {
+    return dataPath !== 'zero-copy' || this.#behaviour.zeroCopy;
   }
 
   /** Does something at the n-th (from 1) occurrence of a moment; what it throws is how the operation fails. */

@@ -24,7 +24,7 @@ const image: ArchiveMember = { name: 'disk.img', data: lines(300 * KIB) };
 async function open(archive: Buffer, entry?: string, blockSize = 4096): Promise<OpenBackend> {
   await writeFile(path, archive);
   const options = zipOptions.parse({ type: 'zip', path, ...(entry === undefined ? {} : { entry }) });
-  return zipBackend.open(options, { device: 'a', blockSize });
+  return zipBackend.open(options, { device: 'a', blockSize, readOnly: false });
 }
 
 /** The size of the device, in bytes. */
@@ -109,7 +109,7 @@ t.test('the device is read-only, its files are the archive and a sealed index, a
 
 t.test('an archive that cannot be opened', async (t) => {
   const openPath = (path: string): Promise<OpenBackend> =>
-    zipBackend.open({ type: 'zip', path }, { device: 'a', blockSize: 4096 });
+    zipBackend.open({ type: 'zip', path }, { device: 'a', blockSize: 4096, readOnly: false });
   execFileSync('mkfifo', [join(directory, 'pipe')]);
   await t.rejects(openPath(join(directory, 'pipe')), {
     code: 'BACKEND',

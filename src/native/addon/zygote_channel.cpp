@@ -51,7 +51,7 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
   }
 
  private:
-  // spawn({ deviceId, generation, queues, depth, maxIoBytes, userCopy, size, backend }, sharedPage fd, backend fds)
+  // spawn({ deviceId, generation, queues, depth, maxIoBytes, dataPath, size, backend }, sharedPage fd, backend fds)
   Napi::Value spawn(const Napi::CallbackInfo& info) {
     const Napi::Object request = info[0].As<Napi::Object>();
     SpawnMessage message{};
@@ -61,7 +61,7 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
     message.queues = request.Get("queues").ToNumber().Uint32Value();
     message.depth = request.Get("depth").ToNumber().Uint32Value();
     message.maxIoBytes = request.Get("maxIoBytes").ToNumber().Uint32Value();
-    message.dataPath = request.Get("userCopy").ToBoolean() ? DataPath::userCopy : DataPath::copy;
+    message.dataPath = static_cast<DataPath>(request.Get("dataPath").ToNumber().Uint32Value());
     message.size = static_cast<uint64_t>(request.Get("size").ToNumber().Int64Value());
     message.javascript = request.Get("javascript").ToBoolean();
     const std::string backend = request.Get("backend").ToString();
