@@ -1,6 +1,7 @@
 {
   'variables': {
     'zygote_sources': [
+      'backends/file/file.cpp',
       'backends/null/null.cpp',
       'backends/ram/ram.cpp',
       'backends/registry.cpp',
@@ -31,6 +32,7 @@
       'sources': [
         'backends/zip/index.cpp',
         'src/native/addon/addon.cpp',
+        'src/native/addon/files.cpp',
         'src/native/addon/js_queue.cpp',
         'src/native/addon/process_watch.cpp',
         'src/native/addon/shared_pages.cpp',

@@ -1,5 +1,6 @@
 #include "registry.hpp"
 
+#include "file/file.hpp"
 #include "null/null.hpp"
 #include "ram/ram.hpp"
 #include "zip/zip.hpp"
@@ -7,6 +8,7 @@
 namespace ublk {
 
 std::unique_ptr<Backend> makeBackend(std::string_view name) {
+  if (name == "file") return std::make_unique<FileBackend>();
   if (name == "null") return std::make_unique<NullBackend>();
   if (name == "ram") return std::make_unique<RamBackend>();
   if (name == "zip") return std::make_unique<ZipBackend>();

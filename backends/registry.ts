@@ -1,4 +1,5 @@
 import { z } from 'zod';
+import { fileBackend, fileOptions } from './file/file.js';
 import type { Backend, OpenBackend, OpenContext } from './interface.js';
 import { moduleBackend, moduleOptions } from './module/module.js';
 import { nullBackend, nullOptions } from './null/null.js';
@@ -6,13 +7,19 @@ import { ramBackend, ramOptions } from './ram/ram.js';
 import { zipBackend, zipOptions } from './zip/zip.js';
 
 /** The one place that names backends; its C++ counterpart is registry.cpp. */
-const namedOptions = z.discriminatedUnion('type', [nullOptions, ramOptions, zipOptions]);
+const namedOptions = z.discriminatedUnion('type', [fileOptions, nullOptions, ramOptions, zipOptions]);
 
 export const backendOptions = z.union([namedOptions, moduleOptions]);
 
 export type BackendOptions = z.infer<typeof backendOptions>;
 
-const backends = { null: nullBackend, ram: ramBackend, zip: zipBackend, module: moduleBackend } satisfies {
+const backends = {
+  file: fileBackend,
+  null: nullBackend,
+  ram: ramBackend,
+  zip: zipBackend,
+  module: moduleBackend,
+} satisfies {
   [Type in BackendOptions['type']]: Backend<Extract<BackendOptions, { type: Type }>>;
 };
 

@@ -7,7 +7,7 @@ interface DelOptions extends RuntimeDirOption {
 export const delCommand: Register = (program) => {
   program
     .command('del')
-    .description('remove a device and its data')
+    .description('remove a device, and the data of a RAM disk')
     .argument('<name>', 'the device')
     .option('--force', 'even if it is open or mounted')
     .addOption(runtimeDirOption())

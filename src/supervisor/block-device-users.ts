@@ -1,4 +1,5 @@
 import { readdir, readFile, readlink, stat } from 'node:fs/promises';
+import { deviceNumber } from '../device-number.js';
 
 /**
  * Who has /dev/ublkbN open, mounted, or as swap or lower device, each in a few words for an error message. Read from
@@ -20,7 +21,7 @@ export async function holdersOf(id: number): Promise<string[]> {
 }
 
 async function processHolders(path: string, rdev: number): Promise<string[]> {
-  const device = `${String((rdev >> 8) & 0xfff)}:${String((rdev & 0xff) | ((rdev >> 12) & 0xfff00))}`;
+  const device = deviceNumber(rdev);
   const pids = (await readdir('/proc')).filter((name) => /^[0-9]+$/.test(name));
   const seenNamespaces = new Set<string>();
   const found: string[] = [];

@@ -20,6 +20,7 @@ auto guarded(Napi::Env env, Body&& body) {
   }
 }
 
+void exportFiles(Napi::Env env, Napi::Object exports);
 void exportSystem(Napi::Env env, Napi::Object exports);
 void exportZygoteChannel(Napi::Env env, Napi::Object exports);
 void exportProcessWatch(Napi::Env env, Napi::Object exports);

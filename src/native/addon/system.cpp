@@ -1,6 +1,5 @@
 // What the supervisor and `doctor` ask the system directly, because it cannot block.
 #include <fcntl.h>
-#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -18,16 +17,6 @@ namespace {
 
 FileDescriptor openControl() {
   return FileDescriptor(checked(open("/dev/ublk-control", O_RDWR | O_CLOEXEC), "opening /dev/ublk-control"));
-}
-
-// flock(fd): boolean, false when somebody else holds the lock.
-Napi::Value lockFile(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&] {
-    const int result = flock(info[0].As<Napi::Number>().Int32Value(), LOCK_EX | LOCK_NB);
-    if (result < 0 && errno == EWOULDBLOCK) return Napi::Boolean::New(info.Env(), false);
-    checked(result, "flock");
-    return Napi::Boolean::New(info.Env(), true);
-  });
 }
 
 // ublkFeatures(): bigint, the UBLK_F_* bits that this kernel's driver knows.
@@ -115,7 +104,6 @@ Napi::Value streamPair(const Napi::CallbackInfo& info) {
 }  // namespace
 
 void exportSystem(Napi::Env env, Napi::Object exports) {
-  exports.Set("flock", Napi::Function::New(env, lockFile));
   exports.Set("ublkFeatures", Napi::Function::New(env, ublkFeatures));
   exports.Set("ublkDeviceInfo", Napi::Function::New(env, ublkDeviceInfo));
   exports.Set("ioUringErrno", Napi::Function::New(env, ioUringErrno));

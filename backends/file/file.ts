@@ -1,0 +1,55 @@
+import { z } from 'zod';
+import { printable } from '../../src/printable.js';
+import type { Backend } from '../interface.js';
+import { deviceSize } from '../options.js';
+import { openStore } from './store.js';
+
+export const fileOptions = z.strictObject({
+  type: z.literal('file'),
+  path: z
+    .string()
+    .refine((path) => path !== '' && printable(path) === path, {
+      error: ({ input }) => `expected a path without control characters, got ${JSON.stringify(input)}`,
+    })
+    .describe('a file or a block device'),
+  size: deviceSize
+    .optional()
+    .describe('size of the device; a file that is missing or empty is made that large, sparse'),
+  direct: z
+    .literal(['auto', true, false])
+    .default('auto')
+    .describe('O_DIRECT, past the page cache; auto: where the file system does it in blocks of blockSize'),
+  readOnly: z.boolean().default(false).describe('never written to'),
+  preallocate: z.boolean().default(false).describe('a file that is created gets its space at once'),
+  sync: z.boolean().default(false).describe('every write is on stable storage before it is answered'),
+});
+
+/** A file or block device of the user's, which is never removed. */
+export const fileBackend: Backend<z.infer<typeof fileOptions>> = {
+  name: 'file',
+  options: fileOptions,
+  async open(options, context) {
+    const readOnly = options.readOnly || context.readOnly;
+    const store = await openStore({ ...options, readOnly }, context.blockSize);
+    return {
+      size: store.size,
+      facts: {
+        volatileCache: !options.sync,
+        fua: !options.sync,
+        discard: store.canDiscard,
+        writeZeroes: !readOnly,
+        readOnly,
+        rotational: store.rotational,
+        idempotentWrites: true,
+      },
+      files: [store.fd],
+      // Even a file that was made a moment ago is the user's, who named it.
+      created: false,
+      // User-copy would be the copy path with one more operation: its data, too, goes through a buffer.
+      dataPaths: store.takesClientMemory ? ['zero-copy', 'copy'] : ['copy'],
+      check: () => store.check(),
+      close: () => store.close(),
+      remove: () => Promise.resolve(),
+    };
+  },
+};

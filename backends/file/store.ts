@@ -1,0 +1,179 @@
+import { constants, type Stats } from 'node:fs';
+import { open, unlink, type FileHandle } from 'node:fs/promises';
+import { SupervisorError, errnoOf, reasonOf } from '../../src/errors.js';
+import { directIoAlignment, fallocate, flock, type DirectIoAlignment } from '../../src/native/binding.js';
+import { describeBlockDevice } from './block-device.js';
+import { locate, pathOf } from './locate.js';
+
+/** Of fallocate(2). */
+const KEEP_SIZE = 1;
+const PUNCH_HOLE = 2;
+
+const EBUSY = 16;
+const PAGE = 4096;
+/** What the kernel asks of the memory of its own users, and so all that zero-copy can promise a file system. */
+const CLIENT_MEMORY_ALIGNMENT = 512;
+
+export interface StoreOptions {
+  readonly path: string;
+  /** Bytes; undefined: those that it has. */
+  readonly size?: number | undefined;
+  readonly direct: boolean | 'auto';
+  readonly readOnly: boolean;
+  readonly preallocate: boolean;
+  readonly sync: boolean;
+}
+
+/** An open file or block device that nobody else serves. */
+export interface Store {
+  readonly fd: number;
+  /** Bytes. */
+  readonly size: number;
+  readonly canDiscard: boolean;
+  readonly rotational: boolean;
+  /** Its file system does I/O with whatever memory a client has. */
+  readonly takesClientMemory: boolean;
+  /** Rejects when the path names something else by now, or what it names shrank. */
+  check(): Promise<void>;
+  close(): Promise<void>;
+}
+
+/** Opens or creates what `options.path` names, locked against a second user. What fails leaves nothing behind. */
+export async function openStore(options: StoreOptions, blockSize: number): Promise<Store> {
+  const { path, size, readOnly } = options;
+  return named('opening', path, async () => {
+    await using place = await locate(path);
+    if (place.found !== null) return await openFound(place.found, options, blockSize);
+    if (size === undefined || readOnly) throw refusal(path, 'there is no such file; give a size to create it');
+    const { O_RDWR, O_CREAT, O_EXCL } = constants;
+    await using created = await open(place.path, O_RDWR | O_CREAT | O_EXCL, 0o600);
+    try {
+      const store = await openFound(created, options, blockSize);
+      await using directory = await open(pathOf(place.directory), constants.O_RDONLY);
+      await directory.sync();
+      return store;
+    } catch (error) {
+      await unlink(place.path);
+      throw error;
+    }
+  });
+}
+
+async function openFound(found: FileHandle, options: StoreOptions, blockSize: number): Promise<Store> {
+  const { path, readOnly, sync } = options;
+  const status = await found.stat();
+  if (!status.isFile() && !status.isBlockDevice()) {
+    throw refusal(path, `it is ${kindOf(status)}; name a file or a block device`);
+  }
+  const device = status.isBlockDevice() ? await describeBlockDevice(status.rdev) : null;
+  if (device?.name.startsWith('ublkb') === true) {
+    throw refusal(path, 'it is a ublk device, and two that wait for each other never end; name what is below it');
+  }
+  const alignment = directIoAlignment(found.fd);
+  const direct = useDirectIo(options, alignment, blockSize);
+  const flags =
+    (readOnly ? constants.O_RDONLY : constants.O_RDWR) |
+    (direct ? constants.O_DIRECT : 0) |
+    (sync ? constants.O_DSYNC : 0) |
+    // Of a block device: claims it, which fails when it or a partition of it is mounted or otherwise claimed.
+    (device ? constants.O_EXCL : 0);
+  const file = await open(pathOf(found), flags);
+  try {
+    if (!flock(file.fd))
+      throw refusal(path, 'another process or device has it locked; close that', 'opening', 'IN_USE');
+    if (status.isFile() && status.size === 0 && !readOnly) await fill(file, options);
+    const size = device?.size ?? (await file.stat()).size;
+    if (size !== (options.size ?? size)) {
+      throw refusal(
+        path,
+        `it has ${String(size)} bytes, not the ${String(options.size)} configured; change one of them`,
+      );
+    }
+    return {
+      fd: file.fd,
+      size,
+      canDiscard: !readOnly && (device?.canDiscard ?? (await canPunchHoles(file, size))),
+      rotational: device?.rotational === true,
+      takesClientMemory: !direct || (alignment?.memory ?? 0) <= CLIENT_MEMORY_ALIGNMENT,
+      check: () => named('checking', path, () => assertSame(path, file, size)),
+      close: () => file.close(),
+    };
+  } catch (error) {
+    await file.close();
+    throw error;
+  }
+}
+
+/** `auto` is direct where it can be, so that data is cached once, on top of the device, and not here again. */
+function useDirectIo({ path, direct }: StoreOptions, alignment: DirectIoAlignment | null, blockSize: number): boolean {
+  if (direct === false) return false;
+  const blocks = alignment?.offset ?? 0;
+  const fits = alignment !== null && blocks <= blockSize && alignment.memory <= PAGE;
+  if (fits || direct === 'auto') return fits;
+  throw refusal(
+    path,
+    alignment === null
+      ? 'its file system does no direct I/O; leave direct out'
+      : `direct I/O on it needs a blockSize of ${String(blocks)}; configure that or leave direct out`,
+  );
+}
+
+/** Makes an empty file as large as configured. It stays empty until its space is allocated, so this can be repeated. */
+async function fill(file: FileHandle, { size = 0, preallocate }: StoreOptions): Promise<void> {
+  if (preallocate && size > 0) await fallocate(file.fd, KEEP_SIZE, 0, size);
+  await file.truncate(size);
+  await file.sync();
+}
+
+/** A hole behind the end changes nothing, and is refused by file systems that know no holes. */
+async function canPunchHoles(file: FileHandle, size: number): Promise<boolean> {
+  return fallocate(file.fd, PUNCH_HOLE | KEEP_SIZE, size, PAGE).then(
+    () => true,
+    () => false,
+  );
+}
+
+async function assertSame(path: string, file: FileHandle, size: number): Promise<void> {
+  await using place = await locate(path);
+  const opened = await file.stat({ bigint: true });
+  const named = await place.found?.stat({ bigint: true });
+  const same = opened.isBlockDevice()
+    ? named?.isBlockDevice() === true && named.rdev === opened.rdev
+    : named?.dev === opened.dev && named.ino === opened.ino;
+  if (!same) {
+    throw refusal(path, 'it is not what was opened; put that back, or remove the device and add it anew', 'checking');
+  }
+  const now = opened.isBlockDevice() ? (await describeBlockDevice(Number(opened.rdev))).size : Number(opened.size);
+  if (now < size) {
+    throw refusal(path, `it shrank from ${String(size)} to ${String(now)} bytes; restore it`, 'checking');
+  }
+}
+
+function kindOf(status: Stats): string {
+  if (status.isDirectory()) return 'a directory';
+  if (status.isFIFO()) return 'a FIFO';
+  if (status.isSocket()) return 'a socket';
+  return 'a character device';
+}
+
+/** Gives what the system refused the one form of errors. */
+async function named<Result>(operation: string, path: string, action: () => Promise<Result>): Promise<Result> {
+  try {
+    return await action();
+  } catch (error) {
+    if (error instanceof SupervisorError && error.errno === undefined) throw error;
+    const inUse = errnoOf(error) === EBUSY;
+    const reason = inUse ? 'it is mounted or in use (EBUSY); unmount or close it' : reasonOf(error);
+    throw refusal(path, reason, operation, inUse ? 'IN_USE' : 'BACKEND', error);
+  }
+}
+
+function refusal(
+  path: string,
+  reason: string,
+  operation = 'opening',
+  code = 'BACKEND',
+  cause?: unknown,
+): SupervisorError {
+  return new SupervisorError(`${operation} ${path} failed: ${reason}`, { code, errno: errnoOf(cause), cause });
+}
