@@ -11,8 +11,8 @@ namespace ublk {
 
 namespace {
 
-constexpr size_t kBufferBytes = 256 * 1024;
-constexpr uint64_t kStepBytes = 16 * 1024 * 1024;
+constexpr size_t kBufferBytes = size_t{256} * 1024;
+constexpr uint64_t kStepBytes = uint64_t{16} * 1024 * 1024;
 
 // inflate(): `data_type` after Z_BLOCK.
 constexpr int kUnusedBits = 7;

@@ -14,16 +14,16 @@
 namespace ublk {
 
 // Deflated data can be decoded from a restart point on, given the 32 KiB of output before it.
-constexpr size_t kZipWindowBytes = 32 * 1024;
-constexpr size_t kZipIndexBytes = 64 * 1024 * 1024;  // at most
-constexpr size_t kZipWindowsOffset = 64 * 1024;      // in the index
+constexpr size_t kZipWindowBytes = size_t{32} * 1024;
+constexpr size_t kZipIndexBytes = size_t{64} * 1024 * 1024;  // at most
+constexpr size_t kZipWindowsOffset = size_t{64} * 1024;      // in the index
 constexpr size_t kZipMaxPoints = (kZipIndexBytes - kZipWindowsOffset) / kZipWindowBytes;
 // Restart points are only where a deflate block ends. Real ones hold a few MiB.
-constexpr uint64_t kZipMaxBlockBytes = 64 * 1024 * 1024;
+constexpr uint64_t kZipMaxBlockBytes = uint64_t{64} * 1024 * 1024;
 
 // The least output between two restart points of an entry: no more of them than fit, of which the first is at 0.
 constexpr uint64_t zipSpanBytes(uint64_t entryBytes) {
-  constexpr uint64_t least = 1024 * 1024;
+  constexpr uint64_t least = uint64_t{1024} * 1024;
   const uint64_t share = entryBytes / (kZipMaxPoints - 1) + 1;
   return share > least ? share : least;
 }

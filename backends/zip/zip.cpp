@@ -12,10 +12,10 @@ namespace ublk {
 namespace {
 
 constexpr size_t kDecoders = 8;
-constexpr size_t kInputBytes = 32 * 1024;
-constexpr size_t kSkipBytes = 64 * 1024;
+constexpr size_t kInputBytes = size_t{32} * 1024;
+constexpr size_t kSkipBytes = size_t{64} * 1024;
 // inflate's state and its window, together 40 KiB in zlib 1.2 and 1.3.
-constexpr size_t kInflateBytes = 64 * 1024;
+constexpr size_t kInflateBytes = size_t{64} * 1024;
 
 }  // namespace
 

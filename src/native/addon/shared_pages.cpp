@@ -23,7 +23,7 @@ class SharedPages final : public Napi::ObjectWrap<SharedPages> {
                                                InstanceAccessor<&SharedPages::fd>("fd"),
                                                InstanceMethod<&SharedPages::beginGeneration>("beginGeneration"),
                                                InstanceMethod<&SharedPages::readQueue>("readQueue"),
-                                           InstanceMethod<&SharedPages::oldestRequest>("oldestRequest"),
+                                               InstanceMethod<&SharedPages::oldestRequest>("oldestRequest"),
                                                InstanceMethod<&SharedPages::drain>("drain"),
                                            }));
   }
