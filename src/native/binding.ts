@@ -41,7 +41,7 @@ export interface SpawnRequest {
 export const dataPathNumber = { copy: 0, 'user-copy': 1, 'zero-copy': 2 } as const;
 
 /** What a control process does with its command; ControlAction in protocol.hpp. */
-export const controlAction = { command: 0, retryWhileBusy: 1, writeBack: 2, claimed: 3 } as const;
+export const controlAction = { command: 0, retryWhileBusy: 1, writeBack: 2, claimed: 3, whenFetched: 4 } as const;
 
 /** Control commands by their ioctl-encoded number; `Control` in ublk_uapi.hpp. */
 export const controlCommand = {
@@ -68,6 +68,8 @@ export interface ControlRequest {
   readonly deadlineMs: number;
   /** The command's inline argument, e.g. the pid of START_DEV. */
   readonly data: number;
+  /** `whenFetched`: the fd of the device's shared page. */
+  readonly sharedPage?: number;
   readonly device?: {
     readonly id: number;
     readonly queues: number;

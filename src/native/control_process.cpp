@@ -2,9 +2,16 @@
 
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <linux/futex.h>
+#include <sched.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <cstdio>
+#include <cstdlib>
+#include <cstring>
 #include <ctime>
 
 #include "channel.hpp"
@@ -19,6 +26,11 @@ uint64_t monotonicMs() {
   timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);
   return static_cast<uint64_t>(now.tv_sec) * 1000 + static_cast<uint64_t>(now.tv_nsec) / 1000000;
+}
+
+void pauseMillisecond() {
+  const timespec pause{0, 1000000};
+  nanosleep(&pause, nullptr);
 }
 
 int runCommand(ControlRing& ring, const ControlMessage& message, ControlledMessage& answer) {
@@ -39,9 +51,55 @@ int retryWhileBusy(ControlRing& ring, const ControlMessage& message, ControlledM
   for (;;) {
     const int result = runCommand(ring, message, answer);
     if (result != -EBUSY || monotonicMs() >= deadline) return result;
-    const timespec pause{0, 1000000};
-    nanosleep(&pause, nullptr);
+    pauseMillisecond();
   }
+}
+
+const DeviceHeader& mapHeader(int sharedPage) {
+  void* base = mmap(nullptr, sizeof(DeviceHeader), PROT_READ, MAP_SHARED, sharedPage, 0);
+  if (base == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "mapping the shared page");
+  return *static_cast<const DeviceHeader*>(base);
+}
+
+// Whether a queue process is alive and not told to exit. /proc/PID/stat ends with the process' exit code, which is set
+// when the fatal signal is sent or exit_group is called: before io_uring takes the requests of the process back, unlike
+// PF_EXITING. A stopped process has one too.
+bool isServing(pid_t pid) {
+  char path[32];
+  std::snprintf(path, sizeof path, "/proc/%d/stat", pid);
+  const FileDescriptor file(open(path, O_RDONLY | O_CLOEXEC));
+  char text[1024];
+  const ssize_t length = file ? read(file.get(), text, sizeof text - 1) : -1;
+  if (length <= 0) return false;
+  text[length] = '\0';
+  const char* afterName = std::strrchr(text, ')');
+  const char* exitCode = std::strrchr(text, ' ');
+  char state;
+  pid_t parent;
+  if (!afterName || std::sscanf(afterName, ") %c %d", &state, &parent) != 2) return false;
+  return parent == getppid() && state != 'Z' && state != 'X' && std::atoi(exitCode) == 0;
+}
+
+bool areAllServing(const DeviceHeader& header) {
+  for (uint32_t queue = 0; queue < header.queues; queue++) {
+    if (!isServing(header.pids[queue])) return false;
+  }
+  return true;
+}
+
+// On 6.12 a device that is made live after one of its queue processes died is live for ever, and nobody can recover it.
+// The kernel would wait for the FETCHes itself, but would not look who is still there. With a dead process this goes on
+// until the supervisor, who sees the death too, ends it. Real-time priority keeps the time between look and command
+// short on a busy machine; without the right to it everything works the same.
+int runWhenFetched(ControlRing& ring, const ControlMessage& message, ControlledMessage& answer, int sharedPage) {
+  const DeviceHeader& header = mapHeader(sharedPage);
+  const sched_param priority{1};
+  sched_setscheduler(0, SCHED_FIFO, &priority);
+  for (uint32_t fetched; (fetched = header.fetched) < header.queues;) {
+    syscall(SYS_futex, &header.fetched, FUTEX_WAIT, fetched, nullptr, nullptr, 0);
+  }
+  while (!areAllServing(header)) pauseMillisecond();
+  return runCommand(ring, message, answer);
 }
 
 // O_EXCL is refused while a file system, swap or another exclusive user holds the device, in any mount namespace.
@@ -66,7 +124,7 @@ int runClaimed(ControlRing& ring, const ControlMessage& message, ControlledMessa
 
 }  // namespace
 
-void runControlProcess(int supervisor, int controlFd, const ControlMessage& message) {
+void runControlProcess(int supervisor, int controlFd, const ControlMessage& message, int sharedPage) {
   ControlledMessage answer{};
   answer.header = headerOf(MessageType::controlled, message.header.sequence);
   try {
@@ -83,6 +141,9 @@ void runControlProcess(int supervisor, int controlFd, const ControlMessage& mess
         break;
       case ControlAction::claimed:
         answer.result = runClaimed(ring, message, answer);
+        break;
+      case ControlAction::whenFetched:
+        answer.result = runWhenFetched(ring, message, answer, sharedPage);
         break;
     }
     sendMessage(supervisor, &answer, sizeof answer);

@@ -70,4 +70,10 @@ void awaitSiblings(DeviceHeader& header) {
   syscall(SYS_futex, &header.barrier, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
 }
 
+void announceFetched(DeviceHeader& header, uint32_t queue) {
+  header.pids[queue] = getpid();
+  header.fetched.fetch_add(1);
+  syscall(SYS_futex, &header.fetched, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
+}
+
 }  // namespace ublk

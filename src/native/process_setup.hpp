@@ -25,4 +25,7 @@ void reportFailure(QueuePage& page, const std::system_error& error);
 // that does not get there.
 void awaitSiblings(DeviceHeader& header);
 
+// Says that all FETCHes of this process, which serves `queue`, are with the kernel.
+void announceFetched(DeviceHeader& header, uint32_t queue);
+
 }  // namespace ublk

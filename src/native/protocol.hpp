@@ -5,20 +5,21 @@
 #include <cstdint>
 
 #include "backend.hpp"
+#include "shared_page.hpp"
 #include "ublk_uapi.hpp"
 
 namespace ublk {
 
 constexpr uint32_t kProtocolMagic = 0x7a6c6275;  // "ublz"
 constexpr uint16_t kProtocolVersion = 1;
-constexpr uint32_t kMaxQueues = 128;
 constexpr uint32_t kMaxBackendFiles = kMaxQueues;
 
 enum class MessageType : uint16_t {
-  hello = 1,   // zygote -> supervisor, on connection: who serves
-  spawn,       // supervisor -> zygote, with the shared page's memfd and the backend's files: fork a generation
-  spawned,     // answer, with a pidfd per queue process
-  control,     // supervisor -> zygote: run one control command in a process of its own
+  hello = 1,  // zygote -> supervisor, on connection: who serves
+  spawn,      // supervisor -> zygote, with the shared page's memfd and the backend's files: fork a generation
+  spawned,    // answer, with a pidfd per queue process
+  control,    // supervisor -> zygote, whenFetched with the shared page's memfd: run one control command in a process of
+              // its own
   controlled,  // answer, from that process itself
   cancel,      // supervisor -> zygote: end the control process of `sequence`
   exited,      // zygote -> supervisor: a child was reaped
@@ -70,6 +71,7 @@ enum class ControlAction : uint32_t {
   retryWhileBusy,  // the same, again while it is refused with EBUSY, until the deadline
   writeBack,       // no command: write the block device's dirty pages back
   claimed,         // one command while nobody else can claim the block device
+  whenFetched,     // one command once every queue process has fetched, if none of them is about to exit
 };
 
 struct ControlMessage {

@@ -89,6 +89,8 @@ void runQueueProcess(const QueueInheritance& inheritance) {
     queue.fetchAll();
     page->phase = static_cast<uint32_t>(Phase::fetched);
     faultPoint("fetched", inheritance.queue);
+    announceFetched(shared.header(), inheritance.queue);
+    faultPoint("announced", inheritance.queue);
     queue.serve();
     page->phase = static_cast<uint32_t>(Phase::released);
     _exit(0);

@@ -1,7 +1,7 @@
 // What supervisor and queue processes share for the life of a device: one memfd, mapped by all of them. It lets the
 // supervisor watch a queue without asking it, and outlives the queue process, so that a crash can be explained.
 //
-// Writers: each QueuePage belongs to its queue process; DeviceHeader::barrier to the generation; `drain` to the
+// Writers: each QueuePage belongs to its queue process; what is atomic in DeviceHeader to the generation; `drain` to the
 // supervisor. Every field that is read while it may be written is atomic and relaxed: readers want recent numbers,
 // not a consistent snapshot.
 #pragma once
@@ -15,6 +15,7 @@ namespace ublk {
 
 constexpr uint32_t kSharedMagic = 0x6b6c6275;  // "ublk"
 constexpr uint32_t kSharedVersion = 1;
+constexpr uint32_t kMaxQueues = 128;
 constexpr uint32_t kOperationKinds = 5;  // read, write, flush, discard, write zeroes
 
 // `released`: the kernel holds none of its requests any more, because the device goes away or as the drain flag asked.
@@ -94,6 +95,10 @@ struct DeviceHeader {
   // How many queue processes of the present generation are ready to fetch. They wait for each other (futex), so that
   // nobody fetches unless everybody can: kernels before 7.0 lose a device of which only some FETCHes arrived.
   std::atomic<uint32_t> barrier;
+  // How many of them have handed all their FETCHes to the kernel, and who they are. The control process that is to make
+  // the device live waits for that (futex), and looks whether all of them are still there.
+  std::atomic<uint32_t> fetched;
+  std::atomic<int32_t> pids[kMaxQueues];
 };
 
 // Offsets into the memfd. Queue pages are aligned so that two queues never share a cache line.

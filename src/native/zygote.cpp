@@ -113,7 +113,7 @@ class Zygote {
         case MessageType::spawn:
           return spawn(message.spawn, received.files);
         case MessageType::control:
-          return control(message.control);
+          return control(message.control, received.files);
         case MessageType::cancel:
           return cancel(message.header.sequence);
         case MessageType::retire:
@@ -235,12 +235,12 @@ class Zygote {
 
   // ---- control processes -------------------------------------------------------------------------------------------
 
-  void control(const ControlMessage& request) {
+  void control(const ControlMessage& request, const std::vector<FileDescriptor>& files) {
     const pid_t pid = fork();
     if (pid == 0) {
       leaveZygote();
       prctl(PR_SET_NAME, "ublk-control");
-      runControlProcess(supervisor_.get(), kControlFd, request);
+      runControlProcess(supervisor_.get(), kControlFd, request, files.empty() ? -1 : files[0].get());
     }
     if (pid > 0) {
       children_.push_back({pid, request.header.sequence});

@@ -91,11 +91,14 @@ export interface Kernel {
     generation: number,
     onReport: (report: QueueReport) => void,
   ): Promise<Generation>;
-  /** START_DEV: blocks until every FETCH is in, then makes /dev/ublkbN. `signal` cancels. */
+  /**
+   * START_DEV, which makes /dev/ublkbN, once every FETCH is in. Not sent while a queue process is dead, or about to be,
+   * so `signal` has to cancel then.
+   */
   startDevice(granted: GrantedDevice, signal: AbortSignal): Promise<void>;
   /** START_USER_RECOVERY, retried while the kernel still holds references of the dead generation (EBUSY). */
   beginRecovery(id: number): Promise<void>;
-  /** END_USER_RECOVERY: blocks until every FETCH is in. `signal` cancels. */
+  /** END_USER_RECOVERY, likewise. */
   endRecovery(granted: GrantedDevice, signal: AbortSignal): Promise<void>;
   /** Rejects with `IN_USE` and who holds it when somebody has the block device open or mounted. */
   assertUnused(id: number): Promise<void>;

@@ -218,8 +218,7 @@ export class UblkKernel implements Kernel {
   }
 
   async startDevice({ id }: GrantedDevice, signal: AbortSignal): Promise<void> {
-    const { openerPid, fetchDeadlineMs } = this.#record(id);
-    await this.#control('START_DEV', id, { data: openerPid }, signal, fetchDeadlineMs);
+    await this.#serve('START_DEV', id, signal);
     if (this.quirks.deathNoticedByTimeout) {
       await writeFile(`/sys/block/ublkb${String(id)}/queue/io_timeout`, String(OLD_KERNEL_IO_TIMEOUT_MS));
     }
@@ -230,8 +229,13 @@ export class UblkKernel implements Kernel {
   }
 
   async endRecovery({ id }: GrantedDevice, signal: AbortSignal): Promise<void> {
-    const { openerPid, fetchDeadlineMs } = this.#record(id);
-    await this.#control('END_USER_RECOVERY', id, { data: openerPid }, signal, fetchDeadlineMs);
+    await this.#serve('END_USER_RECOVERY', id, signal);
+  }
+
+  async #serve(command: ControlCommand, id: number, signal: AbortSignal): Promise<void> {
+    const { openerPid, fetchDeadlineMs, pages } = this.#record(id);
+    const details = { action: controlAction.whenFetched, data: openerPid, sharedPage: pages.fd };
+    await this.#control(command, id, details, signal, fetchDeadlineMs);
   }
 
   async assertUnused(id: number): Promise<void> {
@@ -407,7 +411,9 @@ async function reasonOf(command: ControlCommand, id: number, code: string): Prom
     const limit = await readFile('/sys/module/ublk_drv/parameters/ublks_max', 'utf8').catch(() => '?');
     return `the limit of ${limit.trim()} ublk devices is reached; raise ublk_drv's parameter ublks_max`;
   }
-  if (command === 'START_USER_RECOVERY' && code === 'EBUSY') return 'its queue processes still hold the char device';
+  if (command === 'START_USER_RECOVERY' && code === 'EBUSY') {
+    return 'the kernel does not let go of its dead queue processes; should recover not help, stop it with --force';
+  }
   if (code === 'EPERM') return 'not permitted; run as root';
   return 'refused by the kernel';
 }

@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { root, waitFor } from './harness.js';
 
 /** Moments of a queue process' start that can be made fatal or endless; see src/native/fault_point.cpp. */
-export type FaultPoint = 'preparing' | 'fetching' | 'fetched';
+export type FaultPoint = 'preparing' | 'fetching' | 'fetched' | 'announced';
 
 const FAULTS = '/run/ublk-faults';
 const SIGNALS = { SIGKILL: 9, SIGSTOP: 19 } as const;
@@ -29,5 +29,10 @@ export const untilStruck = (): Promise<true> =>
   waitFor('the fault', async () => (await readFile(FAULTS, 'utf8')).endsWith(' 0\n'));
 
 /** Resolves when the process waits in the kernel for requests, so that all of its FETCHes are there. */
-export const untilFetched = (pid: number): Promise<true> =>
-  waitFor('the fetches', async () => (await readFile(`/proc/${String(pid)}/wchan`, 'utf8')).includes('io_cqring'));
+export const untilFetched = (pid: number): Promise<true> => waitFor('the fetches', () => isWaiting(pid));
+
+/** Whether the process waits for requests. */
+export async function isWaiting(pid: number): Promise<boolean> {
+  const where = await readFile(`/proc/${String(pid)}/wchan`, 'utf8').catch(() => 'it is gone');
+  return where.includes('io_cqring');
+}

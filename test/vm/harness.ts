@@ -8,6 +8,7 @@ import { setTimeout } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import assert from 'node:assert/strict';
 import { execa } from 'execa';
+import { messageOf } from '../../src/errors.js';
 import type { DeviceStatus, Status } from '../../src/supervisor/status.js';
 
 /** What the tests share that run inside a guest, as root, on a real kernel. */
@@ -179,26 +180,37 @@ export class Served {
 
   /** Waits until the device is live with at least `recoveries` recoveries behind it. */
   untilLive(name: string, recoveries = 0, timeoutMs = 30_000): Promise<DeviceStatus> {
-    return waitFor(
-      `device ${name} being live after ${String(recoveries)} recoveries`,
-      async () => {
-        const device = await this.device(name);
-        return device.state === 'live' && device.recoveries >= recoveries && device;
-      },
-      timeoutMs,
-    );
+    const isSo = (device: DeviceStatus): boolean => device.recoveries >= recoveries;
+    return this.#untilLiveAnd(isSo, name, `after ${String(recoveries)} recoveries`, timeoutMs);
   }
 
   /** Waits until the device is live in this generation or a later one. */
   untilGeneration(name: string, generation: number, timeoutMs = 30_000): Promise<DeviceStatus> {
-    return waitFor(
-      `device ${name} being live in generation ${String(generation)}`,
-      async () => {
-        const device = await this.device(name);
-        return device.state === 'live' && device.generation >= generation && device;
-      },
-      timeoutMs,
-    );
+    const isSo = (device: DeviceStatus): boolean => device.generation >= generation;
+    return this.#untilLiveAnd(isSo, name, `in generation ${String(generation)}`, timeoutMs);
+  }
+
+  async #untilLiveAnd(
+    isSo: (device: DeviceStatus) => boolean,
+    name: string,
+    how: string,
+    timeoutMs: number,
+  ): Promise<DeviceStatus> {
+    let last: DeviceStatus | undefined;
+    try {
+      return await waitFor(
+        `device ${name} being live ${how}`,
+        async () => {
+          last = await this.device(name);
+          return last.state === 'live' && isSo(last) && last;
+        },
+        timeoutMs,
+      );
+    } catch (error) {
+      const { state, generation, reason } = last ?? (await this.device(name));
+      const now = `it is ${state} in generation ${String(generation)}: ${String(reason)}`;
+      throw new Error(`${messageOf(error)}; ${now}`, { cause: error });
+    }
   }
 
   /** SIGTERM, as systemd does; resolves with the exit code. */
@@ -221,6 +233,15 @@ export function processesNamed(prefix: string): number[] {
       }
     })
     .map(Number);
+}
+
+/** Whether the process is gone, or a zombie that its parent has not seen yet. */
+export function hasEnded(pid: number): boolean {
+  try {
+    return /^State:\tZ/m.test(readFileSync(`/proc/${String(pid)}/status`, 'utf8'));
+  } catch {
+    return true;
+  }
 }
 
 /** Complaints of the kernel since boot: warnings, oopses, hung tasks, I/O errors, but for what a test `expected`. */

@@ -122,6 +122,7 @@ class JsQueue final : public Napi::ObjectWrap<JsQueue>, private Backend {
       queue_->fetchAll();
       queue_->submit();
       page_->phase = static_cast<uint32_t>(Phase::fetched);
+      announceFetched(inherited_->shared.header(), inherited_->queue);
     });
     Ref();
     watcher_.start(info.Env(), eventfd_.get(), [this] { readable(); });

@@ -57,6 +57,7 @@ class SharedPages final : public Napi::ObjectWrap<SharedPages> {
   // beginGeneration(): only while no queue process of the device is alive. Counters go on.
   void beginGeneration(const Napi::CallbackInfo&) {
     map_.header().barrier = 0;
+    map_.header().fetched = 0;
     for (uint32_t index = 0; index < map_.layout().queues; index++) {
       QueuePage& page = map_.queue(index);
       page.phase = static_cast<uint32_t>(Phase::absent);

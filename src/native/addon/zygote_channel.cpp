@@ -73,8 +73,8 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
     return send(info.Env(), message, files);
   }
 
-  // control({ action, command, deviceId, exclusively, deadlineMs, data }, payload?): `payload` is one of
-  // { device: {...} } for ADD_DEV and { parameters: {...} } for SET_PARAMS.
+  // control({ action, command, deviceId, exclusively, deadlineMs, data, ... }), with one of { device: {...} } for ADD_DEV,
+  // { parameters: {...} } for SET_PARAMS and { sharedPage: fd } for whenFetched.
   Napi::Value control(const Napi::CallbackInfo& info) {
     const Napi::Object request = info[0].As<Napi::Object>();
     ControlMessage message{};
@@ -92,7 +92,9 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
       message.payload.parameters = parameters(request.Get("parameters").As<Napi::Object>());
       message.payloadBytes = message.payload.parameters.length;
     }
-    return send(info.Env(), message);
+    std::vector<int> files;
+    if (request.Get("sharedPage").IsNumber()) files.push_back(request.Get("sharedPage").ToNumber().Int32Value());
+    return send(info.Env(), message, files);
   }
 
   static DeviceInfo deviceInfo(const Napi::Object& device) {
