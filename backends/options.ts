@@ -5,9 +5,9 @@ import { parseSize } from '../src/units.js';
 /** Sizes that JavaScript counts exactly and that the kernel can address; beyond any device that exists. */
 const LARGEST_DEVICE = 2 ** 52;
 
-/** A path that means the same whoever reads it, and that can be put into a message. */
-export const absolutePath = z.string().refine((path) => path.startsWith('/') && printable(path) === path, {
-  error: ({ input }) => `expected an absolute path without control characters, got ${JSON.stringify(input)}`,
+/** A path, relative to the configuration, that can be put into a message. */
+export const filePath = z.string().refine((path) => path !== '' && printable(path) === path, {
+  error: ({ input }) => `expected a path without control characters, got ${JSON.stringify(input)}`,
 });
 
 /** A device size: a number of bytes or a string with a unit, a multiple of 512. */

@@ -1,17 +1,11 @@
 import { z } from 'zod';
-import { printable } from '../../src/printable.js';
 import type { Backend } from '../interface.js';
-import { deviceSize } from '../options.js';
+import { deviceSize, filePath } from '../options.js';
 import { openStore } from './store.js';
 
 export const fileOptions = z.strictObject({
   type: z.literal('file'),
-  path: z
-    .string()
-    .refine((path) => path !== '' && printable(path) === path, {
-      error: ({ input }) => `expected a path without control characters, got ${JSON.stringify(input)}`,
-    })
-    .describe('a file or a block device'),
+  path: filePath.describe('a file or a block device'),
   size: deviceSize
     .optional()
     .describe('size of the device; a file that is missing or empty is made that large, sparse'),

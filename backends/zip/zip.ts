@@ -6,7 +6,7 @@ import { SupervisorError, messageOf, reasonOf } from '../../src/errors.js';
 import { indexZipEntry } from '../../src/native/binding.js';
 import { printable } from '../../src/printable.js';
 import type { Backend } from '../interface.js';
-import { absolutePath } from '../options.js';
+import { filePath } from '../options.js';
 import { findEntry } from './archive.js';
 
 /** Names in an archive can be 64 KiB long. */
@@ -14,7 +14,7 @@ const LONGEST_REASON = 300;
 
 export const zipOptions = z.strictObject({
   type: z.literal('zip'),
-  path: absolutePath.describe('the archive; it must not change while it is served'),
+  path: filePath.describe('the archive; it must not change while it is served'),
   entry: z
     .string()
     .min(1, { error: 'expected the name of an entry, got ""' })
