@@ -31,18 +31,17 @@ test('the examples of backends serve, and go on after their processes were kille
   const keyFile = join(await mkdtemp('/tmp/key-'), 'key');
   await writeFile(keyFile, randomBytes(64), { mode: 0o600 });
 
-  const served = await Served.start([
-    { name: 'ram', queues: 2, backend: { type: example('ram'), size: 16 * MIB } },
-    { name: 'http', backend: { type: example('http'), url } },
-    {
-      name: 'secret',
-      backend: { type: example('encrypting'), keyFile, backend: './ram-backend.js', size: 64 * MIB },
-    },
-  ]);
-  const [ram, http, secret] = await Promise.all(
-    ['ram', 'http', 'secret'].map(async (name) => (await served.untilLive(name)).path ?? ''),
-  );
-  assert.ok(ram && http && secret);
+  const served = await Served.start([]);
+  /** One after the other: each opens its backend in one more process beforehand. */
+  const add = async (name: string, queues: number, backend: object): Promise<string> => {
+    const { status, body } = await served.api('POST', '/v1/devices', { name, queues, backend });
+    assert.equal(status, 201, JSON.stringify(body));
+    return (await served.untilLive(name)).path ?? '';
+  };
+  const ram = await add('ram', 2, { type: example('ram'), size: 16 * MIB });
+  const http = await add('http', 1, { type: example('http'), url });
+  const encrypting = { type: example('encrypting'), keyFile, backend: './ram-backend.js', size: 64 * MIB };
+  const secret = await add('secret', 1, encrypting);
 
   {
     const written = randomBytes(MIB);
