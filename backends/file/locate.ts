@@ -5,7 +5,6 @@ import { errnoOf } from '../../src/errors.js';
 /** Of open(2): a reference to what is there, which waits for nothing and needs no permission. Node does not name it. */
 const O_PATH = 0o10000000;
 const ENOENT = 2;
-const ELOOP = 40;
 const MOST_LINKS = 40;
 
 /** A path of the very file that is open, whatever became of its names. */
@@ -38,8 +37,9 @@ export async function locate(path: string): Promise<Located> {
       if ((await found.stat()).isSymbolicLink()) {
         await found.close();
         links += 1;
-        if (links > MOST_LINKS || (await othersCanWrite(directory))) {
-          throw Object.assign(new Error(`${name} is a symbolic link that others could have made`), { errno: -ELOOP });
+        if (links > MOST_LINKS) throw new Error('it leads through too many symbolic links');
+        if (await othersCanWrite(directory)) {
+          throw new Error(`others could have made the symbolic link ${name}; name the file itself`);
         }
         const target = await readlink(at);
         names.unshift(...target.split('/').filter((part) => part !== ''));
