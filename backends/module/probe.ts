@@ -45,6 +45,7 @@ export async function probe(load: LoadMessage): Promise<OpenedMessage> {
   const opened = answers.find((answer) => answer.type === 'opened');
   if (opened) return opened;
   const ending = answers.find((answer) => answer.type === 'ending');
+  if (!ending && child.killed) throw refused(`it was not open within ${String(DEADLINE_MS / 1000)} s`);
   if (!ending) throw refused(`the process that tried it ${ended}`);
   throw new SupervisorError(ending.message, { code: 'BACKEND', cause: ending.stack });
 }

@@ -57,8 +57,11 @@ export class HangDetector {
     const stuck = overdue.find(({ queue }) => earlier.has(queue));
     if (stuck !== undefined) return { queue: stuck.queue, reason: describe(stuck.request) };
     if (this.#silentMs <= this.#timeoutMs) return null;
+    const queue = seen.oldest.findIndex((request) => request !== null);
+    const request = seen.oldest[queue];
+    if (request) return { queue, reason: describe(request) };
     const seconds = (this.#silentMs / 1000).toFixed(1);
-    return { queue: 0, reason: `requests wait and none was answered for ${seconds} s` };
+    return { queue: 0, reason: `requests wait and none was taken for ${seconds} s` };
   }
 }
 

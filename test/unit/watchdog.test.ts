@@ -29,7 +29,7 @@ t.test('one that was answered in time is not, nor one that was late because all 
 });
 
 t.test('waiting requests that nobody takes are a hang, as long as nothing at all is answered', (t) => {
-  t.strictSame(watch(3500, times(8, { waiting: 1 }))[0]?.reason, '4: requests wait and none was answered for 4.0 s');
+  t.strictSame(watch(3500, times(8, { waiting: 1 }))[0]?.reason, '4: requests wait and none was taken for 4.0 s');
   const busy = times(20, 0).map((_, answered) => ({ waiting: 9, answered }));
   t.strictSame(watch(3500, busy), []);
   t.strictSame(watch(3500, times(20, { waiting: 0 })), [], 'an idle device');

@@ -12,7 +12,11 @@ const faults = {
   throwsErrno: () => {
     throw errno('ENOSPC');
   },
-  rejectsErrno: () => Promise.reject(errno('EROFS')),
+  rejectsErrno: () => Promise.reject(errno('ETIMEDOUT')),
+  // The block layer knows no such status.
+  throwsUnknownErrno: () => {
+    throw errno('EROFS');
+  },
   throws: () => {
     throw new TypeError('no such luck');
   },
