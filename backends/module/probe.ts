@@ -12,7 +12,7 @@ import {
 
 const PROGRAM = fileURLToPath(new URL('../../src/queue-proc/main.js', import.meta.url));
 /** For loading the module, opening and closing it. */
-const DEADLINE_MS = 30_000;
+const DEADLINE_MS = 60_000;
 
 /**
  * Opens a backend in a process of its own to learn what a device of it announces, which the kernel wants to know before

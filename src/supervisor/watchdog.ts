@@ -51,7 +51,8 @@ export class HangDetector {
     );
     this.#overdue = new Set(overdue.map(({ queue }) => queue));
     const elapsed = this.#last === null ? 0 : Math.min(seen.now - this.#last.now, 2 * this.#intervalMs);
-    const silent = seen.waiting > 0 && seen.answered === this.#last?.answered;
+    const waited = seen.waiting > 0 && this.#last !== null && this.#last.waiting > 0;
+    const silent = waited && seen.answered === this.#last?.answered;
     this.#silentMs = silent ? this.#silentMs + elapsed : 0;
     this.#last = seen;
     const stuck = overdue.find(({ queue }) => earlier.has(queue));

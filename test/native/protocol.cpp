@@ -90,7 +90,7 @@ TEST("messages have the sizes of protocol version 1") {
   EXPECT_EQUAL(kProtocolVersion, 1u);
   EXPECT_EQUAL(sizeof(MessageHeader), 16u);
   expectMessage<HelloMessage>(20);
-  expectMessage<SpawnMessage>(88);
+  expectMessage<SpawnMessage>(96);
   expectMessage<SpawnedMessage>(600);
   expectMessage<ControlMessage>(112);
   expectMessage<ControlledMessage>(88);

@@ -90,9 +90,9 @@ class JsQueue final : public Napi::ObjectWrap<JsQueue>, private Backend {
       checked(mlock(memory.data(), memory.size()), "locking request buffers");
       held_.resize(request.depth);
       buffers_ = Napi::Persistent(Napi::ArrayBuffer::New(info.Env(), memory.data(), memory.size()));
-      requests_ = array(info.Env(), 3 * request.depth, requestData_);
-      offsets_ = array(info.Env(), request.depth, offsetData_);
-      answers_ = array(info.Env(), 2 * request.depth, answerData_);
+      requests_ = array(info.Env(), 3 * held_.size(), requestData_);
+      offsets_ = array(info.Env(), held_.size(), offsetData_);
+      answers_ = array(info.Env(), 2 * held_.size(), answerData_);
     });
   }
 
@@ -132,8 +132,8 @@ class JsQueue final : public Napi::ObjectWrap<JsQueue>, private Backend {
   // outstanding can be answered, and only once, whatever JavaScript says.
   void answer(const Napi::CallbackInfo& info) {
     if (!watcher_.active()) return;
-    const uint32_t count = std::min(info[0].As<Napi::Number>().Uint32Value(), inherited_->request.depth);
-    for (uint32_t i = 0; i < count; i++) {
+    const size_t count = std::min(info[0].As<Napi::Number>().Uint32Value(), inherited_->request.depth);
+    for (size_t i = 0; i < count; i++) {
       const auto tag = static_cast<uint32_t>(answerData_[2 * i]);
       if (tag >= held_.size() || !held_[tag]) continue;
       queue_->complete(*std::exchange(held_[tag], std::nullopt), answerData_[2 * i + 1]);
@@ -158,7 +158,7 @@ class JsQueue final : public Napi::ObjectWrap<JsQueue>, private Backend {
       do {
         batch_ = 0;
         more = queue_->take();
-        if (batch_ > 0) onBatch_.MakeCallback(Env().Global(), {Napi::Number::New(Env(), batch_)});
+        if (batch_ > 0) onBatch_.MakeCallback(Env().Global(), {Napi::Number::New(Env(), static_cast<double>(batch_))});
       } while (more && batch_ > 0);
       if (!more) queue_->submit();
     } catch (const std::system_error& error) {
@@ -211,7 +211,7 @@ class JsQueue final : public Napi::ObjectWrap<JsQueue>, private Backend {
   std::unique_ptr<Queue> queue_;
   FileDescriptor eventfd_;
   Watcher watcher_;
-  uint32_t batch_ = 0;
+  size_t batch_ = 0;  // requests in the present one
   bool taking_ = false;
   bool draining_ = false;
   std::vector<std::optional<Request>> held_;  // by tag
