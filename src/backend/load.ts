@@ -23,6 +23,7 @@ export const stripsTypes = Boolean((process.features as { readonly typescript?: 
 
 const SMALLEST_DEVICE = 4096;
 const BLOCK_SIZES: readonly unknown[] = [512, 1024, 2048, 4096];
+const LARGEST_SHARED_MEMORY = 2 ** 40;
 
 /** Imports a backend's module. Rejects with `BACKEND` and what its author has to change. */
 export async function loadBackend(path: string): Promise<BackendDefinition> {
@@ -74,6 +75,18 @@ export function announcedBy(instance: BackendInstance): Announced {
     discard: instance.discard !== undefined,
     writeZeroes: instance.writeZeroes !== undefined,
   };
+}
+
+/** Checks what a backend asked `sharedMemory` for. */
+export function assertSharedMemory(name: string, size: number): void {
+  if (!/^[a-z0-9][a-z0-9_.-]{0,62}$/.test(name)) {
+    throw new RangeError(`sharedMemory: expected a name of 1 to 63 of a-z, 0-9, "_", "." and "-", got ${name}`);
+  }
+  if (!Number.isSafeInteger(size) || size < 1 || size > LARGEST_SHARED_MEMORY) {
+    throw new RangeError(
+      `sharedMemory ${name}: expected a size from 1 to ${String(LARGEST_SHARED_MEMORY)} bytes, got ${String(size)}`,
+    );
+  }
 }
 
 function faultOf(instance: unknown): string | undefined {

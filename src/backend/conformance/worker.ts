@@ -3,7 +3,7 @@ import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_thread
 import { messageOf, reasonOf } from '../../errors.js';
 import { printable } from '../../printable.js';
 import type { BackendContext, BackendInstance } from '../define.js';
-import { announcedBy, loadBackend, openInstance } from '../load.js';
+import { announcedBy, assertSharedMemory, loadBackend, openInstance } from '../load.js';
 import {
   SETTLED,
   UNFILLED,
@@ -53,12 +53,7 @@ function say(level: string): (message: string) => void {
 
 /** The suite has the memory, which outlives this thread. */
 function sharedMemory(name: string, size: number): Buffer {
-  if (!/^[a-z0-9][a-z0-9_.-]{0,62}$/.test(name)) {
-    throw new RangeError(`sharedMemory: name ${inspect(name)}; expected 1 to 63 of a-z, 0-9, "_", "." and "-"`);
-  }
-  if (!Number.isSafeInteger(size) || size < 1) {
-    throw new RangeError(`sharedMemory ${name}: size ${inspect(size)}; expected a positive number of bytes`);
-  }
+  assertSharedMemory(name, size);
   Atomics.store(answered, 0, 0);
   memory.postMessage({ name, size } satisfies MemoryRequest);
   Atomics.wait(answered, 0, 0);
