@@ -7,6 +7,9 @@ import t from 'tap';
 
 /** The package as a stranger gets it: packed, then installed elsewhere with no script allowed to run. */
 
+// npm packs and installs, and tsc runs, on machines that may have other things to do.
+t.setTimeout(180_000);
+
 const root = fileURLToPath(new URL('../../../', import.meta.url));
 const directory = await mkdtemp(join(tmpdir(), 'package-'));
 t.teardown(() => rm(directory, { recursive: true }));
