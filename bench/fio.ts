@@ -5,7 +5,7 @@ const run = promisify(execFile);
 
 export interface Workload {
   readonly path: string;
-  readonly pattern: 'randread' | 'randwrite';
+  readonly pattern: 'randread' | 'randwrite' | 'read' | 'write';
   readonly blockBytes: number;
   readonly depth: number;
   readonly jobs: number;
@@ -37,5 +37,5 @@ export async function runFio({ path, pattern, blockBytes, depth, jobs, seconds }
   ]);
   // fio prints notes before the document.
   const { jobs: groups } = JSON.parse(stdout.slice(stdout.indexOf('{'))) as FioOutput;
-  return groups.reduce((sum, group) => sum + group[pattern === 'randread' ? 'read' : 'write'].iops, 0);
+  return groups.reduce((sum, group) => sum + group[pattern.endsWith('read') ? 'read' : 'write'].iops, 0);
 }

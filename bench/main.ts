@@ -1,6 +1,6 @@
 import { parseArgs } from 'node:util';
 import { rm } from 'node:fs/promises';
-import { benchIops } from './iops.js';
+import { benchIops, matchNames } from './iops.js';
 import { benchMemory } from './memory.js';
 import { benchPause } from './pause.js';
 
@@ -15,7 +15,7 @@ const usage = `usage: scripts/bench [--kernel VERSION] [pause|memory|iops]... [O
   --kills N        pause: queue processes to kill for each row (100)
   --rounds N       iops: how often everything is measured (3)
   --seconds S      iops: how long each time (0.2)
-  --backend NAME   iops: only null or only ram
+  --backend NAME   iops: only ${matchNames.join(', ')}
   --workload TEXT  iops: only workloads whose name has TEXT in it
   --against ROOT   iops: compare with another built checkout instead of the kernel's own devices
 `;

@@ -1,9 +1,21 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { readFileSync } from 'node:fs';
+import { readFileSync, rmSync } from 'node:fs';
+import { basename } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { runFio } from './fio.js';
 import { Served } from './served.js';
 import { table } from './statistics.js';
+
+const SIZE = 256 * 2 ** 20;
+const FILE = '/dev/shm/ublk-bench-memory';
+const JAVASCRIPT = fileURLToPath(new URL('../../examples/ram-backend.js', import.meta.url));
+const backends = [
+  ['null', ['user-copy', 'copy']],
+  ['ram', ['user-copy', 'copy']],
+  ['file', ['zero-copy', 'copy']],
+  [JAVASCRIPT, ['copy']],
+] as const;
 
 interface Memory {
   readonly privateKiB: number;
@@ -24,18 +36,20 @@ export async function benchMemory(): Promise<void> {
   await once(node.stdout, 'data');
   const booted = memoryOf(node.pid ?? 0);
   const rows = [row('a booted node', booted, booted)];
-  for (const type of ['null', 'ram']) {
-    for (const dataPath of ['user-copy', 'copy']) {
-      const served = await Served.start([{ name: 'memory', depth: 128, dataPath, backend: { type, size: '256MiB' } }]);
+  for (const [type, dataPaths] of backends) {
+    for (const dataPath of dataPaths) {
+      const backend = { type, ...(type === 'file' ? { path: FILE } : {}), size: SIZE };
+      const served = await Served.start([{ name: 'memory', depth: 128, dataPath, backend }]);
       const { path, queues } = await served.device('memory');
       const queue = queues[0]?.pid ?? 0;
       // A process that served for a while; of a disk that was never written to, so that no data counts.
       await runFio({ path: path ?? '', pattern: 'randread', blockBytes: 4096, depth: 64, jobs: 1, seconds: 1 });
       if (rows.length === 1) rows.push(row('zygote', memoryOf(parentOf(queue)), booted));
-      rows.push(row(`queue process, ${type}, ${dataPath}`, memoryOf(queue), booted));
+      rows.push(row(`queue process, ${basename(type)}, ${dataPath}`, memoryOf(queue), booted));
       await served.terminate();
     }
   }
+  rmSync(FILE);
   node.kill();
   process.stdout.write(
     `memory of one process, depth 128\n${table(['', 'PRIVATE KiB', 'RSS KiB', 'PRIVATE / NODE'], rows)}\n`,

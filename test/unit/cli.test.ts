@@ -269,7 +269,7 @@ t.test('test-backend gives each check a line, and the backend its options with t
   t.match(bad, { code: 1, out: /\nfail {2}random operations: .*\n {6}after 1 operation, with --seed 7:\n {8}queue / });
   t.match(await cli('test-backend', faulty, 'size=8K'), {
     code: 1,
-    out: /^fail {2}opens: .*size: expected a whole number/,
+    out: /^fail {2}opens: .*size: expected a number/,
   });
 });
 
