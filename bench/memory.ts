@@ -7,7 +7,8 @@ import { runFio } from './fio.js';
 import { Served } from './served.js';
 import { table } from './statistics.js';
 
-const SIZE = 256 * 2 ** 20;
+/** Small: pages of a disk that only one process has mapped would count as its own. */
+const SIZE = 4 * 2 ** 20;
 const FILE = '/dev/shm/ublk-bench-memory';
 const JAVASCRIPT = fileURLToPath(new URL('../../examples/ram-backend.js', import.meta.url));
 const backends = [
