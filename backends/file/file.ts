@@ -31,7 +31,8 @@ export const fileBackend: Backend<z.infer<typeof fileOptions>> = {
         volatileCache: !options.sync,
         fua: !options.sync,
         discard: store.canDiscard,
-        writeZeroes: !readOnly,
+        // O_DSYNC is for writes; not every file system has fallocate obey it. Then the kernel writes the zeros.
+        writeZeroes: !readOnly && !options.sync,
         readOnly,
         rotational: store.rotational,
         idempotentWrites: true,
