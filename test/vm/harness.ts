@@ -178,6 +178,19 @@ export class Served {
     return found;
   }
 
+  /** Adds a device, as in the configuration's `devices`; resolves when it is live. */
+  async add(device: object): Promise<DeviceStatus> {
+    const { status, body } = await this.api('POST', '/v1/devices', device);
+    assert.equal(status, 201, JSON.stringify(body));
+    return body as DeviceStatus;
+  }
+
+  /** Removes a device and its data, as `del` does. */
+  async remove(name: string): Promise<void> {
+    const { status, body } = await this.api('DELETE', `/v1/devices/${name}?data=remove`);
+    assert.equal(status, 200, JSON.stringify(body));
+  }
+
   /** Waits until the device is live with at least `recoveries` recoveries behind it. */
   untilLive(name: string, recoveries = 0, timeoutMs = 30_000): Promise<DeviceStatus> {
     const isSo = (device: DeviceStatus): boolean => device.recoveries >= recoveries;
