@@ -16,6 +16,11 @@ export const moduleOptions = z
   })
   .transform(({ type, ...options }) => ({ type: 'module' as const, path: type, options }));
 
+/** The directory of a device's shared memory. */
+export function sharedMemoryOf(device: string): string {
+  return join(SHARED_MEMORY_DIRECTORY, `${device}.shared`);
+}
+
 /** A backend of the user's, in JavaScript: one instance in each queue process, one more in a probe beforehand. */
 export const moduleBackend: Backend<z.infer<typeof moduleOptions>> = {
   name: 'module',
@@ -23,7 +28,7 @@ export const moduleBackend: Backend<z.infer<typeof moduleOptions>> = {
   async open({ path, options }, { device }) {
     const module = await trustedPath(path);
     await ensureSharedMemoryDirectory();
-    const sharedMemory = join(SHARED_MEMORY_DIRECTORY, `${device}.shared`);
+    const sharedMemory = sharedMemoryOf(device);
     const created = (await mkdir(sharedMemory, { recursive: true, mode: 0o700 })) !== undefined;
     const remove = (): Promise<void> => rm(sharedMemory, { recursive: true, force: true });
     try {

@@ -1,28 +1,50 @@
 import { Chalk } from 'chalk';
+import { Option } from 'commander';
 import type { CheckResult } from '../backend/conformance/index.js';
 import { printable } from '../printable.js';
 import { setting, wholeNumber, type Register, type Setting } from './common-options.js';
 import { CliExit } from './exit-codes.js';
 import { print } from './output.js';
 
+interface TestBackendOptions {
+  readonly seed?: number;
+  readonly device?: true;
+  readonly vm?: true;
+}
+
 export const testBackendCommand: Register = (program) => {
   program
     .command('test-backend')
-    .description('check that a backend in JavaScript keeps the rules; needs no ublk, and OVERWRITES what it stores')
+    .description('check that a backend in JavaScript keeps the rules; OVERWRITES what it stores')
     .argument('<module>', "the backend's module, such as ./my-backend.js")
     .argument('[key=value...]', "the backend's options; numbers, true and false are given to it as such", setting, [])
     .option('--seed <number>', 'choose the same random operations again', wholeNumber)
-    .action(async (module: string, settings: readonly Setting[], options: { readonly seed?: number }) => {
-      const { checkBackend } = await import('../backend/conformance/index.js');
-      const counts = { ok: 0, fail: 0, skip: 0 };
-      for await (const result of checkBackend(module, Object.fromEntries(settings), options)) {
-        counts[result.outcome]++;
-        print(format(result));
+    .option('--device', 'through a real block device, whose processes are killed meanwhile; needs ublk and root')
+    .addOption(new Option('--vm', "as --device, in the virtual machine of the project's checkout").conflicts('device'))
+    .action(async (module: string, settings: readonly Setting[], { seed, device, vm }: TestBackendOptions) => {
+      const options = Object.fromEntries(settings);
+      if (vm) {
+        const { testInVirtualMachine } = await import('./test-backend-vm.js');
+        process.exitCode = await testInVirtualMachine(module, settings, seed);
+      } else if (device) {
+        const { checkOnDevice } = await import('./test-backend-device.js');
+        await checkOnDevice(module, options, seed, report);
+      } else {
+        const { checkBackend } = await import('../backend/conformance/index.js');
+        await report(checkBackend(module, options, seed === undefined ? {} : { seed }));
       }
-      print(`${String(counts.ok)} passed, ${String(counts.fail)} failed, ${String(counts.skip)} skipped`);
-      if (counts.fail > 0) process.exitCode = CliExit.failure;
     });
 };
+
+async function report(results: AsyncIterable<CheckResult>): Promise<void> {
+  const counts = { ok: 0, fail: 0, skip: 0 };
+  for await (const result of results) {
+    counts[result.outcome]++;
+    print(format(result));
+  }
+  print(`${String(counts.ok)} passed, ${String(counts.fail)} failed, ${String(counts.skip)} skipped`);
+  if (counts.fail > 0) process.exitCode = CliExit.failure;
+}
 
 function format({ name, outcome, detail }: CheckResult): string {
   const chalk = new Chalk(process.stdout.isTTY ? {} : { level: 0 });

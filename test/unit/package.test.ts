@@ -58,6 +58,10 @@ t.test('its command runs', async (t) => {
   const { version } = JSON.parse(await readFile(join(root, 'package.json'), 'utf8')) as { version: string };
   t.match(await run(command, ['--version']), { exitCode: 0, stdout: version, stderr: '' });
   t.match(await run(command, ['check', join(installed, 'examples/config.json')]), { exitCode: 0, stderr: '' });
+  t.match(await run(command, ['test-backend', 'disk.js', '--vm']), {
+    exitCode: 1,
+    stderr: /^ublk-supervisor: test-backend --vm failed: .* has no virtual machine; use a checkout [^\n]+$/,
+  });
 });
 
 const use = `.then(async ({ serve, defineBackend, SupervisorError }) => {

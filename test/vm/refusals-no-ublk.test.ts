@@ -4,7 +4,7 @@ import { mkdtemp, writeFile } from 'node:fs/promises';
 import { release } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { Served, assertNothingLeft, ok, supervisorCommand } from './harness.js';
+import { Served, assertNothingLeft, ok, root, supervisorCommand } from './harness.js';
 
 const modules = `/lib/modules/${release()}`;
 const device = { name: 'n', backend: { type: 'null', size: '1GiB' } };
@@ -21,13 +21,19 @@ test('without the ublk driver', async () => {
     return stderr;
   };
 
-  const [notLoaded, features, doctor, check] = await Promise.all([
+  const [notLoaded, testBackend, features, doctor, check] = await Promise.all([
     refusal(),
+    supervisorCommand('test-backend', join(root, 'examples/ram-backend.js'), 'size=65536', '--device'),
     supervisorCommand('features'),
     supervisorCommand('doctor', '--runtime-dir', runtimeDir),
     supervisorCommand('check', config),
   ]);
   assert.equal(notLoaded, 'ublk-supervisor: ublk driver: the module is not loaded; run: modprobe ublk_drv');
+  assert.deepEqual(testBackend, {
+    code: 1,
+    stdout: '',
+    stderr: `${notLoaded}; or use --vm, in a checkout of ublk-supervisor`,
+  });
   assert.equal(features.code, 1);
   assert.match(features.stderr, /^ublk-supervisor: [^\n]+$/);
   assert.equal(doctor.code, 1);

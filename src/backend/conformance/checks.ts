@@ -1,12 +1,12 @@
 import fc from 'fast-check';
 import { messageOf } from '../../errors.js';
-import { QUEUES, type TestDevice } from './device.js';
-import { describeOperation, operation, operations, type Operation, type OperationKind } from './operations.js';
+import type { TestDevice } from './device.js';
+import { QUEUES, operation, operations, type Operation, type OperationKind } from './operations.js';
 
 export interface Check {
   readonly name: string;
   /** Left out for a backend that cannot do this. */
-  readonly needs?: OperationKind;
+  readonly needs?: OperationKind | 'idempotentWrites';
   /** Rejects with what is wrong. */
   readonly run: (device: TestDevice, random: RandomSettings) => Promise<void>;
 }
@@ -116,6 +116,24 @@ export const checks: readonly Check[] = [
   },
 ];
 
+/** Of a block device, which has to hide from its clients that queue processes crashed. */
+export const blockDeviceChecks: readonly Check[] = [
+  ...checks,
+  {
+    name: 'answers what is under way when its processes are killed',
+    needs: 'idempotentWrites',
+    run: async (device) => {
+      const count = Math.min(MANY, device.blocks);
+      const blocks = Math.min(Math.floor(device.blocks / count), device.largest);
+      const atOnce = (kind: OperationKind): Operation[] =>
+        Array.from({ length: count }, (_each, index) => operation(kind, index * blocks, { blocks, together: true }));
+      await device.perform(atOnce('write'));
+      for (const kind of ['write', 'read', 'write'] as const) await device.performAmidCrash(atOnce(kind));
+      await device.verify();
+    },
+  },
+];
+
 interface Range {
   readonly block: number;
   readonly blocks: number;
@@ -153,7 +171,7 @@ async function randomOperations(device: TestDevice, { seed, runs }: RandomSettin
   let broken = false;
   const property = fc.asyncProperty(sequences, async (sequence) => {
     // What failed may have left requests under way.
-    if (broken) await device.replace();
+    if (broken) await device.reset();
     const begun: Operation[] = [];
     try {
       await device.perform(sequence, (each) => begun.push(each));
@@ -166,7 +184,7 @@ async function randomOperations(device: TestDevice, { seed, runs }: RandomSettin
   });
   const result = await fc.check(property, { seed, numRuns: runs, interruptAfterTimeLimit: RANDOM_LIMIT_MS });
   if (!result.failed) return;
-  const lines = failed.map((each) => `  ${describeOperation(each, device.blockSize)}`);
+  const lines = failed.map((each) => `  ${device.describe(each)}`);
   const count = `${String(lines.length)} ${lines.length === 1 ? 'operation' : 'operations'}`;
   throw new Error(
     [messageOf(result.errorInstance), `after ${count}, with --seed ${String(seed)}:`, ...lines].join('\n'),

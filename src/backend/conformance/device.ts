@@ -1,17 +1,13 @@
 import type { Announced } from '../load.js';
+import { assertSame, type Disk } from './disk.js';
 import { DiskModel, stampedData } from './disk-model.js';
-import { TestInstance, type InstanceSettings } from './instance.js';
-import type { Call } from './messages.js';
-import { conflict, operation, type Operation, type OperationKind } from './operations.js';
+import type { Request } from './messages.js';
+import { QUEUES, conflict, describeOperation, operation, type Operation, type OperationKind } from './operations.js';
 
 /** The longest request, in bytes. */
 const LARGEST_REQUEST = 2 ** 20;
-/** The fewest with which one reads what another wrote. */
-export const QUEUES = 2;
 
-export type DeviceSettings = Omit<InstanceSettings, 'queue' | 'queues' | 'memory'>;
-
-/** A device without a kernel: an instance of the backend for each queue, and what its blocks must hold. */
+/** A disk of the backend, and what its blocks must hold. */
 export class TestDevice {
   readonly announced: Announced;
   /** Bytes. Where the backend leaves it to the configuration, the smallest. */
@@ -19,41 +15,34 @@ export class TestDevice {
   readonly blocks: number;
   /** Blocks of the longest request. */
   readonly largest: number;
-  readonly #settings: DeviceSettings;
-  readonly #memory: Map<string, SharedArrayBuffer>;
+  readonly #disk: Disk;
   readonly #model: DiskModel;
-  #instances: readonly TestInstance[];
   #stamp = 0;
 
-  private constructor(settings: DeviceSettings, memory: Map<string, SharedArrayBuffer>, instances: TestInstance[]) {
-    const [first] = instances;
-    if (!first) throw new TypeError('no instance');
-    this.announced = first.announced;
+  constructor(disk: Disk) {
+    this.announced = disk.announced;
     this.blockSize = this.announced.blockSize ?? 512;
     this.blocks = this.announced.size / this.blockSize;
     this.largest = Math.min(LARGEST_REQUEST / this.blockSize, this.blocks);
-    this.#settings = settings;
-    this.#memory = memory;
+    this.#disk = disk;
     this.#model = new DiskModel(this.blockSize);
-    this.#instances = instances;
   }
 
-  /** Rejects if an instance cannot be opened or announces something else than the first. */
-  static async open(settings: DeviceSettings): Promise<TestDevice> {
-    const memory = new Map<string, SharedArrayBuffer>();
-    return new TestDevice(settings, memory, await openAll(settings, memory));
-  }
-
-  /** As when queue processes crash: new instances take over, without a word to the old ones. */
+  /** As when queue processes crash. Rejects if what takes over announces something else. */
   async replace(): Promise<void> {
-    await this.kill();
-    this.#instances = await openAll(this.#settings, this.#memory);
-    const { announced } = this.#instance(0);
-    if (JSON.stringify(announced) !== JSON.stringify(this.announced)) throw differs(this.announced, announced);
+    await this.#disk.replace();
+    assertSame(this.announced, this.#disk.announced);
   }
 
-  can(kind: OperationKind): boolean {
-    const { readOnly, flush, discard, writeZeroes } = this.announced;
+  /** After something failed, as `replace`. */
+  async reset(): Promise<void> {
+    await this.#disk.reset();
+    assertSame(this.announced, this.#disk.announced);
+  }
+
+  can(kind: OperationKind | 'idempotentWrites'): boolean {
+    const { readOnly, flush, discard, writeZeroes, idempotentWrites } = this.announced;
+    if (kind === 'idempotentWrites') return idempotentWrites;
     return kind === 'read' || (!readOnly && { write: true, flush, discard, writeZeroes }[kind]);
   }
 
@@ -70,43 +59,46 @@ export class TestDevice {
     await this.#perform(
       ranges.map(({ block, blocks }, index) => operation('read', block, { blocks, queue: index % QUEUES })),
     );
-    for (const instance of this.#instances) await instance.inspect();
+    await this.#disk.inspect();
   }
 
   /** As when a device stops: what is under way as that begins is still answered. */
   async close(underWay: readonly Operation[]): Promise<void> {
-    const performed = this.#perform(underWay);
-    for (const instance of this.#instances) instance.drain();
-    await performed;
-    for (const instance of this.#instances) await instance.call({ method: 'close' });
+    await this.#disk.close(this.#perform(underWay));
   }
 
-  async kill(): Promise<void> {
-    await Promise.all(this.#instances.map((instance) => instance.kill()));
+  /** Performs the operations while queue processes crash. */
+  async performAmidCrash(operations: readonly Operation[]): Promise<void> {
+    await allDone([this.#perform(operations), this.replace()]);
+  }
+
+  describe(operation: Operation): string {
+    return describeOperation(operation, this.blockSize, this.#disk.choosesQueue);
   }
 
   async #perform(operations: readonly Operation[], begins?: (operation: Operation) => void): Promise<void> {
     let underWay: { readonly operation: Operation; readonly done: Promise<void> }[] = [];
     for (const operation of operations.filter(({ kind }) => this.can(kind))) {
       if (!operation.together || underWay.some((other) => conflict(operation, other.operation))) {
-        await allDone(underWay);
+        await allDone(underWay.map(({ done }) => done));
         underWay = [];
       }
       begins?.(operation);
       underWay.push({ operation, done: this.#start(operation) });
     }
-    await allDone(underWay);
+    await allDone(underWay.map(({ done }) => done));
   }
 
   async #start({ kind, queue, block, blocks, flag }: Operation): Promise<void> {
     const offset = block * this.blockSize;
     const length = blocks * this.blockSize;
-    const call = (call: Call): Promise<Uint8Array> => this.#instance(queue).call(call);
+    const call = (request: Request): Promise<Uint8Array> => this.#disk.call(queue, request);
     switch (kind) {
       case 'read': {
         const fault = this.#model.read(block, await call({ method: 'read', offset, length }));
         if (fault !== undefined) {
-          throw new Error(`read of ${String(length)} bytes at ${String(offset)} on queue ${String(queue)}: ${fault}`);
+          const where = this.#disk.choosesQueue ? ` on queue ${String(queue)}` : '';
+          throw new Error(`read of ${String(length)} bytes at ${String(offset)}${where}: ${fault}`);
         }
         break;
       }
@@ -129,39 +121,11 @@ export class TestDevice {
         await call({ method: 'flush' });
     }
   }
-
-  #instance(queue: number): TestInstance {
-    const instance = this.#instances[queue];
-    if (!instance) throw new TypeError(`no queue ${String(queue)}`);
-    return instance;
-  }
-}
-
-async function openAll(settings: DeviceSettings, memory: Map<string, SharedArrayBuffer>): Promise<TestInstance[]> {
-  const opened: TestInstance[] = [];
-  try {
-    for (let queue = 0; queue < QUEUES; queue++) {
-      const instance = await TestInstance.open({ ...settings, memory, queue, queues: QUEUES });
-      opened.push(instance);
-      const [first = instance] = opened;
-      if (JSON.stringify(first.announced) !== JSON.stringify(instance.announced)) {
-        throw differs(first.announced, instance.announced);
-      }
-    }
-    return opened;
-  } catch (error) {
-    await Promise.all(opened.map((instance) => instance.kill()));
-    throw error;
-  }
-}
-
-function differs(one: Announced, other: Announced): Error {
-  return new Error(`instances differ: one is ${JSON.stringify(one)}, another one ${JSON.stringify(other)}`);
 }
 
 /** Waits for all even if one fails, so that nothing is under way afterwards. */
-async function allDone(underWay: readonly { readonly done: Promise<void> }[]): Promise<void> {
-  const results = await Promise.allSettled(underWay.map(({ done }) => done));
+async function allDone(underWay: readonly Promise<void>[]): Promise<void> {
+  const results = await Promise.allSettled(underWay);
   for (const result of results) {
     if (result.status === 'rejected') throw result.reason;
   }

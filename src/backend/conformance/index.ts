@@ -1,9 +1,11 @@
 import { resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { SupervisorError, messageOf } from '../../errors.js';
-import { formatSize } from '../../units.js';
+import { SupervisorError } from '../../errors.js';
 import { checks } from './checks.js';
-import { TestDevice } from './device.js';
+import { runChecks, type CheckResult } from './run.js';
+import { WorkerDisk } from './worker-disk.js';
+
+export type { CheckResult } from './run.js';
 
 /** The conformance suite for backends: everything but the kernel. Exported as `ublk-supervisor/testing`. */
 
@@ -14,13 +16,6 @@ export interface TestSettings {
   readonly runs?: number;
   /** Milliseconds that opening and every request may take. Left out: 10 000. */
   readonly deadlineMs?: number;
-}
-
-export interface CheckResult {
-  readonly name: string;
-  readonly outcome: 'ok' | 'fail' | 'skip';
-  /** What is wrong, maybe several lines; or what was found, or why the check was left out. */
-  readonly detail: string;
 }
 
 /**
@@ -35,34 +30,7 @@ export async function* checkBackend(
   options: Readonly<Record<string, unknown>> = {},
   { seed = Math.floor(Math.random() * 2 ** 31), runs = 100, deadlineMs = 10_000 }: TestSettings = {},
 ): AsyncGenerator<CheckResult, void> {
-  let device: TestDevice;
-  try {
-    device = await TestDevice.open({ module: pathOf(module), options, deadlineMs });
-  } catch (error) {
-    yield { name: 'opens', outcome: 'fail', detail: messageOf(error) };
-    return;
-  }
-  yield { name: 'opens', outcome: 'ok', detail: summary(device) };
-  let broken = false;
-  try {
-    for (const { name, needs, run } of checks) {
-      if (needs !== undefined && !device.can(needs)) {
-        yield { name, outcome: 'skip', detail: `the backend has no ${needs}` };
-        continue;
-      }
-      try {
-        if (broken) await device.replace();
-        broken = true;
-        await run(device, { seed, runs });
-        broken = false;
-        yield { name, outcome: 'ok', detail: '' };
-      } catch (error) {
-        yield { name, outcome: 'fail', detail: messageOf(error) };
-      }
-    }
-  } finally {
-    await device.kill();
-  }
+  yield* runChecks(() => WorkerDisk.open({ module: pathOf(module), options, deadlineMs }), checks, { seed, runs });
 }
 
 /**
@@ -83,12 +51,4 @@ export async function testBackend(
 
 function pathOf(module: string | URL): string {
   return module instanceof URL || module.startsWith('file:') ? fileURLToPath(module) : resolve(module);
-}
-
-function summary({ announced, blockSize }: TestDevice): string {
-  const { size, readOnly, flush, discard, writeZeroes } = announced;
-  const can = Object.entries({ 'read-only': readOnly, flush, discard, writeZeroes }).flatMap(([name, has]) =>
-    has ? [name] : [],
-  );
-  return [formatSize(size), `blocks of ${String(blockSize)} bytes`, ...can].join(', ');
 }

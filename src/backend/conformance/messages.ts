@@ -25,7 +25,11 @@ export type Call =
   | { readonly method: 'write'; readonly offset: number; readonly data: Uint8Array; readonly fua: boolean }
   | { readonly method: 'discard'; readonly offset: number; readonly length: number }
   | { readonly method: 'writeZeroes'; readonly offset: number; readonly length: number; readonly mayUnmap: boolean }
-  | { readonly method: 'flush' | 'close' };
+  | { readonly method: 'flush' }
+  | { readonly method: 'close' };
+
+/** What a client of a device can cause. */
+export type Request = Exclude<Call, { readonly method: 'close' }>;
 
 export type ToWorker =
   | { readonly type: 'call'; readonly id: number; readonly call: Call }

@@ -1,5 +1,8 @@
 import fc from 'fast-check';
 
+/** The fewest with which one reads what another wrote. */
+export const QUEUES = 2;
+
 export type OperationKind = 'read' | 'write' | 'flush' | 'discard' | 'writeZeroes';
 
 /** One request as a client of the device could cause it. */
@@ -55,8 +58,8 @@ export function conflict(one: Operation, other: Operation): boolean {
   return !apart && (one.kind !== 'read' || other.kind !== 'read');
 }
 
-/** `queue 1: write of 8192 bytes at 4096 (blocks 1 to 2) with FUA, together with those before it`. */
-export function describeOperation(operation: Operation, blockSize: number): string {
+/** `queue 1: write of 8192 bytes at 4096 (blocks 1 to 2) with FUA, together with what is under way`. */
+export function describeOperation(operation: Operation, blockSize: number, choosesQueue: boolean): string {
   const { kind, queue, block, blocks, flag, together } = operation;
   const range =
     kind === 'flush'
@@ -65,7 +68,8 @@ export function describeOperation(operation: Operation, blockSize: number): stri
   const with_ = flag
     ? { write: ' with FUA', writeZeroes: ' with mayUnmap', read: '', flush: '', discard: '' }[kind]
     : '';
-  return `queue ${String(queue)}: ${kind}${range}${with_}${together ? ', together with what is under way' : ''}`;
+  const where = choosesQueue ? `queue ${String(queue)}: ` : '';
+  return `${where}${kind}${range}${with_}${together ? ', together with what is under way' : ''}`;
 }
 
 function place(block: number, blocks: number): string {

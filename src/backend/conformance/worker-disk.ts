@@ -1,0 +1,85 @@
+import type { Announced } from '../load.js';
+import { assertSame, type Disk } from './disk.js';
+import { TestInstance, type InstanceSettings } from './instance.js';
+import type { Request } from './messages.js';
+import { QUEUES } from './operations.js';
+
+export type WorkerDiskSettings = Omit<InstanceSettings, 'queue' | 'queues' | 'memory'>;
+
+/** A disk without a kernel: an instance of the backend for each queue. */
+export class WorkerDisk implements Disk {
+  readonly choosesQueue = true;
+  readonly #settings: WorkerDiskSettings;
+  readonly #memory: Map<string, SharedArrayBuffer>;
+  #instances: readonly TestInstance[];
+
+  private constructor(
+    settings: WorkerDiskSettings,
+    memory: Map<string, SharedArrayBuffer>,
+    instances: readonly TestInstance[],
+  ) {
+    this.#settings = settings;
+    this.#memory = memory;
+    this.#instances = instances;
+  }
+
+  /** Rejects if an instance cannot be opened or announces something else than the first. */
+  static async open(settings: WorkerDiskSettings): Promise<WorkerDisk> {
+    const memory = new Map<string, SharedArrayBuffer>();
+    return new WorkerDisk(settings, memory, await openAll(settings, memory));
+  }
+
+  get announced(): Announced {
+    return this.#instance(0).announced;
+  }
+
+  call(queue: number, request: Request): Promise<Uint8Array> {
+    return this.#instance(queue).call(request);
+  }
+
+  async inspect(): Promise<void> {
+    for (const instance of this.#instances) await instance.inspect();
+  }
+
+  async close(underWay: Promise<void>): Promise<void> {
+    for (const instance of this.#instances) instance.drain();
+    await underWay;
+    for (const instance of this.#instances) await instance.call({ method: 'close' });
+  }
+
+  /** Without a word to the old instances. */
+  async replace(): Promise<void> {
+    await this.end();
+    this.#instances = await openAll(this.#settings, this.#memory);
+  }
+
+  reset(): Promise<void> {
+    return this.replace();
+  }
+
+  async end(): Promise<void> {
+    await Promise.all(this.#instances.map((instance) => instance.kill()));
+  }
+
+  #instance(queue: number): TestInstance {
+    const instance = this.#instances[queue];
+    if (!instance) throw new TypeError(`no queue ${String(queue)}`);
+    return instance;
+  }
+}
+
+async function openAll(settings: WorkerDiskSettings, memory: Map<string, SharedArrayBuffer>): Promise<TestInstance[]> {
+  const opened: TestInstance[] = [];
+  try {
+    for (let queue = 0; queue < QUEUES; queue++) {
+      const instance = await TestInstance.open({ ...settings, memory, queue, queues: QUEUES });
+      opened.push(instance);
+      const [first = instance] = opened;
+      assertSame(first.announced, instance.announced);
+    }
+    return opened;
+  } catch (error) {
+    await Promise.all(opened.map((instance) => instance.kill()));
+    throw error;
+  }
+}

@@ -1,0 +1,48 @@
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { existsSync } from 'node:fs';
+import { realpath } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { SupervisorError, errnoOf, reasonOf } from '../errors.js';
+import type { Setting } from './common-options.js';
+import { CliExit } from './exit-codes.js';
+
+const root = fileURLToPath(new URL('../../../', import.meta.url));
+
+/**
+ * Run in the guest: a supervisor loads only what nobody but root can change, there as here. What the guest changes of
+ * this machine's files it alone sees.
+ */
+const TRUST = `place=$1; shift
+while chown 0:0 "$place" && chmod go-w "$place" && [ "$place" != / ]; do place=$(dirname "$place"); done
+exec "$@"`;
+
+/** Runs `test-backend --device` in a virtual machine and resolves with the exit code. */
+export async function testInVirtualMachine(
+  module: string,
+  settings: readonly Setting[],
+  seed: number | undefined,
+): Promise<number> {
+  const vm = join(root, 'vm/run');
+  if (!existsSync(vm)) {
+    throw new SupervisorError(
+      `test-backend --vm failed: ${root} has no virtual machine; use a checkout of ublk-supervisor, or --device`,
+      { code: 'NO_UBLK' },
+    );
+  }
+  const path = await realpath(module).catch((error: unknown) => {
+    const message = `loading backend ${module} failed: ${reasonOf(error)}`;
+    throw new SupervisorError(message, { code: 'BACKEND', errno: errnoOf(error), cause: error });
+  });
+  const command = [process.execPath, fileURLToPath(new URL('main.js', import.meta.url)), 'test-backend', path];
+  const options = settings.map(([key, value]) => `${key}=${String(value)}`);
+  const seeded = seed === undefined ? [] : ['--seed', String(seed)];
+  const child = spawn(vm, ['sh', '-c', TRUST, 'sh', path, ...command, ...options, '--device', ...seeded], {
+    // Of /tmp the guest sees the part only that it is started from.
+    cwd: path.startsWith('/tmp/') ? dirname(path) : root,
+    stdio: ['ignore', 'inherit', 'inherit'],
+  });
+  const [code] = (await once(child, 'exit')) as [number | null];
+  return code ?? CliExit.failure;
+}
