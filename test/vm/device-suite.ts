@@ -59,7 +59,7 @@ export async function makeSample(): Promise<Sample> {
     mkdir -p /tmp/sample/tree
     cp -r ${root}src/backend /tmp/sample/tree
     head -c 1M /dev/urandom > /tmp/sample/tree/random
-    mke2fs -q -t ext4 -d /tmp/sample /tmp/sample.img ${String(IMAGE_BYTES / KiB)}k`);
+    mke2fs -q -t ext4 -b 4096 -d /tmp/sample /tmp/sample.img ${String(IMAGE_BYTES / KiB)}k`);
   return { tree: '/tmp/sample/tree', image: await readFile('/tmp/sample.img') };
 }
 
