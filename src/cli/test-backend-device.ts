@@ -9,7 +9,7 @@ import { withSupervisor } from '../supervisor/with-supervisor.js';
 /** A recovery boots node, which takes many seconds on a busy emulated machine. */
 const DEADLINE_MS = 60_000;
 /** Sequences of random operations. Fewer than without a kernel: a discard takes a process. */
-const RUNS = 20;
+const RUNS = 10;
 
 /**
  * Serves the backend from this process and hands what the checks find to `report`. Rejects, with nothing left behind,

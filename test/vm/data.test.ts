@@ -4,7 +4,7 @@ import { readFile, stat, statfs } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
 import { test } from 'node:test';
 import { Disk, counted, fresh, isZero, pathOf, testRefusal } from './device-suite.js';
-import { DirectFile } from './direct-file.js';
+import { DirectFile } from '../../src/backend/conformance/direct-file.js';
 import { Served, assertNothingLeft, ok } from './harness.js';
 import { seed } from './random.js';
 

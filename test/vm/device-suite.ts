@@ -4,7 +4,7 @@ import { constants } from 'node:fs';
 import { mkdir, open, readFile, writeFile } from 'node:fs/promises';
 import { basename } from 'node:path';
 import type { TestContext } from 'node:test';
-import { DirectFile } from './direct-file.js';
+import { DirectFile } from '../../src/backend/conformance/direct-file.js';
 import { Load, verifiedWrites } from './fio.js';
 import { Served, assertNothingLeft, ok, root, shell, waitFor } from './harness.js';
 import { random } from './random.js';

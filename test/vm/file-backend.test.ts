@@ -6,7 +6,7 @@ import { release } from 'node:os';
 import { test } from 'node:test';
 import type { DeviceStatus } from '../../src/supervisor/status.js';
 import { isZero, pathOf } from './device-suite.js';
-import { DirectFile } from './direct-file.js';
+import { DirectFile } from '../../src/backend/conformance/direct-file.js';
 import { Served, assertNothingLeft, ok, processesNamed, shell, waitFor } from './harness.js';
 
 /** Files and block devices as stores: on tmpfs, on ext4, on a loop device, on every data path that the kernel has. */

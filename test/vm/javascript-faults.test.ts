@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { copyFile, mkdir, rename, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { DirectFile } from './direct-file.js';
+import { DirectFile } from '../../src/backend/conformance/direct-file.js';
 import { Served, assertNothingLeft, root, waitFor } from './harness.js';
 import { Witness } from './witness.js';
 

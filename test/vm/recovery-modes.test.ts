@@ -7,7 +7,7 @@ import { test } from 'node:test';
 import { ublkFeatures } from '../../src/native/binding.js';
 import type { DeviceStatus } from '../../src/supervisor/status.js';
 import { featureFlag } from '../../src/supervisor/ublk-features.js';
-import { DirectFile } from './direct-file.js';
+import { DirectFile } from '../../src/backend/conformance/direct-file.js';
 import { Load, failingWrites } from './fio.js';
 import { Served, assertNothingLeft, processesNamed, traces, waitFor, type ApiResponse } from './harness.js';
 import { random, seed } from './random.js';

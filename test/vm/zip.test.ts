@@ -3,7 +3,7 @@ import { randomBytes } from 'node:crypto';
 import { truncate, writeFile } from 'node:fs/promises';
 import { test } from 'node:test';
 import { zipArchive } from '../unit/zip-archive.js';
-import { DirectFile } from './direct-file.js';
+import { DirectFile } from '../../src/backend/conformance/direct-file.js';
 import { Served, assertNothingLeft } from './harness.js';
 
 const MIB = 2 ** 20;

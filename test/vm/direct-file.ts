@@ -1,1 +1,0 @@
-export { DirectFile } from '../../src/backend/conformance/direct-file.js';
