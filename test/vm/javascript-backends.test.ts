@@ -4,7 +4,7 @@ import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { IMAGE_BYTES, makeSample, testBackends } from './device-suite.js';
-import { root, shell } from './harness.js';
+import { root, shell, trust } from './harness.js';
 import { seed } from './random.js';
 
 /** The same tests of a device over backends in JavaScript: the examples, and one that answers late. */
@@ -19,6 +19,7 @@ test('every backend in JavaScript', { timeout: 560_000 }, async (t) => {
   await mkdir('/run/backends', { mode: 0o755 });
   await copyFile(join(root, 'test/vm/async-ram-backend.js'), '/run/backends/async-ram.mjs');
   await shell('umask 077; head -c 64 /dev/urandom > /run/key');
+  for (const name of ['ram', 'encrypting', 'http']) await trust(example(name));
   const sample = await makeSample();
   const server = createServer(({ method, headers }, response) => {
     const [from = 0, to = IMAGE_BYTES - 1] = (headers.range ?? '').match(/\d+/g)?.map(Number) ?? [];

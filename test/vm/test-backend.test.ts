@@ -3,7 +3,7 @@ import { existsSync, readdirSync } from 'node:fs';
 import { mkdtemp, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { assertNothingLeft, root, run, cli } from './harness.js';
+import { assertNothingLeft, cli, root, run, trust } from './harness.js';
 
 /** Recoveries, and a process of util-linux for each discard, in an emulated guest on a busy machine. */
 const TIMEOUT_MS = 400_000;
@@ -22,7 +22,9 @@ const nothingLeft = async (): Promise<void> => {
 };
 
 test('a good backend passes through a real device', async () => {
-  const { code, stdout, stderr } = await testBackend(join(root, 'examples/ram-backend.js'), 'size=16777216');
+  const module = join(root, 'examples/ram-backend.js');
+  await trust(module);
+  const { code, stdout, stderr } = await testBackend(module, 'size=16777216');
   assert.equal(code, 0, stdout + stderr);
   assert.match(stdout, /^ok +opens: 16M, blocks of 512 bytes/);
   assert.match(stdout, /^ok +opened again after its process was killed/m);
