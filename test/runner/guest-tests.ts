@@ -34,7 +34,9 @@ export async function guestTests(context: Context): Promise<void> {
       return;
     }
   }
-  const queue = files.flatMap((file) => selection.kernels.map((kernel) => ({ file, kernel }))).values();
+  const queue = files
+    .flatMap((file) => kernelsOf(file, selection.kernels).map((kernel) => ({ file, kernel })))
+    .values();
   const worker = async (): Promise<void> => {
     // Shared by the workers: each takes what is next.
     for (const test of queue) {
@@ -60,6 +62,16 @@ async function runInGuest({ file, kernel }: GuestTest, context: Context): Promis
 
 /** A line `// guest: --memory 3G --timeout 400` in a test says what it needs of vm/run. */
 function guestOptions(file: string): string[] {
+  return remark(file, 'guest')?.split(/\s+/) ?? [];
+}
+
+/** A line `// kernels: newest` in a test says that it finds the same on every kernel. */
+function kernelsOf(file: string, selected: readonly string[]): readonly string[] {
+  const one = remark(file, 'kernels');
+  return one === undefined || !selected.includes(one) ? selected : [one];
+}
+
+function remark(file: string, key: string): string | undefined {
   const source = readFileSync(join(root, 'test', file.replace(/\.js$/, '.ts')), 'utf8');
-  return /^\/\/ guest: (.*)$/m.exec(source)?.[1]?.trim().split(/\s+/) ?? [];
+  return new RegExp(`^// ${key}: (.*)$`, 'm').exec(source)?.[1]?.trim();
 }

@@ -1,3 +1,4 @@
+// kernels: newest
 import { copyFile, mkdir } from 'node:fs/promises';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
