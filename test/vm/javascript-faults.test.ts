@@ -11,7 +11,7 @@ import { Witness } from './witness.js';
 const DIRECTORY = '/run/backends';
 const BLOCK = 4096;
 /** Ample for queue processes that boot node on a busy emulated machine. */
-const RECOVERY_TIMEOUT_MS = 60_000;
+const RECOVERY_TIMEOUT_MS = 120_000;
 
 interface Faulty {
   readonly faultNames: readonly string[];
@@ -45,7 +45,6 @@ const exits: Readonly<Record<string, { readonly signal?: string; readonly code?:
     exhaustsTheHeap: { signal: 'SIGABRT' },
     neverAnswers: { signal: 'SIGKILL', reason: hang },
     loops: { signal: 'SIGKILL', reason: hang },
-    loopsLater: { signal: 'SIGKILL', reason: hang },
   };
 
 test('backends that misbehave', async (t) => {
@@ -64,7 +63,7 @@ test('backends that misbehave', async (t) => {
     { name: 'witness', backend: { type: 'ram', size: '16MiB' } },
     { name: 'faulty', recovery, backend: { type: faultyPath } },
     { name: 'hanging', requestTimeout: '3s', recovery, backend: { type: faultyPath } },
-    { name: 'brittle', queues: 2, recovery, backend: { type: brittlePath } },
+    { name: 'brittle', recovery, backend: { type: brittlePath } },
   ]);
   const pathOf = async (name: string): Promise<string> => (await served.device(name)).path ?? assert.fail(served.log);
   const witness = await Witness.of(await pathOf('witness'));
@@ -108,6 +107,8 @@ test('backends that misbehave', async (t) => {
       const { lastExit } = device;
       assert.deepEqual([lastExit?.signal, lastExit?.code], [expected.signal ?? null, expected.code ?? null]);
       if (expected.reason) assert.match(lastExit?.reason ?? '', expected.reason);
+      // Generations that die young are started ever more slowly, which is not what this test is about.
+      assert.equal((await served.api('POST', `/v1/devices/${on}/recover`)).status, 200);
       if (expected.code === 1) assert.match(lastExit?.stack ?? '', /faulty\.mjs/);
     });
   }
@@ -115,7 +116,7 @@ test('backends that misbehave', async (t) => {
   await t.test('a module that no longer loads leaves its device waiting until it is mended', async () => {
     const before = await served.device('brittle');
     await brittle('export default {{{');
-    process.kill(before.queues[1]?.pid ?? assert.fail('no process'), 'SIGKILL');
+    process.kill(before.queues[0]?.pid ?? assert.fail('no process'), 'SIGKILL');
     const reading = DirectFile.open(before.path ?? '').then(async (file) => {
       await using opened = file;
       return await opened.read(0, BLOCK);
@@ -151,18 +152,12 @@ test('backends that misbehave', async (t) => {
     assert.match(await add(join(DIRECTORY, 'absent.mjs')), /loading backend .*absent\.mjs failed: no such file/);
     assert.match(await add(await module('empty.mjs', '')), /its default export is no backend/);
     assert.match(
-      await add(await module('small.mjs', goodBackend.replace('65536', '1000'))),
-      /returned size 1000; expected/,
-    );
-    assert.match(
       await add(await module('dies.mjs', 'process.abort()')),
       /the process that tried it was killed by SIGABRT/,
     );
     await mkdir(join(DIRECTORY, 'open'), { mode: 0o777 });
     await writeFile('/tmp/open.mjs', goodBackend, { mode: 0o644 });
     assert.match(await add('/tmp/open.mjs'), /others may write to \/tmp/);
-    const types = await module('typed.ts', goodBackend);
-    if (!('typescript' in process.features)) assert.match(await add(types), /does not run TypeScript; use Node 22\.18/);
   });
 
   await witness.end();

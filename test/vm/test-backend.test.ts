@@ -25,9 +25,9 @@ const nothingLeft = async (): Promise<void> => {
 test('a good backend passes through a real device', async () => {
   const module = join(root, 'examples/ram-backend.js');
   await trust(module);
-  const { code, stdout, stderr } = await testBackend(module, 'size=16777216');
+  const { code, stdout, stderr } = await testBackend(module, 'size=2097152');
   assert.equal(code, 0, stdout + stderr);
-  assert.match(stdout, /^ok +opens: 16M, blocks of 512 bytes/);
+  assert.match(stdout, /^ok +opens: 2M, blocks of 512 bytes/);
   assert.match(stdout, /^ok +opened again after its process was killed/m);
   assert.match(stdout, /^ok +answers what is under way when its processes are killed$/m);
   assert.match(stdout, /^[0-9]+ passed, 0 failed, [0-9]+ skipped$/m);
