@@ -1,5 +1,5 @@
 import { readFileSync } from 'node:fs';
-import type { OutstandingRequest, SharedPages } from '../native/binding.js';
+import { QueuePhase, type OutstandingRequest, type SharedPages } from '../native/binding.js';
 
 /** What was seen of a generation at one moment. */
 export interface Observation {
@@ -9,7 +9,7 @@ export interface Observation {
   readonly oldest: readonly (OutstandingRequest | null)[];
   /** Requests answered so far, in all queues. */
   readonly answered: number;
-  /** Requests that the block layer waits for, taken by a queue process or not. */
+  /** Requests that the block layer waits for, taken by a queue process or not; 0 while not all of them have fetched. */
   readonly waiting: number;
 }
 
@@ -71,7 +71,11 @@ function describe({ operation, startSector, sectors, ageMs }: OutstandingRequest
   return `a ${what} is unanswered after ${(ageMs / 1000).toFixed(1)} s`;
 }
 
-/** Looks at a serving generation again and again until it hangs or is no longer watched. Returns how to stop. */
+/**
+ * Looks at a generation again and again until it hangs or is no longer watched. Returns how to stop. One that has not
+ * fetched owes nobody an answer, and may boot node for longer than the time-out; the command that waits for its FETCHes
+ * has a deadline of its own.
+ */
 export function watchForHangs(options: {
   readonly deviceId: number;
   readonly queues: number;
@@ -84,11 +88,11 @@ export function watchForHangs(options: {
   const detector = new HangDetector(timeoutMs, intervalMs);
   const indices = Array.from({ length: queues }, (_, queue) => queue);
   const timer = setInterval(() => {
-    const answered = indices
-      .flatMap((queue) => pages.readQueue(queue).operations)
-      .reduce((total, { count }) => total + count, 0);
+    const states = indices.map((queue) => pages.readQueue(queue));
+    const answered = states.flatMap(({ operations }) => operations).reduce((total, { count }) => total + count, 0);
+    const waiting = states.every(({ phase }) => phase >= QueuePhase.fetched) ? waitingFor(deviceId) : 0;
     const oldest = indices.map((queue) => pages.oldestRequest(queue));
-    const hang = detector.observe({ now: performance.now(), oldest, answered, waiting: waitingFor(deviceId) });
+    const hang = detector.observe({ now: performance.now(), oldest, answered, waiting });
     if (hang === null) return;
     clearInterval(timer);
     onHang(hang);
