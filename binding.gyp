@@ -10,6 +10,7 @@
       'src/native/channel.cpp',
       'src/native/control_process.cpp',
       'src/native/control_ring.cpp',
+      'src/native/held_generations.cpp',
       'src/native/process_setup.cpp',
       'src/native/queue.cpp',
       'src/native/queue_process.cpp',

@@ -17,6 +17,17 @@ export interface BackendFacts {
 /** How request data reaches a queue process; architecture in docs/architecture.md. */
 export type DataPath = 'copy' | 'user-copy' | 'zero-copy';
 
+/** What a backend that an earlier supervisor had opened left to the next one. */
+export interface Inheritance {
+  /**
+   * `OpenBackend.files`, which queue processes may be using: with the locks and claims that keep everybody else from
+   * opening them. Taken over by the one who opens; empty where they are not there any more.
+   */
+  readonly files: readonly number[];
+  /** null: it is not known. */
+  readonly announced: (Pick<OpenBackend, 'size' | 'facts'> & { readonly blockSize: number | null }) | null;
+}
+
 export interface OpenContext {
   /** The device's name: `^[a-z0-9][a-z0-9_.-]{0,62}$`, so safe as a file name. */
   readonly device: string;
@@ -24,6 +35,7 @@ export interface OpenContext {
   readonly blockSize: number;
   /** The device refuses writes, so the backend need not be able to write. */
   readonly readOnly: boolean;
+  readonly inherited?: Inheritance;
 }
 
 /** What the queue processes of a backend in JavaScript load. */

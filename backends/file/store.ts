@@ -1,5 +1,6 @@
-import { constants, type Stats } from 'node:fs';
+import { closeSync, constants, fstat, type Stats } from 'node:fs';
 import { open, unlink, type FileHandle } from 'node:fs/promises';
+import { promisify } from 'node:util';
 import { SupervisorError, errnoOf, reasonOf } from '../../src/errors.js';
 import { directIoAlignment, fallocate, flock, type DirectIoAlignment } from '../../src/native/binding.js';
 import { describeBlockDevice } from './block-device.js';
@@ -8,6 +9,8 @@ import { locate, pathOf } from './locate.js';
 /** Of fallocate(2). */
 const KEEP_SIZE = 1;
 const PUNCH_HOLE = 2;
+
+const statOf = promisify(fstat);
 
 const EBUSY = 16;
 const PAGE = 4096;
@@ -38,10 +41,14 @@ export interface Store {
   close(): Promise<void>;
 }
 
-/** Opens or creates what `options.path` names, locked against a second user. What fails leaves nothing behind. */
-export async function openStore(options: StoreOptions, blockSize: number): Promise<Store> {
+/**
+ * Opens or creates what `options.path` names, locked against a second user. What fails leaves nothing behind.
+ * `inherited`: it is open already, and is taken over with its lock.
+ */
+export async function openStore(options: StoreOptions, blockSize: number, inherited?: number): Promise<Store> {
   const { path, size, readOnly } = options;
   return named('opening', path, async () => {
+    if (inherited !== undefined) return await openInherited(inherited, options);
     await using place = await locate(path);
     if (place.found !== null) return await openFound(place.found, options, blockSize);
     if (size === undefined || readOnly) throw refusal(path, 'there is no such file; give a size to create it');
@@ -82,26 +89,45 @@ async function openFound(found: FileHandle, options: StoreOptions, blockSize: nu
     if (!flock(file.fd))
       throw refusal(path, 'another process or device has it locked; close that', 'opening', 'IN_USE');
     if (status.isFile() && status.size === 0 && !readOnly) await fill(file, options);
-    const size = device?.size ?? (await file.stat()).size;
-    if (size !== (options.size ?? size)) {
-      throw refusal(
-        path,
-        `it has ${String(size)} bytes, not the ${String(options.size)} configured; change one of them`,
-      );
-    }
-    return {
-      fd: file.fd,
-      size,
-      canDiscard: !readOnly && (device?.canDiscard ?? (await canPunchHoles(file, size))),
-      rotational: device?.rotational === true,
-      takesClientMemory: !direct || (alignment?.memory ?? 0) <= CLIENT_MEMORY_ALIGNMENT,
-      check: () => named('checking', path, () => assertSame(path, file, size)),
-      close: () => file.close(),
-    };
+    const takesClientMemory = !direct || (alignment?.memory ?? 0) <= CLIENT_MEMORY_ALIGNMENT;
+    return { ...(await describe(file.fd, options)), takesClientMemory, close: () => file.close() };
   } catch (error) {
     await file.close();
     throw error;
   }
+}
+
+/** The device on it exists, so what it does with clients' memory was decided when that was made. */
+async function openInherited(fd: number, options: StoreOptions): Promise<Store> {
+  const close = (): Promise<void> => {
+    closeSync(fd);
+    return Promise.resolve();
+  };
+  try {
+    return { ...(await describe(fd, options)), takesClientMemory: true, close };
+  } catch (error) {
+    closeSync(fd);
+    throw error;
+  }
+}
+
+async function describe(
+  fd: number,
+  { path, size: wanted, readOnly }: StoreOptions,
+): Promise<Omit<Store, 'takesClientMemory' | 'close'>> {
+  const status = await statOf(fd);
+  const device = status.isBlockDevice() ? await describeBlockDevice(status.rdev) : null;
+  const size = device?.size ?? status.size;
+  if (size !== (wanted ?? size)) {
+    throw refusal(path, `it has ${String(size)} bytes, not the ${String(wanted)} configured; change one of them`);
+  }
+  return {
+    fd,
+    size,
+    canDiscard: !readOnly && (device?.canDiscard ?? (await canPunchHoles(fd, size))),
+    rotational: device?.rotational === true,
+    check: () => named('checking', path, () => assertSame(path, fd, size)),
+  };
 }
 
 /** `auto` is direct where it can be, so that data is cached once, on top of the device, and not here again. */
@@ -126,16 +152,16 @@ async function fill(file: FileHandle, { size = 0, preallocate }: StoreOptions): 
 }
 
 /** A hole behind the end changes nothing, and is refused by file systems that know no holes. */
-async function canPunchHoles(file: FileHandle, size: number): Promise<boolean> {
-  return fallocate(file.fd, PUNCH_HOLE | KEEP_SIZE, size, PAGE).then(
+async function canPunchHoles(fd: number, size: number): Promise<boolean> {
+  return fallocate(fd, PUNCH_HOLE | KEEP_SIZE, size, PAGE).then(
     () => true,
     () => false,
   );
 }
 
-async function assertSame(path: string, file: FileHandle, size: number): Promise<void> {
+async function assertSame(path: string, fd: number, size: number): Promise<void> {
   await using place = await locate(path);
-  const opened = await file.stat({ bigint: true });
+  const opened = await statOf(fd, { bigint: true });
   const named = await place.found?.stat({ bigint: true });
   const same = opened.isBlockDevice()
     ? named?.isBlockDevice() === true && named.rdev === opened.rdev

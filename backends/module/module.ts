@@ -1,7 +1,8 @@
 import { mkdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
-import type { Backend } from '../interface.js';
+import type { OpenedMessage } from '../../src/queue-proc/messages.js';
+import type { Backend, Inheritance } from '../interface.js';
 import { SHARED_MEMORY_DIRECTORY, ensureSharedMemoryDirectory } from '../shared-memory.js';
 import { probe } from './probe.js';
 import { trustedPath } from './trusted.js';
@@ -25,26 +26,19 @@ export function sharedMemoryOf(device: string): string {
 export const moduleBackend: Backend<z.infer<typeof moduleOptions>> = {
   name: 'module',
   options: moduleOptions,
-  async open({ path, options }, { device }) {
+  async open({ path, options }, { device, inherited }) {
     const module = await trustedPath(path);
     await ensureSharedMemoryDirectory();
     const sharedMemory = sharedMemoryOf(device);
     const created = (await mkdir(sharedMemory, { recursive: true, mode: 0o700 })) !== undefined;
     const remove = (): Promise<void> => rm(sharedMemory, { recursive: true, force: true });
     try {
-      const announced = await probe({ device, module, options, sharedMemory });
+      // A device that exists goes on, even while its author is in the middle of changing the module.
+      const announced = inherited?.announced ?? announcedBy(await probe({ device, module, options, sharedMemory }));
       return {
         size: announced.size,
         ...(announced.blockSize === null ? {} : { blockSize: announced.blockSize }),
-        facts: {
-          volatileCache: announced.flush,
-          fua: announced.flush,
-          discard: announced.discard,
-          writeZeroes: announced.writeZeroes,
-          readOnly: announced.readOnly,
-          rotational: announced.rotational,
-          idempotentWrites: announced.idempotentWrites,
-        },
+        facts: announced.facts,
         module: { path: module, options, sharedMemory },
         files: [],
         created,
@@ -58,3 +52,9 @@ export const moduleBackend: Backend<z.infer<typeof moduleOptions>> = {
     }
   },
 };
+
+function announcedBy(opened: OpenedMessage): NonNullable<Inheritance['announced']> {
+  const { size, blockSize, flush, discard, writeZeroes, readOnly, rotational, idempotentWrites } = opened;
+  const facts = { volatileCache: flush, fua: flush, discard, writeZeroes, readOnly, rotational, idempotentWrites };
+  return { size, blockSize, facts };
+}

@@ -1,5 +1,5 @@
-import { constants } from 'node:fs';
-import { open, unlink } from 'node:fs/promises';
+import { closeSync, constants, fstatSync, ftruncateSync, openSync } from 'node:fs';
+import { unlink } from 'node:fs/promises';
 import { join } from 'node:path';
 import { SupervisorError, messageOf } from '../../src/errors.js';
 import { flock } from '../../src/native/binding.js';
@@ -10,7 +10,7 @@ export interface RamFile {
   /** There was no data of this device before. */
   readonly created: boolean;
   /** Closes the file and keeps it. */
-  close(): Promise<void>;
+  close(): void;
   remove(): Promise<void>;
 }
 
@@ -20,29 +20,24 @@ function fileBytes(size: number): number {
   return pages * 4096 + Math.ceil(pages / 64) * 8;
 }
 
-/** Opens or creates the tmpfs file of a RAM disk, sparse, locked against a second user. */
-export async function openRamFile(device: string, size: number): Promise<RamFile> {
+/**
+ * Opens or creates the tmpfs file of a RAM disk, sparse, locked against a second user. `inherited`: it is open already,
+ * and is taken over with its lock.
+ */
+export async function openRamFile(device: string, size: number, inherited?: number): Promise<RamFile> {
   await ensureSharedMemoryDirectory();
   const path = join(SHARED_MEMORY_DIRECTORY, `${device}.ram`);
-  const file = await open(path, constants.O_RDWR | constants.O_CREAT | constants.O_NOFOLLOW, 0o600).catch(
-    (error: unknown) => {
-      throw new SupervisorError(`opening RAM disk file ${path} failed: ${messageOf(error)}`, {
-        code: 'BACKEND',
-        device,
-        cause: error,
-      });
-    },
-  );
+  const fd = inherited ?? openFile(path, device);
   let created = false;
   try {
-    if (!flock(file.fd)) {
+    if (inherited === undefined && !flock(fd)) {
       throw new SupervisorError(`RAM disk file ${path} is in use by another process; use another device name`, {
         code: 'IN_USE',
         device,
       });
     }
     const bytes = fileBytes(size);
-    const { size: present } = await file.stat();
+    const { size: present } = fstatSync(fd);
     created = present === 0;
     if (present !== 0 && present !== bytes) {
       throw new SupervisorError(
@@ -51,16 +46,30 @@ export async function openRamFile(device: string, size: number): Promise<RamFile
         { code: 'BACKEND', device },
       );
     }
-    await file.truncate(bytes);
+    ftruncateSync(fd, bytes);
   } catch (error) {
-    await file.close();
+    closeSync(fd);
     if (created) await unlink(path);
     throw error;
   }
   return {
-    fd: file.fd,
+    fd,
     created,
-    close: () => file.close(),
+    close: () => {
+      closeSync(fd);
+    },
     remove: () => unlink(path),
   };
+}
+
+function openFile(path: string, device: string): number {
+  try {
+    return openSync(path, constants.O_RDWR | constants.O_CREAT | constants.O_NOFOLLOW, 0o600);
+  } catch (error) {
+    throw new SupervisorError(`opening RAM disk file ${path} failed: ${messageOf(error)}`, {
+      code: 'BACKEND',
+      device,
+      cause: error,
+    });
+  }
 }

@@ -13,7 +13,7 @@ export const ramBackend: Backend<z.infer<typeof ramOptions>> = {
   name: 'ram',
   options: ramOptions,
   async open(options, context) {
-    const file = await openRamFile(context.device, options.size);
+    const file = await openRamFile(context.device, options.size, context.inherited?.files[0]);
     return {
       size: options.size,
       facts: {
@@ -29,7 +29,10 @@ export const ramBackend: Backend<z.infer<typeof ramOptions>> = {
       files: [file.fd],
       created: file.created,
       dataPaths: ['user-copy', 'copy'] as const,
-      close: () => file.close(),
+      close: () => {
+        file.close();
+        return Promise.resolve();
+      },
       remove: () => file.remove(),
     };
   },

@@ -26,7 +26,9 @@ export const zipOptions = z.strictObject({
 export const zipBackend: Backend<z.infer<typeof zipOptions>> = {
   name: 'zip',
   options: zipOptions,
-  async open({ path, entry: wanted }, { device, blockSize }) {
+  async open({ path, entry: wanted }, { device, blockSize, inherited }) {
+    // Opened anew: there is no lock in it, and nothing is said of the entry's size.
+    for (const fd of inherited?.files ?? []) closeSync(fd);
     const refuse = (reason: string, cause: unknown): SupervisorError =>
       new SupervisorError(`opening archive ${path} failed: ${printable(reason).slice(0, LONGEST_REASON)}`, {
         code: 'BACKEND',

@@ -119,6 +119,18 @@ export function parseDevice(input: unknown): DeviceConfig {
   return withAbsolutePath(validate(device, input, 'device'), '.');
 }
 
+/** The inverse of `parseDevice`. */
+export function deviceInput(config: DeviceConfig): object {
+  const { backend, requestTimeoutMs, recovery, ...rest } = config;
+  const { windowMs, ...policy } = recovery;
+  return {
+    ...rest,
+    backend: backend.type === 'module' ? { ...backend.options, type: backend.path } : backend,
+    requestTimeout: `${String(requestTimeoutMs)}ms`,
+    recovery: { ...policy, window: `${String(windowMs)}ms` },
+  };
+}
+
 function withAbsolutePath(config: DeviceConfig, directory: string): DeviceConfig {
   const { backend } = config;
   if (!('path' in backend)) return config;

@@ -112,15 +112,47 @@ export type ZygoteMessage = { readonly sequence: number } & (
       readonly depth: number;
       readonly flags: bigint;
     }
-  | { readonly type: 'exited'; readonly pid: number; readonly code: number | null; readonly signal: number | null }
+  | ({ readonly type: 'exited' } & ProcessEnd)
+  | ({ readonly type: 'held' } & HeldGeneration)
+  /** `controls`: control processes of the supervisor that is gone which still run. */
+  | { readonly type: 'inventoried'; readonly controls: number }
+  | { readonly type: 'forgotten' }
 );
+
+/** As its parent learned it; one of `code` and `signal` is null. */
+export interface ProcessEnd {
+  readonly pid: number;
+  readonly code: number | null;
+  readonly signal: number | null;
+}
+
+/** What the zygote keeps of a device's last generation for a supervisor's successor. The receiver owns the descriptors. */
+export interface HeldGeneration {
+  readonly deviceId: number;
+  readonly generation: number;
+  readonly queues: number;
+  readonly depth: number;
+  readonly sharedPage: number;
+  /** The backend's files; of one in JavaScript the supervisor's ends of the channels. */
+  readonly files: readonly number[];
+  /** By queue. The end of one that is running means nothing. */
+  readonly processes: readonly (ProcessEnd & { readonly running: boolean })[];
+}
 
 /** The connection to the zygote. Requests return their sequence number and throw when the zygote does not read. */
 export interface ZygoteChannel {
-  spawn(request: SpawnRequest, sharedPage: number, backendFiles: readonly number[]): number;
+  /** `keptFiles` are for the zygote to keep, and to hand over to a successor of ours. */
+  spawn(
+    request: SpawnRequest,
+    sharedPage: number,
+    backendFiles: readonly number[],
+    keptFiles: readonly number[],
+  ): number;
   control(request: ControlRequest): number;
   cancel(sequence: number): void;
   retire(): void;
+  inventory(): number;
+  forget(deviceId: number): number;
   close(): void;
 }
 
@@ -239,12 +271,13 @@ interface Binding {
   listenSeqpacket(path: string): number;
   ZygoteChannel: new (path: string, onMessage: (message: ZygoteMessage) => void, onClose: () => void) => ZygoteChannel;
   ProcessWatch: new (pidfd: number, onExit: () => void) => ProcessWatch;
+  openPidfd(pid: number): number;
   streamPair(): readonly [number, number];
   dropPrivileges(): void;
   inheritedQueue(): InheritedQueue | null;
   mapShared(fd: number, bytes: number): ArrayBuffer;
   JsQueue: new (onBatch: (count: number) => void, onDrain: () => void, onEnd: () => void) => NativeJsQueue;
-  SharedPages: new (queues: number, depth: number) => SharedPages;
+  SharedPages: new (queues: number, depth: number, memfd?: number) => SharedPages;
   ZipIndexer: new (
     archive: number,
     dataOffset: number,
@@ -346,8 +379,19 @@ export function watchProcess(pidfd: number, onExit: () => void): ProcessWatch {
   return translated(() => new (binding().ProcessWatch)(pidfd, onExit));
 }
 
+/** null: there is no such process. Who cannot be sure that `pid` is still the same process has to look afterwards. */
+export function openPidfd(pid: number): number | null {
+  const pidfd = translated(() => binding().openPidfd(pid));
+  return pidfd < 0 ? null : pidfd;
+}
+
 export function createSharedPages(queues: number, depth: number): SharedPages {
   return translated(() => new (binding().SharedPages)(queues, depth));
+}
+
+/** A shared page that an earlier supervisor made. Takes `memfd` over. */
+export function reopenSharedPages(queues: number, depth: number, memfd: number): SharedPages {
+  return translated(() => new (binding().SharedPages)(queues, depth, memfd));
 }
 
 /** The two ends of a stream socket, as descriptors that the caller owns. */

@@ -11,7 +11,7 @@
 namespace ublk {
 
 constexpr uint32_t kProtocolMagic = 0x7a6c6275;  // "ublz"
-constexpr uint16_t kProtocolVersion = 1;
+constexpr uint16_t kProtocolVersion = 2;
 constexpr uint32_t kMaxBackendFiles = kMaxQueues;
 
 enum class MessageType : uint16_t {
@@ -20,10 +20,15 @@ enum class MessageType : uint16_t {
   spawned,    // answer, with a pidfd per queue process
   control,    // supervisor -> zygote, whenFetched with the shared page's memfd: run one control command in a process of
               // its own
-  controlled,  // answer, from that process itself
-  cancel,      // supervisor -> zygote: end the control process of `sequence`
-  exited,      // zygote -> supervisor: a child was reaped
-  retire,      // supervisor -> zygote: end every child, then yourself
+  controlled,   // answer, from that process itself
+  cancel,       // supervisor -> zygote: end the control process of `sequence`
+  exited,       // zygote -> supervisor: a child was reaped
+  retire,       // supervisor -> zygote: end every child, then yourself
+  inventory,    // supervisor -> zygote: what do you hold for a supervisor that is gone
+  held,         // a part of the answer, one for each device, with its shared page and its files
+  inventoried,  // the end of the answer
+  forget,       // supervisor -> zygote: let go of a device's shared page and files
+  forgotten,    // answer
 };
 
 struct MessageHeader {
@@ -53,7 +58,8 @@ struct SpawnMessage {
   DataPath dataPath;
   uint32_t javascript;  // the backend's files are then a channel to the supervisor for each queue
   uint64_t size;
-  uint32_t backendFiles;
+  uint32_t backendFiles;  // for the queue processes
+  uint32_t keptFiles;     // javascript: the supervisor's ends of the channels, for its successor
   char backend[32];
 };
 
@@ -101,6 +107,32 @@ struct ExitedMessage {
   MessageHeader header;
   int32_t pid;
   int32_t waitStatus;
+};
+
+// A device's last generation. With it come the shared page's memfd and `files` more: the backend's files, or the
+// supervisor's ends of the channels of a backend in JavaScript.
+struct HeldMessage {
+  MessageHeader header;
+  int32_t deviceId;
+  uint32_t generation;
+  uint32_t queues;
+  uint32_t depth;
+  uint32_t files;
+  uint32_t reserved;
+  int32_t pids[kMaxQueues];
+  int32_t waitStatus[kMaxQueues];  // kStillRunning, or as waitpid() gave it
+};
+
+constexpr int32_t kStillRunning = -1;
+
+struct InventoriedMessage {
+  MessageHeader header;
+  uint32_t controls;  // control processes of the supervisor that is gone which still run
+};
+
+struct ForgetMessage {
+  MessageHeader header;
+  int32_t deviceId;
 };
 
 static_assert(sizeof(Parameters) <= sizeof(ControlMessage::payload));

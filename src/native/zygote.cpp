@@ -26,6 +26,7 @@
 
 #include "channel.hpp"
 #include "control_process.hpp"
+#include "held_generations.hpp"
 #include "queue_process.hpp"
 
 namespace ublk {
@@ -82,6 +83,7 @@ class Zygote {
     ucred peer{};
     socklen_t length = sizeof peer;
     if (getsockopt(connection.get(), SOL_SOCKET, SO_PEERCRED, &peer, &length) < 0 || peer.uid != geteuid()) return;
+    letSupervisorGo();
     supervisor_ = std::move(connection);
     HelloMessage hello{};
     hello.header = headerOf(MessageType::hello);
@@ -89,13 +91,24 @@ class Zygote {
     send(&hello, sizeof hello);
   }
 
-  // A supervisor that is gone or does not read is let go of; the queue processes do not need one.
+  // The queue processes do not need a supervisor. What it was having done is given up, so that its successor, who does
+  // not know of it, finds nothing that changes. A zygote that serves nothing is of no use to anybody.
+  void letSupervisorGo() {
+    if (!supervisor_) return;
+    supervisor_.reset();
+    for (const auto& child : children_) {
+      if (child.controlSequence != 0) kill(child.pid, SIGKILL);
+    }
+    if (held_.empty() && children_.empty()) _exit(0);
+  }
+
+  // A supervisor that does not read is let go of.
   void send(const void* message, size_t bytes, std::span<const int> files = {}) {
     if (!supervisor_) return;
     try {
       sendMessage(supervisor_.get(), message, bytes, files);
     } catch (const std::system_error&) {
-      supervisor_.reset();
+      letSupervisorGo();
     }
   }
 
@@ -104,11 +117,12 @@ class Zygote {
       MessageHeader header;
       SpawnMessage spawn;
       ControlMessage control;
+      ForgetMessage forget;
     } message;
     try {
       Received received = receiveMessage(supervisor_.get(), &message, sizeof message);
       if (received.wouldBlock) return;
-      if (!isWellFormed(message.header, received.bytes)) return supervisor_.reset();
+      if (!isWellFormed(message.header, received.bytes)) return letSupervisorGo();
       switch (message.header.type) {
         case MessageType::spawn:
           return spawn(message.spawn, received.files);
@@ -118,11 +132,15 @@ class Zygote {
           return cancel(message.header.sequence);
         case MessageType::retire:
           return retire();
+        case MessageType::inventory:
+          return inventory(message.header.sequence);
+        case MessageType::forget:
+          return forget(message.forget);
         default:
-          return supervisor_.reset();
+          return letSupervisorGo();
       }
     } catch (const std::system_error&) {
-      supervisor_.reset();
+      letSupervisorGo();
     }
   }
 
@@ -133,6 +151,8 @@ class Zygote {
         return bytes == sizeof(SpawnMessage);
       case MessageType::control:
         return bytes == sizeof(ControlMessage);
+      case MessageType::forget:
+        return bytes == sizeof(ForgetMessage);
       default:
         return bytes == sizeof(MessageHeader);
     }
@@ -146,6 +166,7 @@ class Zygote {
     std::vector<FileDescriptor> pidfds;
     try {
       forkGeneration(request, files, answer, pidfds);
+      held_.hold(request, answer, std::move(files));
     } catch (const std::system_error& error) {
       // Half a generation is of no use: its processes end with the pidfds unreported.
       for (uint32_t i = 0; i < answer.queues; i++) kill(answer.pids[i], SIGKILL);
@@ -154,15 +175,14 @@ class Zygote {
       answer.error = error.code().value();
       std::snprintf(answer.step, sizeof answer.step, "%s", error.what());
     }
-    std::vector<int> raw;
-    for (const auto& pidfd : pidfds) raw.push_back(pidfd.get());
-    send(&answer, sizeof answer, raw);
+    send(&answer, sizeof answer, rawDescriptors(pidfds));
   }
 
   void forkGeneration(const SpawnMessage& request, std::vector<FileDescriptor>& files, SpawnedMessage& answer,
                       std::vector<FileDescriptor>& pidfds) {
     if (request.queues == 0 || request.queues > kMaxQueues || request.depth == 0 || request.depth > kMaxDepth ||
-        files.size() != request.backendFiles + 1 || request.backendFiles > kMaxBackendFiles ||
+        request.backendFiles > kMaxBackendFiles || request.keptFiles > kMaxBackendFiles ||
+        files.size() != 1 + request.backendFiles + request.keptFiles ||
         (request.javascript && request.backendFiles != request.queues)) {
       throw std::system_error(EINVAL, std::generic_category(), "reading the spawn request");
     }
@@ -218,8 +238,7 @@ class Zygote {
     supervisor_.reset();
     close(kControlFd);
     if (request.javascript) becomeJavaScriptChild(request, queue, device, areas, files);
-    std::vector<int> raw;
-    for (const auto& file : files) raw.push_back(file.get());
+    const std::vector<int> raw = rawDescriptors(files);
     runQueueProcess({request, queue, device, areas[queue].base, raw[0], std::span(raw).subspan(1)});
   }
 
@@ -258,6 +277,26 @@ class Zygote {
     }
   }
 
+  // ---- for a supervisor's successor --------------------------------------------------------------------------------
+
+  void inventory(uint32_t sequence) {
+    held_.forEach([&](HeldMessage& message, std::span<const int> files) {
+      message.header = headerOf(MessageType::held, sequence);
+      send(&message, sizeof message, files);
+    });
+    InventoriedMessage end{};
+    end.header = headerOf(MessageType::inventoried, sequence);
+    end.controls = static_cast<uint32_t>(std::count_if(children_.begin(), children_.end(),
+                                                       [](const Child& child) { return child.controlSequence != 0; }));
+    send(&end, sizeof end);
+  }
+
+  void forget(const ForgetMessage& request) {
+    held_.forget(request.deviceId);
+    const MessageHeader answer = headerOf(MessageType::forgotten, request.header.sequence);
+    send(&answer, sizeof answer);
+  }
+
   // ---- life --------------------------------------------------------------------------------------------------------
 
   // What every forked child undoes first. Children do not outlive the zygote: START_DEV and END_USER_RECOVERY name the
@@ -267,6 +306,7 @@ class Zygote {
     if (getppid() != zygotePid_) _exit(1);
     sigprocmask(SIG_SETMASK, &inheritedMask_, nullptr);
     childSignals_.reset();
+    held_.clear();  // which is other devices' as well
     close(kListenFd);
   }
 
@@ -283,8 +323,10 @@ class Zygote {
       message.pid = pid;
       message.waitStatus = status;
       if (child != children_.end()) children_.erase(child);
+      held_.exited(pid, status);
       send(&message, sizeof message);
     }
+    if (!supervisor_ && held_.empty() && children_.empty()) _exit(0);
   }
 
   [[noreturn]] void retire() {
@@ -297,6 +339,7 @@ class Zygote {
   FileDescriptor childSignals_;
   FileDescriptor supervisor_;
   std::vector<Child> children_;
+  HeldGenerations held_;
 };
 
 }  // namespace

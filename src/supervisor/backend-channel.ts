@@ -6,15 +6,19 @@ import { queueMessage, type BackendReport, type LoadMessage } from '../queue-pro
 
 /** What a queue process with a JavaScript backend says; nothing on the I/O path goes this way. */
 export class BackendChannel {
+  /** Our end, for the zygote to keep a copy of. */
+  readonly local: number;
   /** The queue process' end, until `handedOver`. */
-  readonly remote: number;
+  readonly remote: number | null;
   /** Resolves when the process, and whoever else had that end, is gone and everything it said was heard. */
   readonly closed: Promise<void>;
   readonly #socket: Socket;
   #lastWords: { readonly message: string; readonly stack: string } | null = null;
 
-  constructor(onReport: (report: BackendReport) => void) {
-    const [local, remote] = streamPair();
+  /** `inherited`: our end of a channel that an earlier supervisor had made; taken over. */
+  constructor(onReport: (report: BackendReport) => void, inherited?: number) {
+    const [local, remote] = inherited === undefined ? streamPair() : [inherited, null];
+    this.local = local;
     this.remote = remote;
     this.#socket = new Socket({ fd: local, readable: true, writable: true });
     this.#socket.on('error', () => undefined);
@@ -23,11 +27,12 @@ export class BackendChannel {
         resolve();
       });
     });
-    onFrames(this.#socket, (received) => {
+    const onMessage = (received: unknown): void => {
       const message = queueMessage.parse(received);
       if (message.type === 'ending') this.#lastWords = message;
       else if (message.type !== 'opened') onReport(message);
-    });
+    };
+    onFrames(this.#socket, onMessage, { midway: inherited !== undefined });
   }
 
   /** Why the process ended by itself. */
@@ -41,6 +46,6 @@ export class BackendChannel {
 
   /** To be called once the process has inherited its end, or will not. */
   handedOver(): void {
-    closeSync(this.remote);
+    if (this.remote !== null) closeSync(this.remote);
   }
 }

@@ -7,7 +7,7 @@ import { describeExit, DeviceHistory } from './device-history.js';
 import type { Log } from './device-log.js';
 import { DeviceRequests } from './device-requests.js';
 import { deviceSpec } from './device-spec.js';
-import type { DeviceSpec, ExitStatus, Kernel, QueueReport } from './kernel.js';
+import type { DeviceSpec, ExitStatus, FoundDevice, Kernel, QueueReport } from './kernel.js';
 import { machine, targetOfFailure, type AfterRemoval, type DeviceEvent, type DeviceState } from './machine.js';
 import type { Rule, Step, Target } from './machine.js';
 import type { DeviceStatus } from './status.js';
@@ -19,6 +19,8 @@ export interface DeviceOptions {
   readonly kernel: Kernel;
   readonly log: Log;
   readonly clock?: Clock | undefined;
+  /** What an earlier supervisor left of it in the kernel. */
+  readonly found?: FoundDevice | undefined;
   /** Called after every change of state; must not throw. */
   readonly onChange?: ((state: DeviceState) => void) | undefined;
 }
@@ -44,7 +46,7 @@ export class Device {
   readonly #history: DeviceHistory;
   readonly #requests = new DeviceRequests();
 
-  #state: DeviceState = 'adding';
+  #state: DeviceState;
   #afterRemoval: AfterRemoval = 'gone';
   #running = false;
   #error: SupervisorError | null = null;
@@ -56,9 +58,11 @@ export class Device {
   #interrupt = new AbortController();
 
   /** Throws `CONFIG` when the configuration does not fit the backend. */
-  constructor({ config, backend, kernel, log, clock = monotonicClock, onChange = () => undefined }: DeviceOptions) {
+  constructor(options: DeviceOptions) {
+    const { config, backend, kernel, log, found = null, clock = monotonicClock, onChange = () => undefined } = options;
     this.#config = config;
-    this.#spec = deviceSpec(config, backend, kernel);
+    this.#spec = deviceSpec(found === null ? config : { ...config, dataPath: found.dataPath }, backend, kernel);
+    this.#state = found === null ? 'adding' : 'adopting';
     this.#clock = clock;
     this.#backend = backend;
     this.#log = log;
@@ -69,7 +73,7 @@ export class Device {
     const onReport = (report: QueueReport): void => {
       this.#onReport(report);
     };
-    this.#device = new KernelDevice({ spec: this.#spec, kernel, clock, log, onExit, onReport });
+    this.#device = new KernelDevice({ spec: this.#spec, found, kernel, clock, log, onExit, onReport });
     this.#attempts = new Attempts(config.recovery, clock);
     this.#history = new DeviceHistory(() => clock.now());
   }

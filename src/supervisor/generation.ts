@@ -1,11 +1,11 @@
 import { constants } from 'node:os';
 import { SupervisorError } from '../errors.js';
-import { errnoName, QueuePhase, watchProcess, type ProcessWatch, type SharedPages } from '../native/binding.js';
+import { errnoName, QueuePhase, watchProcess } from '../native/binding.js';
+import type { ProcessEnd, ProcessWatch, SharedPages } from '../native/binding.js';
 import type { BackendChannel } from './backend-channel.js';
 import type { Generation, GenerationPhase } from './kernel.js';
 import type { ExitStatus } from './status.js';
 import { watchForHangs, type Hang } from './watchdog.js';
-import type { ExitNotice } from './zygote.js';
 
 /** How long the zygote may take to say how a process ended before we go on without knowing. */
 const NOTICE_DEADLINE_MS = 50;
@@ -23,7 +23,8 @@ type MutableExit = { -readonly [Key in keyof ExitStatus]: ExitStatus[Key] };
  */
 interface Member {
   readonly pid: number;
-  readonly watch: ProcessWatch;
+  /** null: it was gone from the beginning. */
+  readonly watch: ProcessWatch | null;
   readonly exit: MutableExit;
   /** Everything that it had to say has arrived. */
   heard: boolean;
@@ -48,13 +49,14 @@ export class ProcessGeneration implements Generation {
   constructor(options: {
     readonly number: number;
     readonly pages: SharedPages;
-    readonly pids: readonly number[];
-    readonly pidfds: readonly number[];
+    /** By queue; `pidfd`, which is taken over, is null where the process is gone already. */
+    readonly processes: readonly { readonly pid: number; readonly pidfd: number | null }[];
     readonly channels: readonly BackendChannel[];
     readonly deviceId: number;
     readonly requestTimeoutMs: number;
   }) {
-    const { number, pages, pids, pidfds, channels, deviceId, requestTimeoutMs } = options;
+    const { number, pages, processes, channels, deviceId, requestTimeoutMs } = options;
+    const pids = processes.map(({ pid }) => pid);
     this.number = number;
     this.pids = pids;
     this.#pages = pages;
@@ -64,15 +66,17 @@ export class ProcessGeneration implements Generation {
     this.#allExited = new Promise((resolve) => {
       allExited = resolve;
     });
-    this.#members = pids.map((pid, queue) => {
+    this.#members = processes.map(({ pid, pidfd }, queue) => {
       const exit: MutableExit = { queue, pid, code: null, signal: null, reason: null, stack: null, at: '' };
       const channel = channels[queue];
-      const watch = watchProcess(pidfds[queue] ?? -1, () => {
+      const onExit = (): void => {
         exit.at = new Date().toISOString();
         exit.reason ??= this.#reasonOf(queue);
         this.#onEnd(exit);
         if (--this.#alive === 0) allExited();
-      });
+      };
+      const watch = pidfd === null ? null : watchProcess(pidfd, onExit);
+      if (pidfd === null) queueMicrotask(onExit);
       const member = { pid, watch, exit, heard: channel === undefined };
       void channel?.closed.then(() => {
         exit.reason = channel.lastWords?.message ?? exit.reason;
@@ -94,7 +98,7 @@ export class ProcessGeneration implements Generation {
   }
 
   /** What the zygote, as parent, learned of one of the processes. */
-  onNotice(notice: ExitNotice): void {
+  onNotice(notice: ProcessEnd): void {
     const member = this.#members.find(({ pid }) => pid === notice.pid);
     if (!member) return;
     member.exit.code = notice.code;
@@ -110,7 +114,7 @@ export class ProcessGeneration implements Generation {
 
   async kill(): Promise<void> {
     this.#stopWatching();
-    for (const { watch } of this.#members) watch.kill();
+    for (const { watch } of this.#members) watch?.kill();
     let timer: NodeJS.Timeout | undefined;
     const deadline = new Promise<never>((_, reject) => {
       timer = setTimeout(() => {
@@ -149,7 +153,7 @@ export class ProcessGeneration implements Generation {
     if (this.#endingOthers) return;
     this.#endingOthers = true;
     this.#stopWatching();
-    for (const { watch } of this.#members) watch.kill();
+    for (const { watch } of this.#members) watch?.kill();
     this.#report();
     setTimeout(() => {
       this.#firstExit.abort(this.#cause);

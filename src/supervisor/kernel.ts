@@ -1,5 +1,6 @@
 import type { BackendFacts, BackendModule, DataPath } from '../../backends/interface.js';
 import type { RecoveryMode } from '../config/types.js';
+import type { HeldGeneration } from '../native/binding.js';
 import type { BackendReport } from '../queue-proc/messages.js';
 import type { ExitStatus, QueueStatus } from './status.js';
 
@@ -30,6 +31,18 @@ export interface GrantedDevice {
   readonly queues: number;
   readonly depth: number;
 }
+
+/** A device that an earlier supervisor made and the kernel still has. */
+export interface FoundDevice extends GrantedDevice {
+  readonly dataPath: DataPath;
+  /** Bytes; null: it has no block device. */
+  readonly size: number | null;
+  /** Its last generation, where there still is the zygote that forked it. */
+  readonly held: HeldGeneration | null;
+}
+
+/** `DEAD`: not started, or stopped. `QUIESCED`: its server is gone; also where new requests fail meanwhile. */
+export type KernelDeviceState = 'DEAD' | 'LIVE' | 'QUIESCED';
 
 export interface QueueReport {
   readonly queue: number;
@@ -92,6 +105,15 @@ export interface Kernel {
     onReport: (report: QueueReport) => void,
   ): Promise<Generation>;
   /**
+   * Takes a generation over that an earlier supervisor had forked; null when there is none. `state`: of the
+   * device in the kernel.
+   */
+  adopt(
+    found: FoundDevice,
+    spec: DeviceSpec,
+    onReport: (report: QueueReport) => void,
+  ): Promise<{ readonly state: KernelDeviceState; readonly generation: Generation | null }>;
+  /**
    * START_DEV, which makes /dev/ublkbN, once every FETCH is in. Not sent while a queue process is dead, or about to be,
    * so `signal` has to cancel then.
    */
@@ -114,8 +136,8 @@ export interface Kernel {
   deleteDevice(id: number): Promise<boolean>;
   /** Counters of the device's queues, which outlive generations; see `QueueStatus`. */
   queueStatus(granted: GrantedDevice, generation: Generation | null): QueueStatus[];
-  /** The shared page and whatever else is kept for the device's life. */
-  release(id: number): void;
+  /** Lets go of the shared page and whatever else is kept for the device's life; resolves when the backend's files are free. */
+  release(id: number): Promise<void>;
 }
 
 export type { ExitStatus };

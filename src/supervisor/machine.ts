@@ -4,10 +4,11 @@
  */
 
 export type DeviceState =
-  'adding' | 'starting' | 'live' | 'draining' | 'recovering' | 'degraded' | 'failed' | 'stopping' | 'gone';
+  'adopting' | 'adding' | 'starting' | 'live' | 'draining' | 'recovering' | 'degraded' | 'failed' | 'stopping' | 'gone';
 
 /** Steps that have nothing to do (no generation to kill, no device to delete) succeed. */
 export type Step =
+  | 'adopt'
   | 'backOff'
   | 'checkBackend'
   | 'addDevice'
@@ -46,6 +47,8 @@ export type Failure =
   | 'changed'
   /** No generation can ever serve this device again. */
   | 'lost'
+  /** The kernel has a device that was never started, or was stopped. */
+  | 'dead'
   | 'error';
 
 /** Where `stopping` leads. `adding`: the device is made anew, which is the only way to repeat a start. */
@@ -68,6 +71,13 @@ export interface Rule {
 const remove = (then: AfterRemoval): Target => ({ state: 'stopping', then });
 
 export const machine: Readonly<Record<DeviceState, Rule>> = {
+  // Of a device that an earlier supervisor left. Whatever it was doing, the kernel has the device in one of three states.
+  adopting: {
+    steps: ['adopt'],
+    done: 'live',
+    on: {},
+    failed: { dead: remove('adding'), error: 'recovering' },
+  },
   adding: {
     steps: ['backOff', 'checkBackend', 'addDevice', 'setParameters'],
     done: 'starting',
@@ -164,6 +174,7 @@ const failures: Readonly<Partial<Record<Step, Readonly<Record<string, Failure>>>
   checkRecoverable: { '*': 'lost' },
   beginRecovery: { EBUSY: 'held', TIMEOUT: 'held', ENODEV: 'lost' },
   endRecovery: { ENODEV: 'lost', UNLOADABLE: 'unloadable' },
+  adopt: { DEAD: 'dead' },
 };
 
 /** Where a failed step leads. */

@@ -1,9 +1,13 @@
 import type { OpenBackend, OpenContext } from '../../backends/interface.js';
+import { SupervisorError } from '../errors.js';
+import type { LeftDevice } from './adoption.js';
 import type { BackendOptions } from '../../backends/registry.js';
 import type { DeviceConfig } from '../config/types.js';
 import type { Log } from './device-log.js';
 import { Device } from './device.js';
-import type { Kernel } from './kernel.js';
+import type { DeviceState } from './machine.js';
+import type { FoundDevice, Kernel } from './kernel.js';
+import type { Journal } from './journal.js';
 import type { Clock } from './clock.js';
 
 export type OpenBackendFunction = (options: BackendOptions, context: OpenContext) => Promise<OpenBackend>;
@@ -13,11 +17,14 @@ export interface ManagedDeviceContext {
   readonly log: Log;
   readonly openBackend: OpenBackendFunction;
   readonly clock: Clock | undefined;
+  readonly journal: Pick<Journal, 'write' | 'remove'>;
 }
 
 /** A device together with the backend that is open for its sake. Its name and id are taken from the beginning. */
 export class ManagedDevice {
   readonly config: DeviceConfig;
+  /** By `add`, not by the configuration. */
+  readonly byHand: boolean;
   /** Rejects when the backend cannot be opened or does not fit; then nothing is left open. */
   readonly opened: Promise<Device>;
   /** Resolves when the kernel gave the device its id, or when it will not for now. */
@@ -28,12 +35,14 @@ export class ManagedDevice {
   #removeData = false;
   #markAdded: () => void = () => undefined;
 
-  constructor(config: DeviceConfig, context: ManagedDeviceContext) {
+  /** `left`: what an earlier supervisor left of it. */
+  constructor(config: DeviceConfig, context: ManagedDeviceContext, byHand: boolean, left: LeftDevice | null) {
     this.config = config;
+    this.byHand = byHand;
     this.added = new Promise((resolve) => {
       this.#markAdded = resolve;
     });
-    this.opened = this.#open(context);
+    this.opened = this.#open(context, left);
   }
 
   /** null until it is opened. */
@@ -59,14 +68,23 @@ export class ManagedDevice {
     await this.#closed;
   }
 
-  async #open({ kernel, log, openBackend, clock }: ManagedDeviceContext): Promise<Device> {
+  async #open(context: ManagedDeviceContext, left: LeftDevice | null): Promise<Device> {
+    const { kernel, log, openBackend, clock, journal } = context;
     const { name: device, blockSize, readOnly } = this.config;
-    const backend = await openBackend(this.config.backend, { device, blockSize, readOnly });
-    const onChange = (state: string): void => {
+    const found = left?.found ?? undefined;
+    const inherited = {
+      announced: found === undefined ? null : (left?.announced ?? null),
+      files: this.config.backend.type === 'module' ? [] : (found?.held?.files ?? []),
+    };
+    const backend = await openBackend(this.config.backend, { device, blockSize, readOnly, inherited });
+    const onChange = (state: DeviceState): void => {
       if (state !== 'adding') this.#markAdded();
+      if (state === 'starting') this.#record(journal, backend);
+      else if (state === 'gone') journal.remove(device);
     };
     try {
-      this.#device = new Device({ config: this.config, backend, kernel, log, clock, onChange });
+      if (found !== undefined) assertSameSize(device, found, backend.size);
+      this.#device = new Device({ config: this.config, backend, kernel, log, clock, found, onChange });
     } catch (error) {
       await backend.close();
       if (backend.created) await backend.remove();
@@ -76,8 +94,24 @@ export class ManagedDevice {
     return this.#device;
   }
 
+  #record(journal: Pick<Journal, 'write'>, { size, blockSize, facts }: OpenBackend): void {
+    const id = this.id;
+    if (id === null) return;
+    const announced = { size, blockSize: blockSize ?? null, facts };
+    journal.write({ id, added: this.byHand, announced, config: this.config });
+  }
+
   async #close(): Promise<void> {
     await this.#backend?.close();
     if (this.#removeData) await this.#backend?.remove();
   }
+}
+
+/** Who uses the device was promised that size. */
+function assertSameSize(device: string, { id, size }: FoundDevice, now: number): void {
+  if (size === null || size === now) return;
+  const message =
+    `adopting device ${device} failed: /dev/ublkb${String(id)} has ${String(size)} bytes and its backend ` +
+    `${String(now)}; it goes on being served, but is managed only when that is its size again`;
+  throw new SupervisorError(message, { code: 'CONFIG', device });
 }

@@ -2,7 +2,7 @@ import { messageOf, SupervisorError } from '../errors.js';
 import type { Clock } from './clock.js';
 import { EXIT_UNLOADABLE } from '../queue-proc/messages.js';
 import { describeExit } from './device-history.js';
-import type { DeviceSpec, ExitStatus, Generation, GrantedDevice, Kernel, QueueReport } from './kernel.js';
+import type { DeviceSpec, ExitStatus, FoundDevice, Generation, GrantedDevice, Kernel, QueueReport } from './kernel.js';
 import type { Log } from './device-log.js';
 import type { DeviceState, Step } from './machine.js';
 import type { QueueStatus } from './status.js';
@@ -21,6 +21,8 @@ export interface StepContext {
 
 interface KernelDeviceOptions {
   readonly spec: DeviceSpec;
+  /** What an earlier supervisor left of the device; null: nothing. */
+  readonly found: FoundDevice | null;
   readonly kernel: Kernel;
   readonly clock: Clock;
   readonly log: Log;
@@ -51,15 +53,19 @@ export class KernelDevice {
   /** START_USER_RECOVERY succeeded and no generation fetched since. */
   #recoveryBegun = false;
   #lost = false;
+  readonly #found: FoundDevice | null;
 
-  constructor({ spec, kernel, clock, log, onExit, onReport }: KernelDeviceOptions) {
+  constructor({ spec, found, kernel, clock, log, onExit, onReport }: KernelDeviceOptions) {
     this.#spec = spec;
     this.#kernel = kernel;
     this.#clock = clock;
     this.#log = log;
     this.#onExit = onExit;
     this.#onReport = onReport;
+    this.#found = found;
+    this.#granted = found;
     this.#steps = {
+      adopt: () => this.#adopt(),
       addDevice: () => this.#addDevice(),
       setParameters: () => this.#kernel.setParameters(this.#id(), this.#spec),
       spawn: () => this.#spawn(),
@@ -112,13 +118,41 @@ export class KernelDevice {
     return this.#steps[step](context);
   }
 
+  /**
+   * Ends where the device is live. Otherwise it is for the next state to do what is to be done with what was found, which
+   * the fields describe as if we had done it all ourselves.
+   */
+  async #adopt(): Promise<void> {
+    const found = this.#found;
+    if (found === null) throw new TypeError(`device ${this.#spec.name} was not found in the kernel`);
+    const { state, generation } = await this.#kernel.adopt(found, this.#spec, this.#onReport);
+    this.#generationNumber = generation?.number ?? 0;
+    if (state === 'DEAD') {
+      this.#generation = generation;
+      throw this.#error('adopting', 'it was not started, or was stopped', 'DEAD');
+    }
+    this.#started = true;
+    if (generation === null) throw this.#error('adopting', 'nobody is left that serves it', 'EXITED');
+    const fetched = generation.phase() === 'fetched';
+    this.#recoveryBegun = state === 'QUIESCED' && !fetched;
+    this.#watch(generation);
+    // A backend in JavaScript may never be told what to load.
+    if (!fetched) throw this.#error('adopting', 'its replacement is not ready', 'UNFINISHED');
+    if (state === 'QUIESCED') await this.#endRecovery();
+    else if (generation.exited.aborted) throw this.#error('adopting', 'a queue process is gone', 'EXITED');
+    else this.#serving = true;
+  }
+
   async #addDevice(): Promise<void> {
     this.#granted = await this.#kernel.addDevice(this.#spec);
   }
 
   async #spawn(): Promise<void> {
     this.#generationNumber += 1;
-    const generation = await this.#kernel.spawn(this.#device(), this.#spec, this.#generationNumber, this.#onReport);
+    this.#watch(await this.#kernel.spawn(this.#device(), this.#spec, this.#generationNumber, this.#onReport));
+  }
+
+  #watch(generation: Generation): void {
     this.#generation = generation;
     this.#ending = false;
     const { exited } = generation;
@@ -192,7 +226,14 @@ export class KernelDevice {
 
   async #beginRecovery(): Promise<void> {
     if (this.#recoveryBegun && this.#kernel.quirks.recoveryBeginsOnce) return;
-    await this.#kernel.beginRecovery(this.#id());
+    try {
+      await this.#kernel.beginRecovery(this.#id());
+    } catch (error) {
+      const refused = error instanceof SupervisorError && error.code === 'EINVAL';
+      // By an earlier supervisor, who did not get to its next generation.
+      const begun = this.#found !== null && this.#kernel.quirks.recoveryBeginsOnce && refused;
+      if (!begun) throw error;
+    }
     this.#recoveryBegun = true;
   }
 
@@ -254,12 +295,11 @@ export class KernelDevice {
     }
   }
 
-  #release(): Promise<void> {
-    if (this.#granted !== null) this.#kernel.release(this.#granted.id);
+  async #release(): Promise<void> {
+    if (this.#granted !== null) await this.#kernel.release(this.#granted.id);
     this.#granted = null;
     this.#recoveryBegun = false;
     this.#lost = false;
-    return Promise.resolve();
   }
 
   #device(): GrantedDevice {

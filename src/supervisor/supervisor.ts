@@ -5,6 +5,8 @@ import type { Clock } from './clock.js';
 import type { Log } from './device-log.js';
 import type { Kernel } from './kernel.js';
 import { ManagedDevice, type ManagedDeviceContext, type OpenBackendFunction } from './managed-device.js';
+import type { LeftDevice } from './adoption.js';
+import type { Journal } from './journal.js';
 import type { DeviceStatus, Status, SupervisorApi } from './status.js';
 
 export interface SupervisorOptions {
@@ -19,7 +21,12 @@ export interface SupervisorOptions {
   readonly onStopped?: () => void;
   readonly openBackend?: OpenBackendFunction;
   readonly clock?: Clock;
+  readonly journal?: Pick<Journal, 'write' | 'remove'>;
+  /** What an earlier supervisor left, given the devices of the configuration; called once, before any device is made. */
+  readonly findLeftDevices?: (configured: readonly DeviceConfig[]) => Promise<readonly LeftDevice[]>;
 }
+
+const NO_JOURNAL = { write: () => undefined, remove: () => undefined };
 
 export interface StartFailure {
   readonly name: string;
@@ -39,14 +46,18 @@ export class Supervisor implements SupervisorApi {
   readonly #kernelRelease: string;
   readonly #parseDevice: (input: unknown) => DeviceConfig;
   readonly #onStopped: () => void;
+  readonly #findLeftDevices: (configured: readonly DeviceConfig[]) => Promise<readonly LeftDevice[]>;
   readonly #devices = new Map<string, ManagedDevice>();
+  /** Until it is known there is more to be stopped than the devices. */
+  #left: Promise<readonly LeftDevice[]> = Promise.resolve([]);
   /** Stops under way or done; while there are any nothing is added. */
   #stops = 0;
   #stopped = false;
 
   constructor(options: SupervisorOptions) {
     const { kernel, log, openBackend = openRegisteredBackend, clock, onStopped = () => undefined } = options;
-    this.#context = { kernel, log, openBackend, clock };
+    this.#context = { kernel, log, openBackend, clock, journal: options.journal ?? NO_JOURNAL };
+    this.#findLeftDevices = options.findLeftDevices ?? (() => Promise.resolve([]));
     this.#log = log;
     this.#version = options.version;
     this.#kernelRelease = options.kernelRelease;
@@ -60,13 +71,17 @@ export class Supervisor implements SupervisorApi {
    */
   async start({ devices }: Config): Promise<StartFailure[]> {
     const failures: StartFailure[] = [];
-    const opening = devices.map((config) =>
-      this.#open(config).catch((error: unknown) => {
+    this.#left = this.#findLeftDevices(devices);
+    const left = await this.#left;
+    const fresh = devices.filter(({ name }) => !left.some(({ config }) => config.name === name));
+    const open = (config: DeviceConfig, from: LeftDevice | null): Promise<ManagedDevice | undefined> =>
+      this.#open(config, from?.added ?? false, from).catch((error: unknown) => {
         const failure = { name: config.name, error: known(error, `opening device ${config.name}`) };
         this.#log.error({ device: failure.name, code: failure.error.code }, failure.error.message);
         failures.push(failure);
-      }),
-    );
+        return undefined;
+      });
+    const opening = [...left.map((one) => open(one.config, one)), ...fresh.map((config) => open(config, null))];
     const opened = (await Promise.all(opening)).filter((managed) => managed !== undefined);
     // One ADD_DEV after the other, wanted ids first: the ids that the kernel chooses are the same at every start.
     const wanted = opened.filter(({ config }) => config.id !== undefined);
@@ -103,7 +118,7 @@ export class Supervisor implements SupervisorApi {
   }
 
   async add(input: unknown): Promise<DeviceStatus> {
-    const managed = await this.#open(this.#parseDevice(input));
+    const managed = await this.#open(this.#parseDevice(input), true, null);
     try {
       return await this.#startOne(managed);
     } catch (error) {
@@ -124,6 +139,7 @@ export class Supervisor implements SupervisorApi {
 
   /** With `force` the supervisor ends even when a device could not be removed; the promise rejects nevertheless. */
   async stop({ force }: { readonly force: boolean }): Promise<void> {
+    await this.#left;
     this.#stops += 1;
     const devices = [...this.#devices.values()];
     try {
@@ -142,9 +158,9 @@ export class Supervisor implements SupervisorApi {
   }
 
   /** Takes the name and the id, then opens the backend; what fails leaves nothing. */
-  async #open(config: DeviceConfig): Promise<ManagedDevice> {
+  async #open(config: DeviceConfig, byHand: boolean, left: LeftDevice | null): Promise<ManagedDevice> {
     this.#assertFree(config);
-    const managed = new ManagedDevice(config, this.#context);
+    const managed = new ManagedDevice(config, this.#context, byHand, left);
     this.#devices.set(config.name, managed);
     try {
       await managed.opened;

@@ -43,3 +43,6 @@ export function featureFlag(name: (typeof table)[number]['name']): bigint {
 export function hasFeature(features: bigint, { bit }: UblkFeature): boolean {
   return ((features >> BigInt(bit)) & 1n) === 1n;
 }
+
+/** What the kernel has to have for a data path. */
+export const dataPathFeature = { copy: null, 'user-copy': 'USER_COPY', 'zero-copy': 'AUTO_BUF_REG' } as const;

@@ -1,3 +1,4 @@
+import { closeSync } from 'node:fs';
 import { readFile, writeFile } from 'node:fs/promises';
 import { setTimeout } from 'node:timers/promises';
 import type { DataPath } from '../../backends/interface.js';
@@ -6,6 +7,8 @@ import {
   controlAction,
   controlCommand,
   createSharedPages,
+  openPidfd,
+  reopenSharedPages,
   dataPathNumber,
   errnoName,
   ublkDeviceInfo,
@@ -14,20 +17,25 @@ import {
   type SharedOperation,
   type SharedPages,
 } from '../native/binding.js';
+import type { BackendReport } from '../queue-proc/messages.js';
 import { BackendChannel } from './backend-channel.js';
 import { holdersOf } from './block-device-users.js';
+import { stateOf } from './found-devices.js';
+import { parentOf } from './processes.js';
 import { ProcessGeneration } from './generation.js';
 import type {
   DeviceSpec,
+  FoundDevice,
   Generation,
   GrantedDevice,
   Kernel,
+  KernelDeviceState,
   KernelQuirks,
   QueueReport,
   StopOptions,
 } from './kernel.js';
 import type { OperationStatus, QueueStatus } from './status.js';
-import { featureFlag, hasFeature, ublkFeatureTable } from './ublk-features.js';
+import { dataPathFeature, featureFlag, hasFeature, ublkFeatureTable } from './ublk-features.js';
 import type { ExitNotice, Zygote } from './zygote.js';
 
 /** Commands that only wait for locks or for FETCHes. */
@@ -39,6 +47,8 @@ const WRITE_BACK_DEADLINE_MS = 120_000;
 /** udev may hold a new char device for a moment, and its node may not be there yet. */
 const SPAWN_RETRY_MS = 5;
 const SPAWN_DEADLINE_MS = 2_000;
+/** Messages carry 253 descriptors, of which each channel takes two and the shared page one. */
+const MOST_KEPT_CHANNELS = 126;
 /** How long a deleted device's id may stay taken before somebody must be holding the block device. */
 const REMOVAL_POLL_MS = 5;
 const REMOVAL_DEADLINE_MS = 2_000;
@@ -48,9 +58,6 @@ const OLD_KERNEL_IO_TIMEOUT_MS = 1_000;
 const ANY_ID = 0xffffffff;
 const SECTOR = 512;
 const MAX_DISCARD_SECTORS = 2 ** 31 / SECTOR;
-
-/** What the kernel has to have for a data path. */
-const dataPathFeature = { copy: null, 'user-copy': 'USER_COPY', 'zero-copy': 'AUTO_BUF_REG' } as const;
 
 const Attribute = { readOnly: 1, rotational: 2, volatileCache: 4, fua: 8 } as const;
 
@@ -66,14 +73,14 @@ interface DeviceRecord {
 export class UblkKernel implements Kernel {
   readonly quirks: KernelQuirks;
   readonly #features: bigint;
-  readonly #cookie: bigint;
+  readonly #cookieOf: (name: string) => bigint;
   readonly #zygote: () => Promise<Zygote>;
   readonly #devices = new Map<number, DeviceRecord>();
 
-  /** `cookie` marks our devices in the kernel; `zygote` gives the running zygote, started again if it died. */
-  constructor(options: { features: bigint; cookie: bigint; zygote: () => Promise<Zygote> }) {
+  /** `cookieOf` marks our devices in the kernel; `zygote` gives the running zygote, started again if it died. */
+  constructor(options: { features: bigint; cookieOf: (name: string) => bigint; zygote: () => Promise<Zygote> }) {
     this.#features = options.features;
-    this.#cookie = options.cookie;
+    this.#cookieOf = options.cookieOf;
     this.#zygote = options.zygote;
     this.quirks = {
       midFetchDeathIsFatal: !this.#has('SAFE_STOP_DEV'),
@@ -101,7 +108,7 @@ export class UblkKernel implements Kernel {
         depth: spec.depth,
         maxIoBytes: maxIoBytes(spec),
         flags: wanted,
-        cookie: this.#cookie,
+        cookie: this.#cookieOf(spec.name),
       },
     });
     const missing = wanted & ~answer.flags;
@@ -144,13 +151,8 @@ export class UblkKernel implements Kernel {
     number: number,
     onReport: (report: QueueReport) => void,
   ): Promise<Generation> {
-    const record = this.#devices.get(granted.id) ?? {
-      pages: createSharedPages(granted.queues, granted.depth),
-      generation: null,
-      openerPid: 0,
-      fetchDeadlineMs: spec.backend.module === null ? COMMAND_DEADLINE_MS : JAVASCRIPT_FETCH_DEADLINE_MS,
-    };
-    this.#devices.set(granted.id, record);
+    const record =
+      this.#devices.get(granted.id) ?? this.#newRecord(granted, spec, createSharedPages(granted.queues, granted.depth));
     record.pages.beginGeneration();
     const { module } = spec.backend;
     const channels: BackendChannel[] = [];
@@ -162,13 +164,13 @@ export class UblkKernel implements Kernel {
           }),
         );
       }
-      const files = module === null ? spec.backend.files : channels.map(({ remote }) => remote);
-      const { zygote, pids, pidfds } = await this.#fork(granted, spec, number, record.pages.fd, files);
+      const files = module === null ? spec.backend.files : channels.flatMap(({ remote }) => remote ?? []);
+      const kept = channels.length > MOST_KEPT_CHANNELS ? [] : channels.map(({ local }) => local);
+      const { zygote, pids, pidfds } = await this.#fork(granted, spec, number, record.pages.fd, files, kept);
       record.generation = new ProcessGeneration({
         number,
         pages: record.pages,
-        pids,
-        pidfds,
+        processes: pids.map((pid, queue) => ({ pid, pidfd: pidfds[queue] ?? null })),
         channels,
         deviceId: granted.id,
         requestTimeoutMs: spec.requestTimeoutMs,
@@ -184,6 +186,54 @@ export class UblkKernel implements Kernel {
     return record.generation;
   }
 
+  async adopt(
+    found: FoundDevice,
+    spec: DeviceSpec,
+    onReport: (report: QueueReport) => void,
+  ): Promise<{ readonly state: KernelDeviceState; readonly generation: Generation | null }> {
+    const { id, held } = found;
+    const state = stateOf(ublkDeviceInfo(id));
+    if (state !== 'DEAD') await this.#noticeDeathsSoon(id);
+    if (held === null) return { state, generation: null };
+    const record = this.#newRecord(found, spec, reopenSharedPages(held.queues, held.depth, held.sharedPage));
+    const zygote = await this.#zygote();
+    record.openerPid = zygote.pid;
+    const channels =
+      spec.backend.module === null
+        ? []
+        : held.files.map((fd, queue) => {
+            const report = (report: BackendReport): void => {
+              onReport({ queue, report });
+            };
+            return new BackendChannel(report, fd);
+          });
+    const generation = new ProcessGeneration({
+      number: held.generation,
+      pages: record.pages,
+      processes: held.processes.map(({ pid, running }) => ({
+        pid,
+        pidfd: running ? childPidfd(pid, zygote.pid) : null,
+      })),
+      channels,
+      deviceId: id,
+      requestTimeoutMs: spec.requestTimeoutMs,
+    });
+    record.generation = generation;
+    for (const process of held.processes) if (!process.running) generation.onNotice(process);
+    return { state, generation };
+  }
+
+  #newRecord({ id }: GrantedDevice, spec: DeviceSpec, pages: SharedPages): DeviceRecord {
+    const record: DeviceRecord = {
+      pages,
+      generation: null,
+      openerPid: 0,
+      fetchDeadlineMs: spec.backend.module === null ? COMMAND_DEADLINE_MS : JAVASCRIPT_FETCH_DEADLINE_MS,
+    };
+    this.#devices.set(id, record);
+    return record;
+  }
+
   /** Asks again while udev holds the char device or its node is not there yet. */
   async #fork(
     granted: GrantedDevice,
@@ -191,6 +241,7 @@ export class UblkKernel implements Kernel {
     generation: number,
     sharedPage: number,
     files: readonly number[],
+    kept: readonly number[],
   ): Promise<{ zygote: Zygote; pids: readonly number[]; pidfds: readonly number[] }> {
     const deadline = performance.now() + SPAWN_DEADLINE_MS;
     const request = {
@@ -207,7 +258,7 @@ export class UblkKernel implements Kernel {
     for (;;) {
       const zygote = await this.#zygote();
       try {
-        const { pids, pidfds } = await zygote.spawn(request, sharedPage, files);
+        const { pids, pidfds } = await zygote.spawn(request, sharedPage, files, kept);
         return { zygote, pids, pidfds };
       } catch (error) {
         const busy = error instanceof SupervisorError && (error.code === 'EBUSY' || error.code === 'ENOENT');
@@ -219,9 +270,12 @@ export class UblkKernel implements Kernel {
 
   async startDevice({ id }: GrantedDevice, signal: AbortSignal): Promise<void> {
     await this.#serve('START_DEV', id, signal);
-    if (this.quirks.deathNoticedByTimeout) {
-      await writeFile(`/sys/block/ublkb${String(id)}/queue/io_timeout`, String(OLD_KERNEL_IO_TIMEOUT_MS));
-    }
+    await this.#noticeDeathsSoon(id);
+  }
+
+  async #noticeDeathsSoon(id: number): Promise<void> {
+    if (!this.quirks.deathNoticedByTimeout) return;
+    await writeFile(`/sys/block/ublkb${String(id)}/queue/io_timeout`, String(OLD_KERNEL_IO_TIMEOUT_MS));
   }
 
   async beginRecovery(id: number): Promise<void> {
@@ -313,8 +367,12 @@ export class UblkKernel implements Kernel {
     });
   }
 
-  release(id: number): void {
-    this.#devices.delete(id);
+  async release(id: number): Promise<void> {
+    if (!this.#devices.delete(id)) return;
+    // A zygote that does not answer is ended, and with it goes what it kept.
+    await this.#zygote()
+      .then((zygote) => zygote.forget(id))
+      .catch(() => undefined);
   }
 
   #has(feature: Parameters<typeof featureFlag>[0]): boolean {
@@ -373,6 +431,15 @@ export class UblkKernel implements Kernel {
       });
     }
   }
+}
+
+/** Where a process is who the zygote says: a child of it. null: it is gone. */
+function childPidfd(pid: number, zygote: number): number | null {
+  const pidfd = openPidfd(pid);
+  if (pidfd === null) return null;
+  if (parentOf(pid) === zygote) return pidfd;
+  closeSync(pidfd);
+  return null;
 }
 
 function deadlineOf(action: number | undefined): number {

@@ -1,19 +1,20 @@
-import { createHash } from 'node:crypto';
 import { constants } from 'node:fs';
 import { lstat, mkdir, mkdtemp, open, rm, type FileHandle } from 'node:fs/promises';
 import { release } from 'node:os';
-import { join, resolve } from 'node:path';
+import { join } from 'node:path';
 import { parseDevice } from '../config/schema.js';
 import { SupervisorError, messageOf } from '../errors.js';
 import { flock, ublkFeatures } from '../native/binding.js';
 import { version } from '../version.js';
+import { findLeftDevices } from './adoption.js';
 import { createApiServer } from './api-server.js';
 import type { Log } from './device-log.js';
+import { Instance } from './instance.js';
+import { Journal } from './journal.js';
 import { assertReady } from './preflight.js';
 import { controlSocket, lockFile } from './runtime-dir.js';
 import { Supervisor } from './supervisor.js';
 import { UblkKernel } from './ublk-kernel.js';
-import { servingZygote } from './zygote.js';
 import { ZygoteKeeper } from './zygote-keeper.js';
 
 export interface SupervisorPlace {
@@ -44,7 +45,6 @@ export async function withSupervisor({ runtimeDir, log }: SupervisorPlace, use: 
     await makeRuntimeDirectory(runtimeDir);
     const lock = await lockRuntimeDirectory(runtimeDir);
     try {
-      await refuseOrphans(zygoteSocket(runtimeDir));
       await runIn(runtimeDir, controlSocket(runtimeDir), log, use);
     } finally {
       await lock.close();
@@ -54,6 +54,8 @@ export async function withSupervisor({ runtimeDir, log }: SupervisorPlace, use: 
 
 async function runIn(directory: string, socketPath: string | null, log: Log, use: Use): Promise<void> {
   await using control = await open('/dev/ublk-control', constants.O_RDWR);
+  const instance = new Instance(directory);
+  const journal = new Journal(join(directory, 'devices'), parseDevice, log);
   const keeper: ZygoteKeeper = new ZygoteKeeper({
     socketPath: zygoteSocket(directory),
     controlFd: control.fd,
@@ -64,7 +66,7 @@ async function runIn(directory: string, socketPath: string | null, log: Log, use
   });
   const kernel = new UblkKernel({
     features: ublkFeatures(),
-    cookie: instanceCookie(directory),
+    cookieOf: (name) => instance.cookieOf(name),
     zygote: () => keeper.get(),
   });
   let end: () => void = () => undefined;
@@ -77,6 +79,9 @@ async function runIn(directory: string, socketPath: string | null, log: Log, use
     version,
     kernelRelease: release(),
     parseDevice,
+    journal,
+    findLeftDevices: (configured) =>
+      findLeftDevices({ instance, keeper, journal, log, deleteDevice: (id) => kernel.deleteDevice(id) }, configured),
     onStopped: () => {
       end();
     },
@@ -88,6 +93,7 @@ async function runIn(directory: string, socketPath: string | null, log: Log, use
   } finally {
     await api.close();
     await keeper.retire();
+    await journal.settled();
     await rm(zygoteSocket(directory), { force: true });
   }
 }
@@ -130,24 +136,4 @@ async function lockRuntimeDirectory(runtimeDir: string): Promise<FileHandle> {
     );
   }
   return file;
-}
-
-/** A supervisor that was killed leaves its zygote and queue processes serving; their devices are not ours to touch. */
-async function refuseOrphans(socketPath: string): Promise<void> {
-  const pid = await servingZygote(socketPath);
-  if (pid !== null) {
-    throw new SupervisorError(
-      `starting failed: queue processes of a supervisor that died still serve their devices; ` +
-        `end them with "kill -9 ${String(pid)}" (their zygote), which leaves the devices' users waiting`,
-      { code: 'RUNNING' },
-    );
-  }
-}
-
-/** Marks our devices in the kernel: 64 bits of the runtime directory's digest, never 0. */
-function instanceCookie(runtimeDir: string): bigint {
-  const digest = createHash('sha256')
-    .update(`ublk-supervisor\0${resolve(runtimeDir)}`)
-    .digest();
-  return digest.readBigUInt64LE(0) | 1n;
 }

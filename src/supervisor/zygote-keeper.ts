@@ -1,4 +1,6 @@
 import type { Log } from './device-log.js';
+import type { HeldGeneration } from '../native/binding.js';
+import { findZygote, startZygote, type ZygoteConnection } from './zygote-connection.js';
 import { Zygote, type ExitNotice } from './zygote.js';
 
 /** Keeps one zygote running: starts it when it is first needed and again after it died. */
@@ -23,6 +25,18 @@ export class ZygoteKeeper {
     return this.#current;
   }
 
+  /**
+   * Takes over the zygote that an earlier supervisor left, and returns what it holds; null when there is none. Rejects
+   * when there is one with which nothing can be done but to end it. Call before anything asks for a zygote.
+   */
+  async adopt(): Promise<readonly HeldGeneration[] | null> {
+    const connection = await findZygote(this.#socketPath);
+    if (connection === null) return null;
+    const zygote = this.#use(connection);
+    this.#current = Promise.resolve(zygote);
+    return zygote.inventory();
+  }
+
   /** Ends the zygote and every process that it forked. */
   async retire(): Promise<void> {
     this.#retired = true;
@@ -31,15 +45,19 @@ export class ZygoteKeeper {
 
   async #start(): Promise<Zygote> {
     try {
-      const zygote = await Zygote.start(this.#socketPath, this.#controlFd, this.#onExit);
-      void zygote.closed.then(() => {
-        this.#current = null;
-        if (!this.#retired) this.#log.warn({ pid: zygote.pid }, 'the zygote died; starting another when it is needed');
-      });
-      return zygote;
+      return this.#use(await startZygote(this.#socketPath, this.#controlFd));
     } catch (error) {
       this.#current = null;
       throw error;
     }
+  }
+
+  #use(connection: ZygoteConnection): Zygote {
+    const zygote = new Zygote(connection, this.#onExit);
+    void zygote.closed.then(() => {
+      this.#current = null;
+      if (!this.#retired) this.#log.warn({ pid: zygote.pid }, 'the zygote died; starting another when it is needed');
+    });
+    return zygote;
   }
 }

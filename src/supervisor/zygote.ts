@@ -1,40 +1,35 @@
-import { spawn, type ChildProcess } from 'node:child_process';
-import { closeSync, readFileSync } from 'node:fs';
-import { rm } from 'node:fs/promises';
+import { closeSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { fileURLToPath } from 'node:url';
 import { SupervisorError } from '../errors.js';
 import {
-  connectZygote,
   errnoName,
-  listenSeqpacket,
-  zygoteLibrary,
+  openPidfd,
+  watchProcess,
   type ControlRequest,
+  type HeldGeneration,
+  type ProcessWatch,
   type SpawnRequest,
   type ZygoteChannel,
   type ZygoteMessage,
 } from '../native/binding.js';
+import { isStopped } from './processes.js';
+import type { ZygoteConnection } from './zygote-connection.js';
 
 type Answer<Type extends ZygoteMessage['type']> = Extract<ZygoteMessage, { type: Type }>;
 export type ExitNotice = Answer<'exited'>;
-
-/** Replaced once the zygote has said hello. */
-interface ChannelEvents {
-  onMessage: (message: ZygoteMessage) => void;
-  onClose: () => void;
-}
 
 interface Pending {
   readonly resolve: (message: ZygoteMessage) => void;
   readonly reject: (error: SupervisorError) => void;
 }
 
-/** What a queue process runs that returns from the preloaded library. */
-const QUEUE_PROGRAM = fileURLToPath(new URL('../queue-proc/main.js', import.meta.url));
 /** Ample for a process that only forks; a zygote that needs longer hangs. */
 const ZYGOTE_DEADLINE_MS = 5_000;
 /** How long a killed zygote may take to be gone. */
 const END_DEADLINE_MS = 1_000;
+/** How long the control processes of a supervisor that is gone, which were killed with it, may take to be gone too. */
+const CONTROLS_DEADLINE_MS = 2_000;
+const CONTROLS_POLL_MS = 10;
 
 /**
  * One running zygote and the requests that wait for it. When it dies every queue process dies with it, `onExit` is no
@@ -46,22 +41,19 @@ export class Zygote {
   /** Resolves when the zygote is gone. */
   readonly closed: Promise<void>;
   readonly #channel: ZygoteChannel;
-  readonly #child: ChildProcess;
+  readonly #process: ProcessWatch | null;
   readonly #pending = new Map<number, Pending>();
+  #held: HeldGeneration[] = [];
   #alive = true;
 
-  private constructor(
-    channel: ZygoteChannel,
-    child: ChildProcess,
-    pid: number,
-    events: ChannelEvents,
-    onExit: (notice: ExitNotice) => void,
-  ) {
-    this.#channel = channel;
-    this.#child = child;
-    this.pid = pid;
+  /** Call in the turn in which the connection was made. `onExit`: what becomes of queue processes. */
+  constructor(connection: ZygoteConnection, onExit: (notice: ExitNotice) => void) {
+    this.#channel = connection.channel;
+    this.pid = connection.pid;
+    const pidfd = openPidfd(connection.pid);
+    this.#process = pidfd === null ? null : watchProcess(pidfd, () => undefined);
     this.closed = new Promise((resolve) => {
-      events.onClose = () => {
+      connection.onClose = () => {
         this.#alive = false;
         // First, so that the owner knows before anyone whose request rejects can ask it for a zygote.
         resolve();
@@ -69,7 +61,7 @@ export class Zygote {
         this.#pending.clear();
       };
     });
-    events.onMessage = (message) => {
+    connection.onMessage = (message) => {
       if (message.type === 'exited') {
         if (message.sequence === 0) onExit(message);
         // A control process that was killed never answered; one that answered is no longer pending.
@@ -77,6 +69,8 @@ export class Zygote {
           this.#settle(message.sequence, (pending) => {
             pending.reject(aborted());
           });
+      } else if (message.type === 'held') {
+        this.#held.push(message);
       } else {
         this.#settle(message.sequence, (pending) => {
           pending.resolve(message);
@@ -85,66 +79,18 @@ export class Zygote {
     };
   }
 
-  /** Starts a zygote that listens at `socketPath`. `controlFd`: an open /dev/ublk-control, which the zygote inherits. */
-  static async start(socketPath: string, controlFd: number, onExit: (notice: ExitNotice) => void): Promise<Zygote> {
-    await rm(socketPath, { force: true });
-    const listener = listenSeqpacket(socketPath);
-    const child = spawn(process.execPath, [QUEUE_PROGRAM], {
-      stdio: ['ignore', 'ignore', 'inherit', listener, controlFd],
-      env: { LD_PRELOAD: zygoteLibrary, UBLK_SUPERVISOR_ZYGOTE: '1' },
-      // Not in our process group: a terminal's Ctrl-C is for the supervisor, which then stops the devices in order.
-      detached: true,
-    });
-    closeSync(listener);
-    const events: ChannelEvents = { onMessage: () => undefined, onClose: () => undefined };
-    const channel = connectZygote(
-      socketPath,
-      (message) => {
-        events.onMessage(message);
-      },
-      () => {
-        events.onClose();
-      },
-    );
-    const deadline = new AbortController();
-    const timer = setTimeout(() => {
-      deadline.abort();
-    }, ZYGOTE_DEADLINE_MS);
-    try {
-      const { pid } = await new Promise<Answer<'hello'>>((resolve, reject) => {
-        events.onMessage = (message) => {
-          if (message.type === 'hello') resolve(message);
-        };
-        events.onClose = () => {
-          reject(zygoteGone());
-        };
-        deadline.signal.addEventListener('abort', () => {
-          reject(new SupervisorError('starting the zygote failed: no answer (TIMEOUT)', { code: 'TIMEOUT' }));
-        });
-        child.once('error', reject);
-        child.once('exit', (code, signal) => {
-          const end = signal ?? `exit code ${String(code)}`;
-          const message = `starting the zygote failed: it ended with ${end}; was ${zygoteLibrary} built for this machine?`;
-          reject(new SupervisorError(message, { code: 'ZYGOTE' }));
-        });
-      });
-      return new Zygote(channel, child, pid, events, onExit);
-    } catch (error) {
-      channel.close();
-      child.kill('SIGKILL');
-      throw error;
-    } finally {
-      clearTimeout(timer);
-    }
-  }
-
   get alive(): boolean {
     return this.#alive;
   }
 
   /** Forks a generation. Rejects with the errno's name as code when a step failed. */
-  async spawn(request: SpawnRequest, sharedPage: number, files: readonly number[]): Promise<Answer<'spawned'>> {
-    const send = (): number => this.#channel.spawn(request, sharedPage, files);
+  async spawn(
+    request: SpawnRequest,
+    sharedPage: number,
+    files: readonly number[],
+    keptFiles: readonly number[],
+  ): Promise<Answer<'spawned'>> {
+    const send = (): number => this.#channel.spawn(request, sharedPage, files, keptFiles);
     const answer = await this.#request(send, ZYGOTE_DEADLINE_MS, () => true);
     if (answer.type !== 'spawned') throw zygoteGone();
     if (answer.error !== 0) {
@@ -167,6 +113,35 @@ export class Zygote {
     const answer = await this.#request(() => this.#channel.control(request), deadlineMs, hangs, signal);
     if (answer.type !== 'controlled') throw zygoteGone();
     return answer;
+  }
+
+  /**
+   * What it holds for the successor of a supervisor that is gone, once nothing that one began is under way any more; but
+   * what waits uninterruptibly is not waited for.
+   */
+  async inventory(): Promise<readonly HeldGeneration[]> {
+    const deadline = performance.now() + CONTROLS_DEADLINE_MS;
+    for (;;) {
+      this.#held = [];
+      const answer = await this.#request(
+        () => this.#channel.inventory(),
+        ZYGOTE_DEADLINE_MS,
+        () => true,
+      );
+      if (answer.type !== 'inventoried') throw zygoteGone();
+      if (answer.controls === 0 || performance.now() > deadline) return this.#held;
+      for (const { sharedPage, files } of this.#held) for (const fd of [sharedPage, ...files]) closeSync(fd);
+      await sleep(CONTROLS_POLL_MS);
+    }
+  }
+
+  /** Lets go of what is kept of a device; the backend's files, and so its locks, are free when this resolves. */
+  async forget(deviceId: number): Promise<void> {
+    await this.#request(
+      () => this.#channel.forget(deviceId),
+      ZYGOTE_DEADLINE_MS,
+      () => true,
+    );
   }
 
   /** Ends every queue process and the zygote. */
@@ -210,7 +185,7 @@ export class Zygote {
    * it. Its death ends every queue process, and their devices recover with the next zygote.
    */
   async #end(): Promise<void> {
-    this.#child.kill('SIGKILL');
+    this.#process?.kill();
     await this.#closedSoon();
   }
 
@@ -225,36 +200,6 @@ export class Zygote {
     this.#pending.delete(sequence);
     act(pending);
   }
-}
-
-/** By SIGSTOP or a debugger. */
-function isStopped(pid: number): boolean {
-  try {
-    return /^State:\s*[Tt]/m.test(readFileSync(`/proc/${String(pid)}/status`, 'utf8'));
-  } catch {
-    return false;
-  }
-}
-
-/** The pid of a zygote that still listens at `socketPath`, null when there is none. */
-export async function servingZygote(socketPath: string): Promise<number | null> {
-  return new Promise((resolve, reject) => {
-    try {
-      const channel = connectZygote(
-        socketPath,
-        (message) => {
-          channel.close();
-          resolve(message.type === 'hello' ? message.pid : null);
-        },
-        () => {
-          resolve(null);
-        },
-      );
-    } catch (error) {
-      if (error instanceof SupervisorError && (error.code === 'ENOENT' || error.code === 'ECONNREFUSED')) resolve(null);
-      else reject(error instanceof Error ? error : new Error(String(error)));
-    }
-  });
 }
 
 function zygoteGone(): SupervisorError {

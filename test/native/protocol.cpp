@@ -86,8 +86,8 @@ void expectMessage(size_t bytes) {
 }
 
 // Whoever changes one of these sizes has to change kProtocolVersion too.
-TEST("messages have the sizes of protocol version 1") {
-  EXPECT_EQUAL(kProtocolVersion, 1u);
+TEST("messages have the sizes of protocol version 2") {
+  EXPECT_EQUAL(kProtocolVersion, 2u);
   EXPECT_EQUAL(sizeof(MessageHeader), 16u);
   expectMessage<HelloMessage>(20);
   expectMessage<SpawnMessage>(96);
@@ -95,6 +95,9 @@ TEST("messages have the sizes of protocol version 1") {
   expectMessage<ControlMessage>(112);
   expectMessage<ControlledMessage>(88);
   expectMessage<ExitedMessage>(24);
+  expectMessage<HeldMessage>(1064);
+  expectMessage<InventoriedMessage>(20);
+  expectMessage<ForgetMessage>(20);
 }
 
 TEST("no message needs more descriptors than one send can carry") {

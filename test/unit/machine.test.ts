@@ -31,7 +31,7 @@ t.test('a state rests exactly when it has no steps', (t) => {
 });
 
 t.test('every state can be reached and, but for gone, ends in gone when it is stopped', (t) => {
-  const reachable = new Set<DeviceState>(['adding']);
+  const reachable = new Set<DeviceState>(['adding', 'adopting']);
   for (const state of reachable) for (const next of successors(machine[state])) reachable.add(next);
   t.strictSame([...reachable].sort(), Object.keys(machine).sort());
   for (const state of resting) t.equal(machine[state].on.stop !== undefined, state !== 'gone', state);

@@ -51,6 +51,8 @@ export interface ModelDevice {
   recoveryBegun: boolean;
   /** A replacement died between its first and its last FETCH. */
   diedFetching: boolean;
+  /** A second supervisor has it. */
+  adopted: boolean;
   generations: ModelGeneration[];
 }
 
@@ -66,6 +68,7 @@ export function newDevice(id: number, name: string): ModelDevice {
     burnt: false,
     recoveryBegun: false,
     diedFetching: false,
+    adopted: false,
     generations: [],
   };
 }

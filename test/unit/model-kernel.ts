@@ -1,12 +1,21 @@
 import type { DataPath } from '../../backends/interface.js';
 import { SupervisorError } from '../../src/errors.js';
-import type { DeviceSpec, GrantedDevice, Kernel, KernelQuirks, StopOptions } from '../../src/supervisor/kernel.js';
+import type {
+  DeviceSpec,
+  FoundDevice,
+  GrantedDevice,
+  Kernel,
+  KernelDeviceState,
+  KernelQuirks,
+  StopOptions,
+} from '../../src/supervisor/kernel.js';
 import type { QueueStatus } from '../../src/supervisor/status.js';
 import { alive, behaviours, newDevice, type Behaviour, type KernelVersion, type ModelDevice } from './model-device.js';
 import { ModelGeneration } from './model-generation.js';
 
 /** `startDevice:fetching` and its like: the moment at which the queue processes reach that phase. */
 export type Moment =
+  | 'adopt'
   | 'addDevice'
   | 'setParameters'
   | 'spawn'
@@ -120,6 +129,16 @@ export class ModelKernel implements Kernel {
     });
   }
 
+  async adopt({
+    id,
+  }: FoundDevice): Promise<{ readonly state: KernelDeviceState; readonly generation: ModelGeneration | null }> {
+    return this.#call('adopt', () => {
+      const device = this.#device(id);
+      device.adopted = true;
+      return { state: device.state, generation: device.generations.at(-1) ?? null };
+    });
+  }
+
   async startDevice({ id }: GrantedDevice, signal: AbortSignal): Promise<void> {
     this.#forbid(this.#device(id).wasStarted, 'second START_DEV');
     await this.#serve('startDevice', id, signal);
@@ -131,7 +150,10 @@ export class ModelKernel implements Kernel {
       this.#forbid(alive(device) > 0, 'START_USER_RECOVERY before all queue processes are dead');
       this.#forbid(device.diedFetching && this.quirks.midFetchDeathIsFatal, 'START_USER_RECOVERY after 6b');
       this.#forbid(device.state !== 'QUIESCED', `START_USER_RECOVERY of a device that is ${device.state}`);
-      this.#forbid(device.recoveryBegun && this.quirks.recoveryBeginsOnce, 'second START_USER_RECOVERY');
+      const second = device.recoveryBegun && this.quirks.recoveryBeginsOnce;
+      this.#forbid(second && !device.adopted, 'second START_USER_RECOVERY');
+      // A successor cannot know of the first.
+      if (second) throw errno('EINVAL');
       device.recoveryBegun = true;
     });
   }
@@ -191,9 +213,10 @@ export class ModelKernel implements Kernel {
     });
   }
 
-  release(id: number): void {
+  release(id: number): Promise<void> {
     this.#forbid(this.devices.has(id), 'release of a device that the kernel still has');
     this.#forbid(!this.pages.delete(id), 'second release');
+    return Promise.resolve();
   }
 
   /** START_DEV and END_USER_RECOVERY: both wait for every FETCH. */

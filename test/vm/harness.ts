@@ -126,12 +126,13 @@ export class Served {
   /** Starts a supervisor with `devices` and waits until none of them is on its way any more. */
   static async start(
     devices: readonly object[],
-    options: { node?: string; runtimeDir?: string } = {},
+    options: { node?: string; nodeOptions?: readonly string[]; runtimeDir?: string } = {},
   ): Promise<Served> {
     const directory = options.runtimeDir ?? (await mkdtemp('/run/supervisor-'));
     const config = join(await mkdtemp('/tmp/config-'), 'config.json');
     await writeFile(config, JSON.stringify({ devices }));
-    const child = spawn(options.node ?? process.execPath, [cli, 'start', config, '--runtime-dir', directory], {
+    const command = [...(options.nodeOptions ?? []), cli, 'start', config, '--runtime-dir', directory];
+    const child = spawn(options.node ?? process.execPath, command, {
       stdio: ['ignore', 'inherit', 'pipe'],
       env: { PATH: process.env.PATH },
     });
@@ -186,7 +187,7 @@ export class Served {
 
   async device(name: string): Promise<DeviceStatus> {
     const found = (await this.status()).devices.find((device) => device.name === name);
-    assert.ok(found, `the supervisor knows no device ${name}`);
+    assert.ok(found, `the supervisor knows no device ${name}: ${this.log}`);
     return found;
   }
 

@@ -48,8 +48,20 @@ class ProcessWatch final : public Napi::ObjectWrap<ProcessWatch> {
   Watcher watcher_;
 };
 
+// openPidfd(pid): -1 when there is no such process.
+Napi::Value openPidfd(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const long pidfd = syscall(SYS_pidfd_open, info[0].As<Napi::Number>().Int32Value(), 0);
+    if (pidfd < 0 && errno != ESRCH) checked(pidfd, "pidfd_open");
+    return Napi::Number::New(info.Env(), static_cast<double>(pidfd));
+  });
+}
+
 }  // namespace
 
-void exportProcessWatch(Napi::Env env, Napi::Object exports) { ProcessWatch::define(env, exports); }
+void exportProcessWatch(Napi::Env env, Napi::Object exports) {
+  exports.Set("openPidfd", Napi::Function::New(env, openPidfd));
+  ProcessWatch::define(env, exports);
+}
 
 }  // namespace ublk::addon

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "../file_descriptor.hpp"
+#include "../process_setup.hpp"
 #include "../shared_page.hpp"
 #include "bindings.hpp"
 
@@ -14,7 +15,8 @@ namespace ublk::addon {
 
 namespace {
 
-// The supervisor's view of a device's shared page. new SharedPages(queues, depth).
+// The supervisor's view of a device's shared page. new SharedPages(queues, depth): a new one; new SharedPages(queues,
+// depth, memfd): one that an earlier supervisor made, with what is in it; takes the descriptor over.
 class SharedPages final : public Napi::ObjectWrap<SharedPages> {
  public:
   static void define(Napi::Env env, Napi::Object exports) {
@@ -31,19 +33,12 @@ class SharedPages final : public Napi::ObjectWrap<SharedPages> {
   explicit SharedPages(const Napi::CallbackInfo& info) : Napi::ObjectWrap<SharedPages>(info) {
     guarded(info.Env(), [&] {
       const SharedLayout layout{info[0].As<Napi::Number>().Uint32Value(), info[1].As<Napi::Number>().Uint32Value()};
-      memfd_ =
-          FileDescriptor(checked(memfd_create("ublk-shared-page", MFD_CLOEXEC | MFD_ALLOW_SEALING), "memfd_create"));
-      checked(ftruncate(memfd_.get(), static_cast<off_t>(layout.bytes())), "sizing the shared page");
-      // Nobody can make the supervisor fault by shrinking it.
-      checked(fcntl(memfd_.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL), "sealing the shared page");
-      void* base = mmap(nullptr, layout.bytes(), PROT_READ | PROT_WRITE, MAP_SHARED, memfd_.get(), 0);
-      if (base == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "mapping the shared page");
-      map_ = SharedMap(base, layout);
-      DeviceHeader& header = map_.header();
-      header.magic = kSharedMagic;
-      header.version = kSharedVersion;
-      header.queues = layout.queues;
-      header.depth = layout.depth;
+      if (info[2].IsNumber()) {
+        memfd_ = FileDescriptor(info[2].As<Napi::Number>().Int32Value());
+        map_ = mapSharedPage(memfd_.get(), layout.queues, layout.depth);
+      } else {
+        create(layout);
+      }
     });
   }
 
@@ -52,6 +47,21 @@ class SharedPages final : public Napi::ObjectWrap<SharedPages> {
   }
 
  private:
+  void create(const SharedLayout& layout) {
+    memfd_ = FileDescriptor(checked(memfd_create("ublk-shared-page", MFD_CLOEXEC | MFD_ALLOW_SEALING), "memfd_create"));
+    checked(ftruncate(memfd_.get(), static_cast<off_t>(layout.bytes())), "sizing the shared page");
+    // Nobody can make the supervisor fault by shrinking it.
+    checked(fcntl(memfd_.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL), "sealing the shared page");
+    void* base = mmap(nullptr, layout.bytes(), PROT_READ | PROT_WRITE, MAP_SHARED, memfd_.get(), 0);
+    if (base == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "mapping the shared page");
+    map_ = SharedMap(base, layout);
+    DeviceHeader& header = map_.header();
+    header.magic = kSharedMagic;
+    header.version = kSharedVersion;
+    header.queues = layout.queues;
+    header.depth = layout.depth;
+  }
+
   Napi::Value fd(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), memfd_.get()); }
 
   // beginGeneration(): only while no queue process of the device is alive. Counters go on.

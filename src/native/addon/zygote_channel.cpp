@@ -26,6 +26,8 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
                                                  InstanceMethod<&ZygoteChannel::control>("control"),
                                                  InstanceMethod<&ZygoteChannel::cancel>("cancel"),
                                                  InstanceMethod<&ZygoteChannel::retire>("retire"),
+                                                 InstanceMethod<&ZygoteChannel::inventory>("inventory"),
+                                                 InstanceMethod<&ZygoteChannel::forget>("forget"),
                                                  InstanceMethod<&ZygoteChannel::close>("close"),
                                              }));
   }
@@ -51,7 +53,8 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
   }
 
  private:
-  // spawn({ deviceId, generation, queues, depth, maxIoBytes, dataPath, size, backend }, sharedPage fd, backend fds)
+  // spawn({ deviceId, generation, queues, depth, maxIoBytes, dataPath, size, backend }, sharedPage fd, backend fds,
+  // fds that only the zygote keeps)
   Napi::Value spawn(const Napi::CallbackInfo& info) {
     const Napi::Object request = info[0].As<Napi::Object>();
     SpawnMessage message{};
@@ -67,9 +70,12 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
     const std::string backend = request.Get("backend").ToString();
     std::strncpy(message.backend, backend.c_str(), sizeof message.backend - 1);
     std::vector<int> files{info[1].As<Napi::Number>().Int32Value()};
-    const Napi::Array backendFiles = info[2].As<Napi::Array>();
-    for (uint32_t i = 0; i < backendFiles.Length(); i++) files.push_back(backendFiles.Get(i).ToNumber().Int32Value());
-    message.backendFiles = backendFiles.Length();
+    const auto append = [&files](const Napi::Array& more) {
+      for (uint32_t i = 0; i < more.Length(); i++) files.push_back(more.Get(i).ToNumber().Int32Value());
+      return more.Length();
+    };
+    message.backendFiles = append(info[2].As<Napi::Array>());
+    message.keptFiles = append(info[3].As<Napi::Array>());
     return send(info.Env(), message, files);
   }
 
@@ -139,6 +145,16 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
 
   void retire(const Napi::CallbackInfo& info) { send(info.Env(), headerOf(MessageType::retire)); }
 
+  Napi::Value inventory(const Napi::CallbackInfo& info) {
+    return send(info.Env(), headerOf(MessageType::inventory, ++lastSequence_));
+  }
+
+  Napi::Value forget(const Napi::CallbackInfo& info) {
+    const ForgetMessage message{headerOf(MessageType::forget, ++lastSequence_),
+                                info[0].As<Napi::Number>().Int32Value()};
+    return send(info.Env(), message);
+  }
+
   void close(const Napi::CallbackInfo&) { closeSocket(); }
 
   template <typename Message>
@@ -158,6 +174,8 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
       SpawnedMessage spawned;
       ControlledMessage controlled;
       ExitedMessage exited;
+      HeldMessage held;
+      InventoriedMessage inventoried;
     } message;
     while (socket_) {
       Received received;
@@ -213,17 +231,51 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
     } else if (header.type == MessageType::exited && received.bytes == sizeof(ExitedMessage)) {
       const auto& exited = *static_cast<const ExitedMessage*>(message);
       object.Set("type", "exited");
-      object.Set("pid", exited.pid);
-      object.Set("code", WIFEXITED(exited.waitStatus)
-                             ? Napi::Value(Napi::Number::New(Env(), WEXITSTATUS(exited.waitStatus)))
-                             : Napi::Value(Env().Null()));
-      object.Set("signal", WIFSIGNALED(exited.waitStatus)
-                               ? Napi::Value(Napi::Number::New(Env(), WTERMSIG(exited.waitStatus)))
-                               : Napi::Value(Env().Null()));
+      setExit(object, exited.pid, exited.waitStatus);
+    } else if (header.type == MessageType::held && received.bytes == sizeof(HeldMessage)) {
+      return decodeHeld(object, *static_cast<const HeldMessage*>(message), received);
+    } else if (header.type == MessageType::inventoried && received.bytes == sizeof(InventoriedMessage)) {
+      object.Set("type", "inventoried");
+      object.Set("controls", static_cast<const InventoriedMessage*>(message)->controls);
+    } else if (header.type == MessageType::forgotten && received.bytes == sizeof(MessageHeader)) {
+      object.Set("type", "forgotten");
     } else {
       return {};
     }
     return object;
+  }
+
+  Napi::Object decodeHeld(Napi::Object object, const HeldMessage& held, Received& received) {
+    if (held.queues > kMaxQueues || received.files.size() != 1 + held.files) return {};
+    Napi::Array processes = Napi::Array::New(Env(), held.queues);
+    for (uint32_t i = 0; i < held.queues; i++) {
+      Napi::Object process = Napi::Object::New(Env());
+      const bool running = held.waitStatus[i] == kStillRunning;
+      setExit(process, held.pids[i], running ? 0 : held.waitStatus[i]);
+      process.Set("running", running);
+      processes.Set(i, process);
+    }
+    Napi::Array files = Napi::Array::New(Env(), held.files);
+    for (uint32_t i = 0; i < held.files; i++) files.Set(i, received.files[1 + i].release());
+    object.Set("type", "held");
+    object.Set("deviceId", held.deviceId);
+    object.Set("generation", held.generation);
+    object.Set("queues", held.queues);
+    object.Set("depth", held.depth);
+    object.Set("sharedPage", received.files[0].release());
+    object.Set("files", files);
+    object.Set("processes", processes);
+    return object;
+  }
+
+  // How a process ended, as waitpid() says it.
+  void setExit(Napi::Object& object, pid_t pid, int status) const {
+    const auto numberIf = [this](bool known, int number) {
+      return known ? Napi::Value(Napi::Number::New(Env(), number)) : Napi::Value(Env().Null());
+    };
+    object.Set("pid", pid);
+    object.Set("code", numberIf(WIFEXITED(status), WEXITSTATUS(status)));
+    object.Set("signal", numberIf(WIFSIGNALED(status), WTERMSIG(status)));
   }
 
   void closeSocket() {

@@ -1,0 +1,136 @@
+import { isDeepStrictEqual } from 'node:util';
+import type { DeviceConfig } from '../config/types.js';
+import { SupervisorError, messageOf } from '../errors.js';
+import { openPidfd, watchProcess, type HeldGeneration } from '../native/binding.js';
+import type { Log } from './device-log.js';
+import { dataPathOf, devicesInKernel, sizeOf, stateOf, type KernelDevice } from './found-devices.js';
+import type { Instance } from './instance.js';
+import type { Journal, JournalEntry } from './journal.js';
+import type { FoundDevice } from './kernel.js';
+import { nameOf } from './processes.js';
+import type { ZygoteKeeper } from './zygote-keeper.js';
+
+/** A device that an earlier supervisor of this runtime directory left, or only meant to have. */
+export interface LeftDevice {
+  /** As it was made, where that is known, else as the configuration has it now. */
+  readonly config: DeviceConfig;
+  readonly added: boolean;
+  readonly announced: JournalEntry['announced'] | null;
+  /** null: the kernel does not have it. */
+  readonly found: FoundDevice | null;
+}
+
+interface AdoptionOptions {
+  readonly instance: Instance;
+  readonly keeper: ZygoteKeeper;
+  readonly journal: Journal;
+  readonly log: Log;
+  /** Removes a device of ours that nobody knows and nobody can use. */
+  readonly deleteDevice: (id: number) => Promise<unknown>;
+}
+
+/**
+ * What an earlier supervisor left. The kernel says which devices are ours, by their cookies; the zygote, if it is still
+ * there, who serves them; the journal what they are. Devices of others are not looked at.
+ */
+export async function findLeftDevices(
+  options: AdoptionOptions,
+  configured: readonly DeviceConfig[],
+): Promise<readonly LeftDevice[]> {
+  const { instance, journal, log } = options;
+  const entries = await journal.load();
+  const held = await adoptZygote(options);
+  // Asked for only now: what the zygote's control processes were doing is done.
+  const ours = (await devicesInKernel()).filter(({ cookie }) => instance.owns(cookie));
+  const inConfiguration = new Map(configured.map((config) => [config.name, config]));
+  const left: LeftDevice[] = [];
+  const known = new Set<KernelDevice>();
+  for (const name of new Set([...entries.keys(), ...inConfiguration.keys()])) {
+    const entry = entries.get(name);
+    const wanted = inConfiguration.get(name);
+    const device = deviceOf(name, ours, instance, entry);
+    if (device !== undefined) known.add(device);
+    const config = device === undefined ? (wanted ?? entry?.config) : (entry?.config ?? wanted);
+    // What the kernel does not have and the configuration no longer names was removed from both.
+    if (config === undefined || (device === undefined && wanted === undefined && entry?.added !== true)) continue;
+    if (device === undefined && entry === undefined) continue;
+    if (wanted !== undefined && !isDeepStrictEqual(wanted, config)) {
+      log.warn({ device: name }, `device ${name} is served as it was added; its configuration is another by now`);
+    }
+    left.push({
+      config,
+      added: entry?.added ?? false,
+      announced: entry?.announced ?? null,
+      found: device === undefined ? null : await asFound(device, held),
+    });
+  }
+  for (const device of ours) if (!known.has(device)) await leaveOrDelete(device, options);
+  return left;
+}
+
+/** Of several, which there are when a deleted one is still held by somebody, the one that is not dead. */
+function deviceOf(
+  name: string,
+  ours: readonly KernelDevice[],
+  instance: Instance,
+  entry: JournalEntry | undefined,
+): KernelDevice | undefined {
+  const candidates = ours.filter(({ cookie }) => cookie === instance.cookieOf(name));
+  return (
+    candidates.find((device) => stateOf(device) !== 'DEAD') ??
+    candidates.find(({ id }) => id === entry?.id) ??
+    candidates[0]
+  );
+}
+
+async function asFound(device: KernelDevice, held: readonly HeldGeneration[]): Promise<FoundDevice> {
+  const { id, queues, depth } = device;
+  return {
+    id,
+    queues,
+    depth,
+    dataPath: dataPathOf(device),
+    size: stateOf(device) === 'DEAD' ? null : await sizeOf(id),
+    held: held.find(({ deviceId }) => deviceId === id) ?? null,
+  };
+}
+
+/** A zygote that does not answer, or not as one of this build, is ended: its devices recover with the next one. */
+async function adoptZygote({ keeper, instance, log }: AdoptionOptions): Promise<readonly HeldGeneration[]> {
+  try {
+    const held = await keeper.adopt();
+    if (held !== null) return held;
+  } catch (error) {
+    if (!(error instanceof SupervisorError)) throw error;
+    log.warn({ code: error.code }, `${messageOf(error)}; its devices go on with another one`);
+  }
+  const servers = (await devicesInKernel())
+    .filter(({ cookie }) => instance.owns(cookie))
+    .map(({ ownerPid }) => ownerPid)
+    .filter((pid) => pid > 0);
+  await Promise.all([...new Set(servers)].map(endZygote));
+  return [];
+}
+
+/** The kernel says that it opened a device of ours; its name, that its number is not somebody else's by now. */
+async function endZygote(pid: number): Promise<void> {
+  const pidfd = openPidfd(pid);
+  if (pidfd === null) return;
+  await new Promise<void>((resolve) => {
+    const watch = watchProcess(pidfd, resolve);
+    if (nameOf(pid) === 'ublk-zygote') watch.kill();
+    else resolve();
+  });
+}
+
+async function leaveOrDelete(device: KernelDevice, { log, deleteDevice }: AdoptionOptions): Promise<void> {
+  const { id } = device;
+  if (stateOf(device) !== 'DEAD') {
+    const what = `ublk device ${String(id)} is of this runtime directory, but neither configuration nor journal name it`;
+    log.warn({ id }, `${what}; it is left as it is: add its device to the configuration and start again`);
+    return;
+  }
+  await deleteDevice(id).catch((error: unknown) => {
+    log.warn({ id }, `removing ublk device ${String(id)}, which nobody uses, failed: ${messageOf(error)}`);
+  });
+}

@@ -1,0 +1,37 @@
+import { readdir, readFile } from 'node:fs/promises';
+import type { DataPath } from '../../backends/interface.js';
+import { ublkDeviceInfo, type UblkDeviceInfo } from '../native/binding.js';
+import type { KernelDeviceState } from './kernel.js';
+import { dataPathFeature, featureFlag } from './ublk-features.js';
+
+export interface KernelDevice extends UblkDeviceInfo {
+  readonly id: number;
+}
+
+/** Every ublk device of this machine, whoever's it is. */
+export async function devicesInKernel(): Promise<readonly KernelDevice[]> {
+  const names = await readdir('/sys/class/ublk-char').catch(() => []);
+  return names.flatMap((name) => {
+    const id = Number(/^ublkc(\d+)$/.exec(name)?.[1] ?? NaN);
+    const info = Number.isNaN(id) ? null : ublkDeviceInfo(id);
+    return info === null ? [] : [{ ...info, id }];
+  });
+}
+
+/** UBLK_S_DEV_* of linux/ublk_cmd.h; a device that is gone by now is dead. */
+export function stateOf(info: Pick<UblkDeviceInfo, 'state'> | null): KernelDeviceState {
+  if (info === null || info.state === 0) return 'DEAD';
+  return info.state === 1 ? 'LIVE' : 'QUIESCED';
+}
+
+/** As chosen when the device was added. */
+export function dataPathOf({ flags }: Pick<UblkDeviceInfo, 'flags'>): DataPath {
+  const paths = ['zero-copy', 'user-copy'] as const;
+  return paths.find((path) => (flags & featureFlag(dataPathFeature[path])) !== 0n) ?? 'copy';
+}
+
+/** Bytes of /dev/ublkbN; null where there is none. */
+export async function sizeOf(id: number): Promise<number | null> {
+  const sectors = await readFile(`/sys/block/ublkb${String(id)}/size`, 'utf8').catch(() => null);
+  return sectors === null ? null : Number(sectors) * 512;
+}

@@ -1,0 +1,131 @@
+import t from 'tap';
+import type { FoundDevice } from '../../src/supervisor/kernel.js';
+import { Device } from '../../src/supervisor/device.js';
+import type { DeviceState } from '../../src/supervisor/machine.js';
+import { backend, deviceConfig, faultsOf, leaked, outcomeOf, quiet, silent, type Rig } from './device-harness.js';
+import { ModelClock } from './model-clock.js';
+import { kernelVersions, type KernelVersion } from './model-device.js';
+import { ModelKernel, type Moment } from './model-kernel.js';
+
+/** The same model for a supervisor that can be killed: afterwards none of its calls arrives, and none returns. */
+function mortal(model: ModelKernel): { readonly kernel: ModelKernel; readonly kill: () => void } {
+  let alive = true;
+  const kernel = new Proxy(model, {
+    get: (target, key) => {
+      const value: unknown = Reflect.get(target, key, target);
+      if (typeof value !== 'function') return value;
+      return (...args: unknown[]): unknown => {
+        if (!alive) return new Promise(() => undefined);
+        const result: unknown = Reflect.apply(value, target, args);
+        if (!(result instanceof Promise)) return result;
+        return new Promise((resolve, reject) => {
+          result.then(
+            (answer) => {
+              if (alive) resolve(answer);
+            },
+            (error: unknown) => {
+              if (alive) reject(error instanceof Error ? error : new Error(String(error)));
+            },
+          );
+        });
+      };
+    },
+  });
+  return {
+    kernel,
+    kill: () => {
+      alive = false;
+    },
+  };
+}
+
+function newDevice(model: ModelKernel, kernel: ModelKernel, found?: FoundDevice): Rig {
+  const clock = new ModelClock();
+  const states: DeviceState[] = [];
+  const config = deviceConfig('ram0');
+  const onChange = (state: DeviceState): void => {
+    states.push(state);
+  };
+  return {
+    model,
+    clock,
+    states,
+    device: new Device({ config, backend, kernel, log: silent, clock, onChange, ...(found ? { found } : {}) }),
+  };
+}
+
+/** What a successor finds. */
+function foundIn(model: ModelKernel): FoundDevice | undefined {
+  const [device] = [...model.devices.values()];
+  return device && { id: device.id, queues: 2, depth: 4, dataPath: 'user-copy', size: backend.size, held: null };
+}
+
+/** A life with everything in it: start, a crash and its recovery, a stop. */
+async function live(model: ModelKernel, kernel: ModelKernel): Promise<void> {
+  const { device } = newDevice(model, kernel);
+  void outcomeOf(device.start());
+  await quiet();
+  if (model.devices.size > 0) model.only.generations.at(-1)?.exit(0);
+  await quiet();
+  void outcomeOf(device.stop({ force: false }));
+  await quiet();
+}
+
+/** How often each moment comes in that life. */
+async function momentsOf(version: KernelVersion): Promise<[Moment, number][]> {
+  const model = new ModelKernel(version);
+  await live(model, model);
+  const counts = new Map<Moment, number>();
+  return model.calls.map((moment) => {
+    counts.set(moment, (counts.get(moment) ?? 0) + 1);
+    return [moment, counts.get(moment) ?? 0];
+  });
+}
+
+for (const version of kernelVersions) {
+  t.test(`whenever a supervisor is killed, the next one has the device live again, ${version}`, async (t) => {
+    const moments = await momentsOf(version);
+    t.ok(moments.length > 15, `that life has only ${String(moments.length)} moments`);
+    for (const [moment, nth] of moments) {
+      for (const when of ['before', 'after'] as const) {
+        const model = new ModelKernel(version);
+        const { kernel, kill } = mortal(model);
+        model.at(moment, nth, kill, when);
+        await live(model, kernel);
+        kill();
+        model.heal();
+        const before = { calls: model.calls.length, violations: model.violations.length };
+        const successor = newDevice(model, model, foundIn(model));
+        const started = outcomeOf(successor.device.start());
+        await quiet();
+        const name = `${when} ${moment} ${String(nth)}`;
+        t.strictSame(faultsOf(successor), [], name);
+        t.equal(before.violations, 0, name);
+        t.equal(started.result, 'done', `${name}: ${started.message}`);
+        t.equal(successor.device.state, 'live', name);
+        const stopped = outcomeOf(successor.device.stop({ force: false }));
+        await quiet();
+        t.equal(stopped.result, 'done', `${name}: ${stopped.message}`);
+        t.notOk(leaked(successor), name);
+      }
+    }
+  });
+
+  t.test(`a device that is served stays as it is, ${version}`, async (t) => {
+    const model = new ModelKernel(version);
+    const { kernel, kill } = mortal(model);
+    await newDevice(model, kernel).device.start();
+    kill();
+    const { generation } = model;
+    const successor = newDevice(model, model, foundIn(model));
+    await successor.device.start();
+    t.equal(model.generation, generation);
+    t.equal(generation.alive.size, 2);
+    t.strictSame(successor.states, ['live']);
+    t.equal(successor.device.status().generation, 1);
+    generation.exit(1);
+    await quiet();
+    t.strictSame(successor.states, ['live', 'recovering', 'live']);
+    t.strictSame(faultsOf(successor), []);
+  });
+}

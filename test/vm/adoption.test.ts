@@ -1,0 +1,204 @@
+import assert from 'node:assert/strict';
+import { copyFile, mkdir, readdir, rm, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { DirectFile } from '../../src/backend/conformance/direct-file.js';
+import type { DeviceStatus } from '../../src/supervisor/status.js';
+import { Load, verifiedWrites } from './fio.js';
+import { COMMAND_TIMEOUT_MS, Served, assertNothingLeft, processesNamed, root, run } from './harness.js';
+
+/** A supervisor dies, alone or with what it started, at any moment; its successor goes on with the devices. */
+
+const runtimeDir = '/run/adoption';
+const journal = join(runtimeDir, 'devices');
+const CRASH_AT = '/run/crash-at';
+const BLOCK = 4096;
+
+const moduleDirectory = '/run/adoption-backends';
+const modulePath = join(moduleDirectory, 'async-ram-backend.mjs');
+const recovery = { maxRestarts: 1000 };
+const devices = [
+  { name: 'ram', queues: 2, recovery, backend: { type: 'ram', size: '16MiB' } },
+  { name: 'file', recovery, backend: { type: 'file', path: '/dev/shm/adoption.img', size: '8MiB' } },
+  { name: 'script', recovery, backend: { type: modulePath } },
+];
+
+const start = (
+  configured: readonly object[] = devices,
+  options: { nodeOptions?: readonly string[] } = {},
+): Promise<Served> => Served.start(configured, { runtimeDir, ...options });
+
+const withCrashes = { nodeOptions: ['--import', join(root, 'test/vm/crash-at.js')] };
+const crashAt = (when: string, step: string): Promise<void> => writeFile(CRASH_AT, `${when} ${step}\n`);
+
+async function kill(served: Served): Promise<void> {
+  process.kill(served.pid, 'SIGKILL');
+  await served.exit;
+}
+
+const pids = ({ queues }: DeviceStatus): (number | null)[] => queues.map(({ pid }) => pid);
+const writes = ({ queues }: DeviceStatus): number => queues.reduce((sum, { write }) => sum + write.count, 0);
+const statesOf = async (served: Served): Promise<string[]> =>
+  (await served.status()).devices.map(({ name, state }) => `${name} ${state}`).sort();
+const ALL_LIVE = ['file live', 'ram live', 'script live'];
+
+const pattern = Buffer.alloc(BLOCK, 0x5a);
+
+async function writeData({ path, size }: DeviceStatus): Promise<void> {
+  await using file = await DirectFile.open(path ?? assert.fail('no path'));
+  await file.write(size - BLOCK, pattern);
+}
+
+async function assertData({ path, size }: DeviceStatus): Promise<void> {
+  await using file = await DirectFile.open(path ?? assert.fail('no path'));
+  assert.ok(pattern.equals(await file.read(size - BLOCK, BLOCK)), 'it has other data');
+}
+
+test('the successor of a supervisor', { timeout: 560_000 }, async (t) => {
+  await mkdir(moduleDirectory, { mode: 0o755 });
+  await copyFile(join(root, 'test/vm/async-ram-backend.js'), modulePath);
+  let served = await start();
+  for (const { name } of devices) await writeData(await served.device(name));
+
+  await t.test('A3 adopts what is served: same processes, no pause, counters go on', async () => {
+    await served.add({ name: 'extra', backend: { type: 'ram', size: '1MiB' } });
+    const before = new Map((await served.status()).devices.map((device) => [device.name, device]));
+    const { path } = before.get('ram') ?? assert.fail('no device');
+    const job = { name: 'ram', path: path ?? '', size: '4M', depth: 16 };
+    const load = new Load((pass) => verifiedWrites(job, pass));
+    await kill(served);
+    served = await start();
+    await load.stop();
+    for (const after of (await served.status()).devices) {
+      const earlier = before.get(after.name) ?? assert.fail(`${after.name} is new`);
+      const facts = ({ id, generation, state, size, dataPath }: DeviceStatus): unknown => [
+        id,
+        generation,
+        state,
+        size,
+        dataPath,
+      ];
+      assert.deepEqual(facts(after), facts(earlier));
+      assert.deepEqual(pids(after), pids(earlier), after.name);
+      assert.ok(writes(after) >= writes(earlier), 'counters began anew');
+      assert.deepEqual([after.recoveries, after.lastExit], [0, null]);
+    }
+    assert.deepEqual(await statesOf(served), ['extra live', ...ALL_LIVE]);
+    // What a successor adopted it can also recover, stop and remove.
+    const script = await served.device('script');
+    process.kill(script.queues[0]?.pid ?? assert.fail('no process'), 'SIGKILL');
+    const recovered = await served.untilLive('script', 1, COMMAND_TIMEOUT_MS);
+    assert.equal(recovered.lastExit?.signal, 'SIGKILL');
+    assert.equal(recovered.generation, 2);
+    await assertData(recovered);
+    await served.remove('extra');
+    // Its memory is free, and so is its lock.
+    await served.add({ name: 'extra', backend: { type: 'ram', size: '2MiB' } });
+    await served.remove('extra');
+    assert.deepEqual((await readdir(journal)).sort(), ['file.json', 'ram.json', 'script.json']);
+  });
+
+  await t.test('A4 recovers what lost its queue processes meanwhile, or everything', async () => {
+    await kill(served);
+    const [, second] = processesNamed('ublk/0/');
+    process.kill(second ?? assert.fail('no process'), 'SIGKILL');
+    served = await start();
+    assert.deepEqual(await statesOf(served), ALL_LIVE);
+    const ram = await served.device('ram');
+    assert.equal(ram.lastExit?.signal, 'SIGKILL');
+    assert.deepEqual([ram.generation, (await served.device('file')).generation], [2, 1]);
+    await kill(served);
+    for (const pid of processesNamed('ublk')) process.kill(pid, 'SIGKILL');
+    served = await start();
+    assert.deepEqual(await statesOf(served), ALL_LIVE);
+    for (const device of (await served.status()).devices) await assertData(device);
+  });
+
+  await t.test('A4 ends a zygote that hangs, and recovers its devices', async () => {
+    await kill(served);
+    const [zygote] = processesNamed('ublk-zygote');
+    assert.ok(zygote !== undefined);
+    process.kill(zygote, 'SIGSTOP');
+    served = await start();
+    assert.match(served.log, /connecting to the zygote failed: no answer/);
+    assert.ok(!processesNamed('ublk-zygote').includes(zygote));
+    assert.deepEqual(await statesOf(served), ALL_LIVE);
+    for (const device of (await served.status()).devices) await assertData(device);
+  });
+
+  await t.test('C3 does without the journal: torn, garbage, of another boot, unwritable, missing', async () => {
+    const damages: Readonly<Record<string, () => Promise<unknown>>> = {
+      torn: () => run('truncate', ['-s', '40', join(journal, 'ram.json')]),
+      garbage: () => run('dd', ['if=/dev/urandom', `of=${join(journal, 'ram.json')}`, 'bs=1k', 'count=1']),
+      'of another boot': () => run('sed', ['-i', 's/"boot":"[^"]*"/"boot":"x"/', join(journal, 'ram.json')]),
+      missing: () => rm(journal, { recursive: true }),
+      unwritable: () => writeFile(journal, 'a file is in its place'),
+    };
+    const before = pids(await served.device('ram'));
+    for (const [what, damage] of Object.entries(damages)) {
+      await kill(served);
+      await damage();
+      served = await start();
+      assert.deepEqual(await statesOf(served), ALL_LIVE, what);
+      assert.deepEqual(pids(await served.device('ram')), before, what);
+    }
+    await served.add({ name: 'unrecorded', backend: { type: 'ram', size: '1MiB' } });
+    assert.match(served.log, /writing to \/run\/adoption\/devices failed/);
+    await kill(served);
+    await rm(journal);
+    served = await start();
+    assert.match(
+      served.log,
+      /ublk device 3 is of this runtime directory, but neither configuration nor journal name it/,
+    );
+    // Named again it is what it was.
+    await kill(served);
+    served = await start([...devices, { name: 'unrecorded', backend: { type: 'ram', size: '1MiB' } }]);
+    assert.deepEqual(await statesOf(served), [...ALL_LIVE, 'unrecorded live']);
+    await served.remove('unrecorded');
+  });
+
+  await t.test('A5 whatever a recovery or a stop was doing', async () => {
+    const recovering = ['killGeneration', 'beginRecovery', 'spawn', 'endRecovery'];
+    const stopping = ['assertUnused', 'stopDevice', 'endGeneration', 'deleteDevice', 'release'];
+    await kill(served);
+    served = await start(devices, withCrashes);
+    const bystander = pids(await served.device('file'));
+    for (const [steps, provoke] of [
+      [recovering, async () => process.kill((await served.device('ram')).queues[0]?.pid ?? 0, 'SIGKILL')],
+      [stopping, () => served.api('DELETE', '/v1/devices/ram').catch(() => undefined)],
+    ] as const) {
+      for (const step of steps) {
+        for (const when of ['during', 'after']) {
+          await crashAt(when, step);
+          await provoke();
+          await served.exit;
+          await rm(CRASH_AT);
+          served = await start(devices, withCrashes);
+          const at = `${when} ${step}: ${served.log}`;
+          assert.deepEqual(await statesOf(served), ALL_LIVE, at);
+          await assertData(await served.device('ram'));
+          assert.deepEqual(pids(await served.device('file')), bystander, at);
+          assert.equal(processesNamed('ublk/').length, 4, at);
+        }
+      }
+    }
+    assert.equal(await served.terminate(), 0);
+  });
+
+  await t.test('A5 whatever a start was doing', async () => {
+    for (const step of ['addDevice', 'setParameters', 'spawn', 'startDevice']) {
+      for (const when of ['during', 'after']) {
+        await crashAt(when, step);
+        await assert.rejects(start(devices, withCrashes), /the supervisor ended with/);
+      }
+      await rm(CRASH_AT);
+      served = await start();
+      assert.deepEqual(await statesOf(served), ALL_LIVE, `${step}: ${served.log}`);
+      await assertData(await served.device('ram'));
+      assert.equal(await served.terminate(), 0);
+    }
+  });
+
+  await assertNothingLeft(runtimeDir);
+});
