@@ -26,6 +26,7 @@
 
 #include "channel.hpp"
 #include "control_process.hpp"
+#include "mount_namespace.hpp"
 #include "queue_process.hpp"
 
 namespace ublk {
@@ -52,6 +53,7 @@ struct JavaScriptChild {
 class Zygote {
  public:
   Zygote() {
+    enterOwnMountNamespace();
     sigset_t blocked;
     sigemptyset(&blocked);
     sigaddset(&blocked, SIGCHLD);

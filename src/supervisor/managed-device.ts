@@ -60,8 +60,8 @@ export class ManagedDevice {
   }
 
   async #open({ kernel, log, openBackend, clock }: ManagedDeviceContext): Promise<Device> {
-    const { name: device, blockSize, readOnly } = this.config;
-    const backend = await openBackend(this.config.backend, { device, blockSize, readOnly });
+    const { name: device, blockSize, readOnly, user } = this.config;
+    const backend = await openBackend(this.config.backend, { device, blockSize, readOnly, user });
     const onChange = (state: string): void => {
       if (state !== 'adding') this.#markAdded();
     };
