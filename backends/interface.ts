@@ -1,4 +1,5 @@
 import type { z } from 'zod';
+import type { User } from '../src/native/binding.js';
 
 /** What a device built on a backend announces to the kernel; see `struct ublk_params` in linux/ublk_cmd.h. */
 export interface BackendFacts {
@@ -36,6 +37,8 @@ export interface OpenContext {
   /** The device refuses writes, so the backend need not be able to write. */
   readonly readOnly: boolean;
   readonly inherited?: Inheritance;
+  /** Whom the queue processes run as; left out, as the supervisor. */
+  readonly user?: User | undefined;
 }
 
 /** What the queue processes of a backend in JavaScript load. */

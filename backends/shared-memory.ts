@@ -1,12 +1,15 @@
-import { lstat, mkdir } from 'node:fs/promises';
+import { chmod, lstat, mkdir } from 'node:fs/promises';
 import { SupervisorError } from '../src/errors.js';
 
 /** Where backends keep what lives in memory and outlives every process: a directory of our own below /dev/shm. */
 export const SHARED_MEMORY_DIRECTORY = '/dev/shm/ublk-supervisor';
 
-/** Makes the directory. /dev/shm is world-writable, so nobody else may be able to plant links or files in it. */
+/**
+ * Makes the directory. /dev/shm is world-writable, so nobody else may be able to plant links or files in it. Others may
+ * pass through it, as backends in JavaScript with a user of their own have to, but not see what is there.
+ */
 export async function ensureSharedMemoryDirectory(): Promise<void> {
-  await mkdir(SHARED_MEMORY_DIRECTORY, { mode: 0o700 }).catch((error: unknown) => {
+  await mkdir(SHARED_MEMORY_DIRECTORY, { mode: 0o711 }).catch((error: unknown) => {
     if (!(error instanceof Error && 'code' in error && error.code === 'EEXIST')) throw error;
   });
   const found = await lstat(SHARED_MEMORY_DIRECTORY);
@@ -15,4 +18,5 @@ export async function ensureSharedMemoryDirectory(): Promise<void> {
       code: 'BACKEND',
     });
   }
+  if ((found.mode & 0o777) !== 0o711) await chmod(SHARED_MEMORY_DIRECTORY, 0o711);
 }

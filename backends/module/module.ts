@@ -1,11 +1,15 @@
-import { mkdir, rm } from 'node:fs/promises';
+import { chown, mkdir, readdir, rmdir, unlink } from 'node:fs/promises';
+import { constants } from 'node:os';
 import { join } from 'node:path';
 import { z } from 'zod';
+import { errnoOf } from '../../src/errors.js';
 import type { OpenedMessage } from '../../src/queue-proc/messages.js';
 import type { Backend, Inheritance } from '../interface.js';
 import { SHARED_MEMORY_DIRECTORY, ensureSharedMemoryDirectory } from '../shared-memory.js';
 import { probe } from './probe.js';
 import { trustedPath } from './trusted.js';
+
+const { ENOENT } = constants.errno;
 
 /** A backend's path instead of its name; the rest is for the module to check. */
 export const moduleOptions = z
@@ -22,19 +26,34 @@ export function sharedMemoryOf(device: string): string {
   return join(SHARED_MEMORY_DIRECTORY, `${device}.shared`);
 }
 
+/** Takes the directory back first: then its user can no longer put links in the way of what root removes. */
+async function removeSharedMemory(directory: string): Promise<void> {
+  try {
+    await chown(directory, process.geteuid?.() ?? 0, process.getegid?.() ?? 0);
+  } catch (error) {
+    if (errnoOf(error) === ENOENT) return;
+    throw error;
+  }
+  for (const name of await readdir(directory)) await unlink(join(directory, name));
+  await rmdir(directory);
+}
+
 /** A backend of the user's, in JavaScript: one instance in each queue process, one more in a probe beforehand. */
 export const moduleBackend: Backend<z.infer<typeof moduleOptions>> = {
   name: 'module',
   options: moduleOptions,
-  async open({ path, options }, { device, inherited }) {
+  async open({ path, options }, { device, user, inherited }) {
     const module = await trustedPath(path);
     await ensureSharedMemoryDirectory();
     const sharedMemory = sharedMemoryOf(device);
     const created = (await mkdir(sharedMemory, { recursive: true, mode: 0o700 })) !== undefined;
-    const remove = (): Promise<void> => rm(sharedMemory, { recursive: true, force: true });
+    const owner = user ?? { uid: process.geteuid?.() ?? 0, gid: process.getegid?.() ?? 0 };
+    await chown(sharedMemory, owner.uid, owner.gid);
+    const remove = (): Promise<void> => removeSharedMemory(sharedMemory);
     try {
       // A device that exists goes on, even while its author is in the middle of changing the module.
-      const announced = inherited?.announced ?? announcedBy(await probe({ device, module, options, sharedMemory }));
+      const announced =
+        inherited?.announced ?? announcedBy(await probe({ device, module, options, sharedMemory }, user));
       return {
         size: announced.size,
         ...(announced.blockSize === null ? {} : { blockSize: announced.blockSize }),

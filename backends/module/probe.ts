@@ -2,6 +2,7 @@ import { spawn } from 'node:child_process';
 import type { Duplex } from 'node:stream';
 import { fileURLToPath } from 'node:url';
 import { SupervisorError } from '../../src/errors.js';
+import type { User } from '../../src/native/binding.js';
 import { onFrames, sendFrame } from '../../src/queue-proc/frames.js';
 import {
   queueMessage,
@@ -16,12 +17,12 @@ const DEADLINE_MS = 60_000;
 
 /**
  * Opens a backend in a process of its own to learn what a device of it announces, which the kernel wants to know before
- * there is any queue process. Rejects with `BACKEND`.
+ * there is any queue process. It runs as they will. Rejects with `BACKEND`.
  */
-export async function probe(load: LoadMessage): Promise<OpenedMessage> {
+export async function probe(load: LoadMessage, user: User | undefined): Promise<OpenedMessage> {
   const refused = (reason: string, cause?: unknown): SupervisorError =>
     new SupervisorError(`opening backend ${load.module} failed: ${reason}`, { code: 'BACKEND', cause });
-  const child = spawn(process.execPath, [PROGRAM], {
+  const child = spawn(process.execPath, [PROGRAM, ...(user ? [String(user.uid), String(user.gid)] : [])], {
     stdio: ['ignore', 'ignore', 'inherit', 'pipe'],
     env: {},
     cwd: '/',

@@ -1,5 +1,4 @@
 import { Chalk } from 'chalk';
-import { printable } from '../printable.js';
 import { thisHost } from '../supervisor/host.js';
 import { preflightChecks, runChecks, type CheckStatus } from '../supervisor/preflight.js';
 import { runtimeDirectory } from '../supervisor/runtime-dir.js';
@@ -7,7 +6,7 @@ import { createClient } from './client.js';
 import { runtimeDirOption, type Register, type RuntimeDirOption } from './common-options.js';
 import { devicesCheck, memlockCheck, runtimeDirCheck } from './doctor-checks.js';
 import { CliExit } from './exit-codes.js';
-import { print, printJson } from './output.js';
+import { printColoured, printJson } from './output.js';
 
 interface DoctorOptions extends RuntimeDirOption {
   readonly json?: true;
@@ -33,7 +32,7 @@ export const doctorCommand: Register = (program) => {
       } else {
         for (const { status, subject, detail, advice } of results) {
           const line = `${subject}: ${detail}${advice === undefined ? '' : `; ${advice}`}`;
-          print(`${coloured(status)}  ${printable(line)}`);
+          printColoured(coloured(status), `  ${line}`);
         }
       }
       if (results.some(({ status }) => status === 'fail')) process.exitCode = CliExit.failure;

@@ -1,5 +1,4 @@
 import { InvalidArgumentError, Option } from 'commander';
-import { printable } from '../printable.js';
 import type { DeviceStatus } from '../supervisor/status.js';
 import { clientOf, runtimeDirOption, type Register, type RuntimeDirOption } from './common-options.js';
 import { deviceColumns, usualDeviceColumns } from './device-columns.js';
@@ -36,9 +35,7 @@ export const listCommand: Register = (program) => {
       async ({ json, output, noheadings = false, raw = false, bytes: exact = false, ...options }: ListOptions) => {
         const { devices } = await clientOf(options).status();
         if (json) printJson({ devices: tableObjects(output, devices) });
-        else
-          for (const line of formatTable(output, devices, { headings: !noheadings, raw, exact }))
-            print(printable(line));
+        else for (const line of formatTable(output, devices, { headings: !noheadings, raw, exact })) print(line);
       },
     );
 };

@@ -10,12 +10,19 @@ export function endQuietlyOnClosedPipe(): void {
   }
 }
 
-export function print(text: string): void {
-  process.stdout.write(`${text}\n`);
+/** One line; what it quotes of others can neither drive the terminal nor make a second one. */
+export function print(line: string): void {
+  process.stdout.write(`${printable(line)}\n`);
+}
+
+/** A line that begins with a coloured word of ours. */
+export function printColoured(word: string, rest: string): void {
+  process.stdout.write(`${word}${printable(rest)}\n`);
 }
 
 export function printJson(document: unknown): void {
-  print(JSON.stringify(document, null, 2));
+  // Controls that JSON.stringify lets pass stand in strings only, where the escapes mean the same.
+  for (const line of JSON.stringify(document, null, 2).split('\n')) print(line);
 }
 
 /** On stderr, each line named after the program; the lines themselves may quote what others wrote. */

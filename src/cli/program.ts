@@ -10,6 +10,7 @@ import { CliExit, cliExitCode } from './exit-codes.js';
 import { featuresCommand } from './features.js';
 import { listCommand } from './list.js';
 import { printError } from './output.js';
+import { printable } from '../printable.js';
 import { newBackendCommand } from './new-backend.js';
 import { recoverCommand } from './recover.js';
 import { schemaCommand } from './schema.js';
@@ -43,7 +44,13 @@ export async function run(args: readonly string[]): Promise<void> {
     .showHelpAfterError('see: ublk-supervisor --help')
     .configureOutput({
       outputError: (text, write) => {
-        write(text.replace(/^error: /, 'ublk-supervisor: '));
+        write(
+          text
+            .replace(/^error: /, 'ublk-supervisor: ')
+            .split('\n')
+            .map(printable)
+            .join('\n'),
+        );
       },
     })
     .exitOverride();

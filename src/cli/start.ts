@@ -8,6 +8,7 @@ import { printError } from './output.js';
 const LOG_LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'fatal'] as const;
 
 interface StartOptions extends RuntimeDirOption {
+  readonly group?: string;
   readonly logLevel: (typeof LOG_LEVELS)[number];
 }
 
@@ -17,6 +18,7 @@ export const startCommand: Register = (program) => {
     .description('serve the devices of a configuration; stays in the foreground')
     .argument('<config>', 'configuration file; see ublk-supervisor.json(5)')
     .addOption(runtimeDirOption())
+    .option('--group <name>', 'a group whose members may look (status, list) but change nothing')
     .addOption(new Option('--log-level <level>', 'least important messages to log').choices(LOG_LEVELS).default('info'))
     .action(async (path: string, options: StartOptions) => {
       // Ended by exit, so that nothing that a failed start left open can keep the process from ending.
@@ -24,14 +26,15 @@ export const startCommand: Register = (program) => {
     });
 };
 
-async function start(path: string, { runtimeDir, logLevel }: StartOptions): Promise<number> {
+async function start(path: string, { runtimeDir, group, logLevel }: StartOptions): Promise<number> {
   // Loaded here and not above, so that the other commands start without the daemon's code.
   const { loadConfig } = await import('../config/load.js');
   const { createLogger } = await import('../supervisor/log.js');
   const { runDaemon } = await import('../supervisor/daemon.js');
   try {
     const config = await loadConfig(path);
-    return await runDaemon({ config, runtimeDir: runtimeDirectory(runtimeDir), log: createLogger(logLevel) });
+    const log = createLogger(logLevel);
+    return await runDaemon({ config, runtimeDir: runtimeDirectory(runtimeDir), group, log });
   } catch (error) {
     printError(messageOf(error));
     return daemonExitCode(error);

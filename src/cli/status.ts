@@ -1,5 +1,4 @@
 import { formatSize } from '../units.js';
-import { printable } from '../printable.js';
 import type { DeviceStatus, ExitStatus, OperationStatus, QueueStatus } from '../supervisor/status.js';
 import { clientOf, runtimeDirOption, type Register, type RuntimeDirOption } from './common-options.js';
 import { print, printJson } from './output.js';
@@ -22,8 +21,8 @@ export const statusCommand: Register = (program) => {
         return;
       }
       const { pid, version, kernel } = status.supervisor;
-      print(printable(`ublk-supervisor ${version}, pid ${String(pid)}, Linux ${kernel}`));
-      for (const device of status.devices) for (const line of describeDevice(device)) print(printable(line));
+      print(`ublk-supervisor ${version}, pid ${String(pid)}, Linux ${kernel}`);
+      for (const device of status.devices) for (const line of describeDevice(device)) print(line);
     });
 };
 

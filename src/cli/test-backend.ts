@@ -1,10 +1,9 @@
 import { Chalk } from 'chalk';
 import { Option } from 'commander';
 import type { CheckResult } from '../backend/conformance/index.js';
-import { printable } from '../printable.js';
 import { setting, wholeNumber, type Register, type Setting } from './common-options.js';
 import { CliExit } from './exit-codes.js';
-import { print } from './output.js';
+import { print, printColoured } from './output.js';
 
 interface TestBackendOptions {
   readonly seed?: number;
@@ -40,16 +39,16 @@ async function report(results: AsyncIterable<CheckResult>): Promise<void> {
   const counts = { ok: 0, fail: 0, skip: 0 };
   for await (const result of results) {
     counts[result.outcome]++;
-    print(format(result));
+    show(result);
   }
   print(`${String(counts.ok)} passed, ${String(counts.fail)} failed, ${String(counts.skip)} skipped`);
   if (counts.fail > 0) process.exitCode = CliExit.failure;
 }
 
-function format({ name, outcome, detail }: CheckResult): string {
+function show({ name, outcome, detail }: CheckResult): void {
   const chalk = new Chalk(process.stdout.isTTY ? {} : { level: 0 });
   const colour = { ok: chalk.green, fail: chalk.red, skip: chalk.yellow }[outcome];
-  const [first = '', ...others] = detail.split('\n').map(printable);
-  const lines = [`${name}${first === '' ? '' : `: ${first}`}`, ...others.map((line) => `      ${line}`)];
-  return `${colour(outcome.padEnd(4))}  ${lines.join('\n')}`;
+  const [first = '', ...others] = detail.split('\n');
+  printColoured(colour(outcome.padEnd(4)), `  ${name}${first === '' ? '' : `: ${first}`}`);
+  for (const line of others) print(`      ${line}`);
 }

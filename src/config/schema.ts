@@ -5,6 +5,7 @@ import { parseJson } from './json.js';
 import { show, validate } from './problems.js';
 import type { Config, DeviceConfig } from './types.js';
 import { parseDuration } from '../units.js';
+import { userOf } from '../native/binding.js';
 
 const MOST_DEVICES = 1024;
 const LONGEST_WINDOW_MS = 24 * 3600e3;
@@ -28,6 +29,17 @@ const duration = z.string().transform((text, context) => {
     code: 'custom',
     message: `expected 1ms to 24h, such as 500ms, 60s, 5min or 1h, got ${show(text)}`,
   });
+  return z.NEVER;
+});
+
+const LARGEST_ID = 2 ** 32 - 2;
+
+/** A uid that nobody has a name for is its own group. */
+const user = z.union([z.string().min(1), integer(0, LARGEST_ID)]).transform((nameOrUid, context) => {
+  const found = userOf(nameOrUid);
+  if (found) return found;
+  if (typeof nameOrUid === 'number') return { uid: nameOrUid, gid: nameOrUid };
+  context.addIssue({ code: 'custom', message: `expected a user of this machine, got ${show(nameOrUid)}` });
   return z.NEVER;
 });
 
@@ -64,6 +76,7 @@ const device = z
       .enum(['auto', 'copy', 'user-copy', 'zero-copy'])
       .default('auto')
       .describe('how request data reaches the queue process; auto: what suits the backend best'),
+    user: user.optional().describe('user name or uid that the queue processes run as; by default as the supervisor'),
     backend: backendOptions.describe('what stores the data'),
     requestTimeout: duration
       .prefault('60s')
@@ -78,8 +91,8 @@ const device = z
       message: `expected a multiple of blockSize ${String(blockSize)}, got ${String(backend.size)}`,
     });
   })
-  .transform(({ id, requestTimeout, recovery: { window, ...rest }, ...others }): DeviceConfig => {
-    return { ...others, id, requestTimeoutMs: requestTimeout, recovery: { ...rest, windowMs: window } };
+  .transform(({ id, user, requestTimeout, recovery: { window, ...rest }, ...others }): DeviceConfig => {
+    return { ...others, id, user, requestTimeoutMs: requestTimeout, recovery: { ...rest, windowMs: window } };
   });
 
 const config = z
@@ -121,10 +134,11 @@ export function parseDevice(input: unknown): DeviceConfig {
 
 /** The inverse of `parseDevice`. */
 export function deviceInput(config: DeviceConfig): object {
-  const { backend, requestTimeoutMs, recovery, ...rest } = config;
+  const { backend, user, requestTimeoutMs, recovery, ...rest } = config;
   const { windowMs, ...policy } = recovery;
   return {
     ...rest,
+    user: user?.uid,
     backend: backend.type === 'module' ? { ...backend.options, type: backend.path } : backend,
     requestTimeout: `${String(requestTimeoutMs)}ms`,
     recovery: { ...policy, window: `${String(windowMs)}ms` },

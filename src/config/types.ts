@@ -1,5 +1,8 @@
 import type { BackendOptions } from '../../backends/registry.js';
 import type { DataPath } from '../../backends/interface.js';
+import type { User } from '../native/binding.js';
+
+export type { User };
 
 /**
  * `reissue`: outstanding requests are issued again to the next generation; nobody sees an error.
@@ -33,6 +36,8 @@ export interface DeviceConfig {
   readonly dataPath: DataPath | 'auto';
   /** A request that is unanswered for so long ends the queue processes, as if they had crashed. */
   readonly requestTimeoutMs: number;
+  /** Whom the queue processes run as; undefined: as the supervisor, without its capabilities. */
+  readonly user: User | undefined;
   readonly backend: BackendOptions;
   readonly recovery: RecoveryConfig;
 }

@@ -23,6 +23,15 @@ export interface UblkDeviceInfo {
   readonly depth: number;
 }
 
+/** A user and the one group that goes with it. */
+export interface User {
+  readonly uid: number;
+  readonly gid: number;
+}
+
+/** In place of a uid and a gid: the process goes on as who it is; `kSameUser` of user.hpp. */
+export const SAME_USER = 0xffffffff;
+
 export interface SpawnRequest {
   readonly deviceId: number;
   readonly generation: number;
@@ -33,6 +42,9 @@ export interface SpawnRequest {
   readonly dataPath: number;
   /** The backend's files are then a channel for each queue. */
   readonly javascript: boolean;
+  /** Whom the queue processes run as, or `SAME_USER` twice. */
+  readonly uid: number;
+  readonly gid: number;
   readonly size: number;
   readonly backend: string;
 }
@@ -273,7 +285,10 @@ interface Binding {
   ProcessWatch: new (pidfd: number, onExit: () => void) => ProcessWatch;
   openPidfd(pid: number): number;
   streamPair(): readonly [number, number];
-  dropPrivileges(): void;
+  dropPrivileges(uid: number, gid: number): void;
+  userOf(nameOrUid: string | number): User | null;
+  groupOf(name: string): number | null;
+  peerUid(fd: number): number;
   inheritedQueue(): InheritedQueue | null;
   mapShared(fd: number, bytes: number): ArrayBuffer;
   JsQueue: new (onBatch: (count: number) => void, onDrain: () => void, onEnd: () => void) => NativeJsQueue;
@@ -399,11 +414,26 @@ export function streamPair(): readonly [number, number] {
   return translated(() => binding().streamPair());
 }
 
-/** For good: every capability and the way to new ones. */
-export function dropPrivileges(): void {
+/** For good: every capability and the way to new ones, and the user if another one is given. */
+export function dropPrivileges({ uid, gid }: User = { uid: SAME_USER, gid: SAME_USER }): void {
   translated(() => {
-    binding().dropPrivileges();
+    binding().dropPrivileges(uid, gid);
   });
+}
+
+/** The user of this name or uid, with its own group; null: there is none. */
+export function userOf(nameOrUid: string | number): User | null {
+  return translated(() => binding().userOf(nameOrUid));
+}
+
+/** The gid of the group of this name; null: there is none. */
+export function groupOf(name: string): number | null {
+  return translated(() => binding().groupOf(name));
+}
+
+/** Who connected to the unix socket whose accepted end is `fd`. */
+export function peerUid(fd: number): number {
+  return translated(() => binding().peerUid(fd));
 }
 
 /** null in a process that is no queue process with a JavaScript backend. */

@@ -4,6 +4,7 @@
 #include <system_error>
 
 #include "shared_page.hpp"
+#include "user.hpp"
 
 namespace ublk {
 
@@ -16,7 +17,8 @@ void prepareForReclaim();
 // What is resident stays resident.
 void lockMemory();
 
-void dropPrivileges();
+// Becomes `user` too. Throws when anything of it failed: then the process must end.
+void dropPrivileges(const User& user);
 
 // Leaves why the process gives up where the supervisor finds it.
 void reportFailure(QueuePage& page, const std::system_error& error);

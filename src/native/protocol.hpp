@@ -7,6 +7,7 @@
 #include "backend.hpp"
 #include "shared_page.hpp"
 #include "ublk_uapi.hpp"
+#include "user.hpp"
 
 namespace ublk {
 
@@ -58,6 +59,7 @@ struct SpawnMessage {
   DataPath dataPath;
   uint32_t javascript;  // the backend's files are then a channel to the supervisor for each queue
   uint64_t size;
+  User user;              // whom the queue processes run as
   uint32_t backendFiles;  // for the queue processes
   uint32_t keptFiles;     // javascript: the supervisor's ends of the channels, for its successor
   char backend[32];

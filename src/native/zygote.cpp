@@ -27,6 +27,7 @@
 #include "channel.hpp"
 #include "control_process.hpp"
 #include "held_generations.hpp"
+#include "mount_namespace.hpp"
 #include "queue_process.hpp"
 
 namespace ublk {
@@ -53,6 +54,7 @@ struct JavaScriptChild {
 class Zygote {
  public:
   Zygote() {
+    enterOwnMountNamespace();
     sigset_t blocked;
     sigemptyset(&blocked);
     sigaddset(&blocked, SIGCHLD);

@@ -3,7 +3,7 @@ import process from 'node:process';
 import { announcedBy, loadBackend, openInstance } from '../backend/load.js';
 import type { BackendContext, BackendInstance } from '../backend/define.js';
 import { messageOf } from '../errors.js';
-import { dropPrivileges, inheritedQueue, inheritQueue, type InheritedQueue } from '../native/binding.js';
+import { dropPrivileges, inheritedQueue, inheritQueue, type InheritedQueue, type User } from '../native/binding.js';
 import { Dispatcher } from './dispatch.js';
 import { onFrames, sendFrame } from './frames.js';
 import { EXIT_UNLOADABLE, LONGEST_TEXT, type LoadMessage, type QueueMessage } from './messages.js';
@@ -19,7 +19,7 @@ const PROBE_CHANNEL = 3;
 
 const inherited = inheritedQueue();
 if (inherited) process.title = `ublk/${String(inherited.deviceId)}/${String(inherited.queue)}`;
-else dropPrivileges();
+else dropPrivileges(probeUser());
 
 const channel = new Socket({ fd: inherited?.channel ?? PROBE_CHANNEL, readable: true, writable: true });
 // Queue processes outlive a supervisor that was killed.
@@ -36,6 +36,12 @@ const draining = new AbortController();
 onFrames(channel, (message) => {
   void load(message as LoadMessage);
 });
+
+/** Whom the supervisor wants a probe to be, by its arguments. */
+function probeUser(): User | undefined {
+  const [uid, gid] = process.argv.slice(2).map(Number);
+  return uid === undefined || gid === undefined ? undefined : { uid, gid };
+}
 
 async function load({ device, module, options, sharedMemory: directory }: LoadMessage): Promise<void> {
   const say = (level: 'info' | 'warn' | 'error') => (message: string) => {

@@ -77,6 +77,7 @@ const ROUTES: readonly Route[] = [
 const STATUS_BY_CODE: Readonly<Record<string, number>> = {
   CONFIG: 400,
   BAD_REQUEST: 400,
+  FORBIDDEN: 403,
   NOT_FOUND: 404,
   METHOD: 405,
   EXISTS: 409,
@@ -86,6 +87,7 @@ const STATUS_BY_CODE: Readonly<Record<string, number>> = {
   BUSY: 409,
   TOO_LARGE: 413,
   MEDIA_TYPE: 415,
+  TOO_MANY: 429,
 };
 
 /** Answers one request. Never rejects: what fails becomes an answer with an `error` in it. */

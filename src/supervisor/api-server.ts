@@ -1,16 +1,20 @@
 import { lstat, unlink } from 'node:fs/promises';
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
-import { connect } from 'node:net';
+import { connect, type Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { SupervisorError, errnoOf, messageOf, reasonOf } from '../errors.js';
+import { printable } from '../printable.js';
 import { answer, failure, type ApiAnswer } from './api-routes.js';
 import type { Log } from './device-log.js';
+import { Peers } from './peers.js';
 import type { SupervisorApi } from './status.js';
 
 const MOST_CONNECTIONS = 64;
 const LARGEST_BODY = 64 * 1024;
 const LARGEST_HEADERS = 8 * 1024;
 const REQUEST_TIMEOUT_MS = 10_000;
+/** For an answer to be taken. One that nobody reads holds memory. */
+const ANSWER_TIMEOUT_MS = 10_000;
 /** Bytes of `sockaddr_un.sun_path` less the final NUL; libuv truncates silently beyond it. */
 const LONGEST_SOCKET_PATH = 107;
 /** After `close`, how long requests that are being answered may take. */
@@ -24,7 +28,8 @@ export interface ApiServer {
 }
 
 /** The control API, HTTP and JSON on a unix socket; documented in ublk-supervisor(8), CONTROL API. */
-export function createApiServer(api: SupervisorApi, log: Log): ApiServer {
+export function createApiServer(api: SupervisorApi, log: Log, peers: Peers = new Peers()): ApiServer {
+  const answering = new WeakSet<Socket>();
   const server = createServer(
     {
       maxHeaderSize: LARGEST_HEADERS,
@@ -34,7 +39,15 @@ export function createApiServer(api: SupervisorApi, log: Log): ApiServer {
       keepAliveTimeout: 5_000,
     },
     (request, response) => {
-      serve(api, log, request, response).catch((error: unknown) => {
+      const { socket } = request;
+      // One at a time. Node hands over everything that came in one piece, and would keep an answer to each of it.
+      if (answering.has(socket)) {
+        socket.destroy();
+        return;
+      }
+      answering.add(socket);
+      response.once('close', () => answering.delete(socket));
+      serve(api, log, peers, request, response).catch((error: unknown) => {
         log.warn({ err: error }, 'a control request was not answered');
         request.destroy();
       });
@@ -42,11 +55,25 @@ export function createApiServer(api: SupervisorApi, log: Log): ApiServer {
   );
   server.maxConnections = MOST_CONNECTIONS;
   server.on('clientError', refuseGarbage);
+  server.on('connection', (socket: Socket) => {
+    if (!peers.admit(socket)) socket.destroy();
+  });
   return { listen: (path) => listen(server, path), close: () => close(server) };
 }
 
-async function serve(api: SupervisorApi, log: Log, request: IncomingMessage, response: ServerResponse): Promise<void> {
-  const { method = '', url: target = '' } = request;
+async function serve(
+  api: SupervisorApi,
+  log: Log,
+  peers: Peers,
+  request: IncomingMessage,
+  response: ServerResponse,
+): Promise<void> {
+  const { method = '', url: target = '', socket } = request;
+  const refusal = refusalFor(peers, method, socket);
+  if (refusal) {
+    send(response, failure(refusal, { connection: 'close' }));
+    return;
+  }
   const body = await readBody(request);
   const result =
     body === undefined
@@ -57,6 +84,17 @@ async function serve(api: SupervisorApi, log: Log, request: IncomingMessage, res
   send(response, result);
   // The rest of a body that we do not want is not read either.
   if (body === undefined) response.once('finish', () => request.destroy());
+}
+
+/** undefined: whoever asks may. */
+function refusalFor(peers: Peers, method: string, socket: Socket): SupervisorError | undefined {
+  if (!peers.allows(socket)) {
+    return new SupervisorError('too many requests; ask less often', { code: 'TOO_MANY' });
+  }
+  if (method === 'GET' || peers.roleOf(socket) === 'admin') return undefined;
+  return new SupervisorError(`${method} is for root only; members of the socket's group may GET`, {
+    code: 'FORBIDDEN',
+  });
 }
 
 /** undefined: it is too large. Rejects when the connection ends first. */
@@ -73,7 +111,8 @@ async function readBody(request: IncomingMessage): Promise<string | undefined> {
 }
 
 function send(response: ServerResponse, { status, body, headers }: ApiAnswer): void {
-  const text = `${JSON.stringify(body)}\n`;
+  // JSON.stringify lets C1 controls pass, and somebody may read this on a terminal; the escapes mean the same.
+  const text = `${printable(JSON.stringify(body))}\n`;
   response.writeHead(status, {
     'content-type': 'application/json; charset=utf-8',
     'content-length': Buffer.byteLength(text),
@@ -81,6 +120,10 @@ function send(response: ServerResponse, { status, body, headers }: ApiAnswer): v
     ...headers,
   });
   response.end(text);
+  const cutOff = setTimeout(() => response.destroy(), ANSWER_TIMEOUT_MS);
+  response.once('close', () => {
+    clearTimeout(cutOff);
+  });
 }
 
 /** Not HTTP, too large a header, too slow: told so if it still listens, and cut off. */

@@ -8,6 +8,8 @@ import { withSupervisor } from './with-supervisor.js';
 export interface DaemonOptions {
   readonly config: Config;
   readonly runtimeDir: string;
+  /** Whose members may read from the control socket. */
+  readonly group?: string | undefined;
   readonly log: Log;
 }
 
@@ -15,8 +17,8 @@ export interface DaemonOptions {
  * Serves the configuration until it is told to stop; resolves with the exit code. Rejects, with nothing left behind,
  * when it cannot begin. A device that does not start does not keep the others from being served.
  */
-export async function runDaemon({ config, runtimeDir, log }: DaemonOptions): Promise<number> {
-  await withSupervisor({ runtimeDir, log }, async (supervisor, stopped) => {
+export async function runDaemon({ config, runtimeDir, group, log }: DaemonOptions): Promise<number> {
+  await withSupervisor({ runtimeDir, group, log }, async (supervisor, stopped) => {
     const signals = listenForSignals(supervisor, log);
     try {
       const failures = await supervisor.start(config);

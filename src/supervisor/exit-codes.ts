@@ -16,6 +16,7 @@ const BY_CODE: Readonly<Record<string, number>> = {
   NO_UBLK: DaemonExit.unavailable,
   BAD_KERNEL: DaemonExit.unavailable,
   NO_IO_URING: DaemonExit.unavailable,
+  USAGE: DaemonExit.usage,
   RUNTIME_DIR: DaemonExit.cannotCreate,
   RUNNING: DaemonExit.cannotCreate,
   EPERM: DaemonExit.permission,

@@ -1,5 +1,5 @@
 import type { BackendFacts, BackendModule, DataPath } from '../../backends/interface.js';
-import type { RecoveryMode } from '../config/types.js';
+import type { RecoveryMode, User } from '../config/types.js';
 import type { HeldGeneration } from '../native/binding.js';
 import type { BackendReport } from '../queue-proc/messages.js';
 import type { ExitStatus, QueueStatus } from './status.js';
@@ -16,6 +16,8 @@ export interface DeviceSpec {
   readonly recovery: RecoveryMode;
   /** A request that is unanswered for so long ends the generation that has it. */
   readonly requestTimeoutMs: number;
+  /** Whom the queue processes run as; undefined: as the supervisor, without its capabilities. */
+  readonly user: User | undefined;
   readonly facts: BackendFacts;
   readonly backend: {
     readonly name: string;

@@ -70,13 +70,13 @@ export class ManagedDevice {
 
   async #open(context: ManagedDeviceContext, left: LeftDevice | null): Promise<Device> {
     const { kernel, log, openBackend, clock, journal } = context;
-    const { name: device, blockSize, readOnly } = this.config;
+    const { name: device, blockSize, readOnly, user } = this.config;
     const found = left?.found ?? undefined;
     const inherited = {
       announced: found === undefined ? null : (left?.announced ?? null),
       files: this.config.backend.type === 'module' ? [] : (found?.held?.files ?? []),
     };
-    const backend = await openBackend(this.config.backend, { device, blockSize, readOnly, inherited });
+    const backend = await openBackend(this.config.backend, { device, blockSize, readOnly, user, inherited });
     const onChange = (state: DeviceState): void => {
       if (state !== 'adding') this.#markAdded();
       if (state === 'starting') this.#record(journal, backend);

@@ -4,6 +4,7 @@ import { setTimeout } from 'node:timers/promises';
 import type { DataPath } from '../../backends/interface.js';
 import { SupervisorError, messageOf } from '../errors.js';
 import {
+  SAME_USER,
   controlAction,
   controlCommand,
   createSharedPages,
@@ -252,6 +253,8 @@ export class UblkKernel implements Kernel {
       maxIoBytes: maxIoBytes(spec),
       dataPath: dataPathNumber[spec.dataPath],
       javascript: spec.backend.module !== null,
+      uid: spec.user?.uid ?? SAME_USER,
+      gid: spec.user?.gid ?? SAME_USER,
       size: spec.size,
       backend: spec.backend.module === null ? spec.backend.name : '',
     };

@@ -13,6 +13,7 @@ import { Instance } from './instance.js';
 import { Journal } from './journal.js';
 import { assertReady } from './preflight.js';
 import { controlSocket, lockFile } from './runtime-dir.js';
+import { shareWithGroup } from './socket-group.js';
 import { Supervisor } from './supervisor.js';
 import { UblkKernel } from './ublk-kernel.js';
 import { ZygoteKeeper } from './zygote-keeper.js';
@@ -20,6 +21,8 @@ import { ZygoteKeeper } from './zygote-keeper.js';
 export interface SupervisorPlace {
   /** For one supervisor at a time, with its control socket. Left out: a private one, and no control socket. */
   readonly runtimeDir?: string | undefined;
+  /** Whose members may read from the control socket; left out: root's. */
+  readonly group?: string | undefined;
   readonly log: Log;
 }
 
@@ -30,7 +33,7 @@ type Use = (supervisor: Supervisor, stopped: Promise<void>) => Promise<void>;
  * Runs a supervisor for as long as `use` takes; afterwards no process, socket or lock of it is left. Rejects when this
  * machine or directory cannot be used, or as `use` does.
  */
-export async function withSupervisor({ runtimeDir, log }: SupervisorPlace, use: Use): Promise<void> {
+export async function withSupervisor({ runtimeDir, group, log }: SupervisorPlace, use: Use): Promise<void> {
   assertReady((warning) => {
     log.warn({}, warning);
   });
@@ -45,14 +48,19 @@ export async function withSupervisor({ runtimeDir, log }: SupervisorPlace, use: 
     await makeRuntimeDirectory(runtimeDir);
     const lock = await lockRuntimeDirectory(runtimeDir);
     try {
-      await runIn(runtimeDir, controlSocket(runtimeDir), log, use);
+      await runIn(runtimeDir, { path: controlSocket(runtimeDir), group }, log, use);
     } finally {
       await lock.close();
     }
   }
 }
 
-async function runIn(directory: string, socketPath: string | null, log: Log, use: Use): Promise<void> {
+interface ControlSocket {
+  readonly path: string;
+  readonly group: string | undefined;
+}
+
+async function runIn(directory: string, socket: ControlSocket | null, log: Log, use: Use): Promise<void> {
   await using control = await open('/dev/ublk-control', constants.O_RDWR);
   const instance = new Instance(directory);
   const journal = new Journal(join(directory, 'devices'), parseDevice, log);
@@ -87,8 +95,9 @@ async function runIn(directory: string, socketPath: string | null, log: Log, use
     },
   });
   const api = createApiServer(supervisor, log);
-  if (socketPath !== null) await api.listen(socketPath);
+  if (socket !== null) await api.listen(socket.path);
   try {
+    if (socket?.group !== undefined) await shareWithGroup(socket.path, socket.group);
     await use(supervisor, stopped);
   } finally {
     await api.close();
@@ -106,7 +115,7 @@ async function makeRuntimeDirectory(path: string): Promise<void> {
   try {
     await mkdir(path, { recursive: true, mode: 0o750 });
     const found = await lstat(path);
-    if (!found.isDirectory() || found.uid !== process.geteuid?.() || (found.mode & 0o002) !== 0) {
+    if (!found.isDirectory() || found.uid !== process.geteuid?.() || (found.mode & 0o022) !== 0) {
       throw new Error('it is not a directory that only we can write to');
     }
   } catch (error) {

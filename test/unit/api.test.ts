@@ -11,6 +11,7 @@ import { createClient } from '../../src/cli/client.js';
 import { parseDevice } from '../../src/config/schema.js';
 import { SupervisorError } from '../../src/errors.js';
 import { createApiServer, type ApiServer } from '../../src/supervisor/api-server.js';
+import { Peers } from '../../src/supervisor/peers.js';
 import type { DeviceStatus, Status, SupervisorApi } from '../../src/supervisor/status.js';
 
 const scratch: DeviceStatus = {
@@ -34,9 +35,10 @@ const scratch: DeviceStatus = {
 /** Remembers what it was asked for; knows one device. */
 class FakeSupervisor implements SupervisorApi {
   readonly calls: unknown[] = [];
+  devices = [scratch];
 
   status(): Status {
-    return { supervisor: { pid: process.pid, version: '0.0.0', kernel: 'none' }, devices: [scratch] };
+    return { supervisor: { pid: process.pid, version: '0.0.0', kernel: 'none' }, devices: this.devices };
   }
 
   async add(device: unknown): Promise<DeviceStatus> {
@@ -81,11 +83,12 @@ async function shortDirectory(t: Test): Promise<string> {
   return directory;
 }
 
-async function serve(t: Test): Promise<Running> {
+/** `uidOf`: whom the server takes its clients for. */
+async function serve(t: Test, uidOf?: () => number): Promise<Running> {
   const directory = await shortDirectory(t);
   const path = join(directory, 'control.sock');
   const supervisor = new FakeSupervisor();
-  const server = createApiServer(supervisor, pino({ level: 'silent' }));
+  const server = createApiServer(supervisor, pino({ level: 'silent' }), new Peers(uidOf));
   await server.listen(path);
   t.teardown(() => server.close());
   return { directory, path, supervisor, server };
@@ -224,7 +227,73 @@ t.test('a body without a length is counted too', async (t) => {
   t.strictSame(supervisor.calls, []);
 });
 
-t.test('garbage ends the connection', async (t) => {
+t.test('a reader may look and nothing else', async (t) => {
+  const { path, supervisor } = await serve(t, () => 100_000);
+  t.match(await ask(path, 'GET', '/v1/status'), { status: 200, body: { devices: [{ name: 'scratch' }] } });
+  t.match(await ask(path, 'GET', '/v1/devices/scratch'), { status: 200 });
+  const forbidden = { error: { code: 'FORBIDDEN', message: /^\w+ is for root only; [^\n]*$/ } };
+  for (const [method, target, body] of [
+    ['POST', '/v1/stop', '{"force":true}'],
+    ['POST', '/v1/devices', ' '.repeat(2 ** 12)],
+    ['POST', '/v1/devices/scratch/recover'],
+    ['DELETE', '/v1/devices/scratch?force=true'],
+    ['PUT', '/v1/none'],
+  ] as const) {
+    t.match(await ask(path, method, target, body), { status: 403, body: forbidden, headers: { connection: 'close' } });
+  }
+  t.strictSame(supervisor.calls, []);
+});
+
+t.test('F1 a reader who asks without pause is told to wait', async (t) => {
+  const { path } = await serve(t, () => 100_000);
+  const replies = await Promise.all(
+    Array.from({ length: 6 }, async () => {
+      const statuses: unknown[] = [];
+      for (let i = 0; i < 30; i++) statuses.push((await ask(path, 'GET', '/v1/status')).status);
+      return statuses;
+    }),
+  );
+  t.strictSame([...new Set(replies.flat())].sort(), [200, 429]);
+});
+
+t.test('one connection serves several requests, but not at once', async (t) => {
+  const { path } = await serve(t);
+  const get = 'GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n';
+  const inTurn = await converse(path, (socket) => {
+    let answers = 0;
+    socket.on('data', () => {
+      answers += 1;
+      if (answers < 3) socket.write(get);
+      else socket.destroy();
+    });
+    socket.write(get);
+  });
+  t.equal(inTurn.match(/HTTP\/1\.1 200 /g)?.length, 3);
+  const atOnce = await converse(path, (socket) => socket.write(get.repeat(2000)));
+  t.ok((atOnce.match(/HTTP\/1\.1 200 /g)?.length ?? 0) <= 1);
+  t.match(await ask(path, 'GET', '/v1/status'), { status: 200 });
+});
+
+t.test('F1 who does not take an answer is cut off', { timeout: 40_000 }, async (t) => {
+  const { path, supervisor } = await serve(t);
+  // More than a socket holds.
+  supervisor.devices = Array.from({ length: 4000 }, () => scratch);
+  const socket = connect(path);
+  socket.on('error', () => undefined).pause();
+  socket.write('GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n');
+  const start = performance.now();
+  await sleep(1_000);
+  const closed = once(socket, 'close');
+  await sleep(11_000);
+  // What the kernel still holds for us, and then the end.
+  socket.resume();
+  await closed;
+  const elapsed = performance.now() - start;
+  t.ok(socket.bytesRead < JSON.stringify(supervisor.status()).length, `${String(socket.bytesRead)} bytes`);
+  t.ok(elapsed < 20_000, `${String(Math.round(elapsed))} ms`);
+});
+
+t.test('F1 garbage ends the connection', async (t) => {
   const { path, supervisor } = await serve(t);
   for (const garbage of [
     '\0\0\0\0\0\0\0\0',
@@ -239,7 +308,7 @@ t.test('garbage ends the connection', async (t) => {
   t.strictSame(supervisor.calls, []);
 });
 
-t.test('an endless line is cut off, and costs no memory', async (t) => {
+t.test('F1 an endless line is cut off, and costs no memory', async (t) => {
   const { path } = await serve(t);
   const before = process.memoryUsage().rss;
   let written = 0;
@@ -263,7 +332,7 @@ t.test('an endless line is cut off, and costs no memory', async (t) => {
   t.match(await ask(path, 'GET', '/v1/status'), { status: 200 });
 });
 
-t.test('half a message and silence are cut off in time, without effect', { timeout: 40_000 }, async (t) => {
+t.test('F1 half a message and silence are cut off in time, without effect', { timeout: 40_000 }, async (t) => {
   const { path, supervisor } = await serve(t);
   const halves = [
     '',
@@ -287,7 +356,7 @@ t.test('a client that leaves in the middle of its body has no effect', async (t)
   t.strictSame(supervisor.calls, []);
 });
 
-t.test('of 100 connections 64 are kept, and room comes back', async (t) => {
+t.test('F1 of 100 connections 64 are kept, and room comes back', async (t) => {
   const { path } = await serve(t);
   const closed = new Set<Socket>();
   const sockets = Array.from({ length: 100 }, () => {

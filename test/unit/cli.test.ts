@@ -146,7 +146,7 @@ t.test('commands that need a supervisor say that there is none: 3', async (t) =>
   }
 });
 
-t.test('a broken configuration: 78 from check and start alike, and nothing is made', async (t) => {
+t.test('C1 a broken configuration: 78 from check and start alike, and nothing is made', async (t) => {
   const directory = join(await shortDirectory(t), 'run');
   for (const name of ['depth-4097', 'duplicate-key', 'many-problems', 'empty', 'name-escape']) {
     const path = join(root, 'test/unit/configs', `${name}.json`);

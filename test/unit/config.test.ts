@@ -22,7 +22,7 @@ function refusal(text: string): string {
   return 'accepted';
 }
 
-t.test('every broken configuration of the corpus is refused with the lines beside it', async (t) => {
+t.test('C1 every broken configuration of the corpus is refused with the lines beside it', async (t) => {
   const names = readdirSync(corpus).filter((name) => name.endsWith('.json'));
   t.ok(names.length > 80);
   for (const name of names) {
@@ -44,6 +44,7 @@ t.test('the example is accepted and means what it says', async (t) => {
       readOnly: false,
       dataPath: 'auto',
       requestTimeoutMs: 60_000,
+      user: undefined,
       backend: { type: 'ram', size: 512 * 2 ** 20 },
       recovery,
     },
@@ -56,6 +57,7 @@ t.test('the example is accepted and means what it says', async (t) => {
       readOnly: false,
       dataPath: 'auto',
       requestTimeoutMs: 60_000,
+      user: undefined,
       backend: { type: 'null', size: 2 ** 40 },
       recovery,
     },

@@ -49,7 +49,7 @@ function assertNothingMade(): void {
   );
 }
 
-test('a broken configuration makes nothing', async () => {
+test('C1 a broken configuration makes nothing', async () => {
   const device = { name: 'a', backend: { type: 'ram', size: 0 } };
   const path = join(configs, 'broken.json');
   await writeFile(path, JSON.stringify({ devices: [{ ...device, queues: 65536, dept: 3 }] }));
@@ -150,7 +150,7 @@ test('with a supervisor running', async (t) => {
     assert.equal(statSync(join(served.runtimeDir, 'control.sock')).mode & 0o7777, 0o660);
   });
 
-  await t.test('a second one for the same runtime directory is refused', async () => {
+  await t.test('F3 a second one for the same runtime directory is refused', async () => {
     const refused = await start(goodConfig, served.runtimeDir);
     assertRefused(refused, 73, /a supervisor is running already: it holds \/run\/first\/lock; /);
     assert.equal((await served.status()).devices.length, 2);

@@ -5,6 +5,7 @@ namespace ublk::addon {
 namespace {
 
 Napi::Object init(Napi::Env env, Napi::Object exports) {
+  exportAccounts(env, exports);
   exportFiles(env, exports);
   exportSystem(env, exports);
   exportZygoteChannel(env, exports);

@@ -66,6 +66,7 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
     message.maxIoBytes = request.Get("maxIoBytes").ToNumber().Uint32Value();
     message.dataPath = static_cast<DataPath>(request.Get("dataPath").ToNumber().Uint32Value());
     message.size = static_cast<uint64_t>(request.Get("size").ToNumber().Int64Value());
+    message.user = {request.Get("uid").ToNumber().Uint32Value(), request.Get("gid").ToNumber().Uint32Value()};
     message.javascript = request.Get("javascript").ToBoolean();
     const std::string backend = request.Get("backend").ToString();
     std::strncpy(message.backend, backend.c_str(), sizeof message.backend - 1);
