@@ -71,6 +71,10 @@ const device = z
     recovery: recovery.prefault({}),
   })
   .superRefine(({ backend, blockSize }, context) => {
+    coreDump: z
+      .boolean()
+      .default(false)
+      .describe('whether a queue process that crashes may leave a core dump, with the data of its requests in it'),
     if (!('size' in backend) || backend.size === undefined || backend.size % blockSize === 0) return;
     context.addIssue({
       code: 'custom',

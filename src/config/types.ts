@@ -35,6 +35,8 @@ export interface DeviceConfig {
   readonly requestTimeoutMs: number;
   readonly backend: BackendOptions;
   readonly recovery: RecoveryConfig;
+  /** A crash of a queue process may leave a core dump. */
+  readonly coreDump: boolean;
 }
 
 export interface Config {

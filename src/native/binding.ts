@@ -33,6 +33,7 @@ export interface SpawnRequest {
   readonly dataPath: number;
   /** The backend's files are then a channel for each queue. */
   readonly javascript: boolean;
+  readonly coreDump: boolean;
   readonly size: number;
   readonly backend: string;
 }

@@ -16,7 +16,8 @@ void prepareForReclaim();
 // What is resident stays resident.
 void lockMemory();
 
-void dropPrivileges();
+// `coreDump`: a crash of this process may leave one, with the data of its requests in it.
+void dropPrivileges(bool coreDump);
 
 // Leaves why the process gives up where the supervisor finds it.
 void reportFailure(QueuePage& page, const std::system_error& error);

@@ -35,6 +35,7 @@ export function deviceSpec(config: DeviceConfig, backend: OpenBackend, kernel: P
     dataPath,
     recovery: config.recovery.mode,
     requestTimeoutMs: config.requestTimeoutMs,
+    coreDump: config.coreDump,
     facts: { ...backend.facts, readOnly: backend.facts.readOnly || config.readOnly },
     backend: {
       name: backend.module?.path ?? config.backend.type,

@@ -17,6 +17,7 @@ export interface DeviceSpec {
   readonly requestTimeoutMs: number;
   readonly facts: BackendFacts;
   readonly backend: {
+  readonly coreDump: boolean;
     readonly name: string;
     readonly files: readonly number[];
     /** null: the backend is native. */

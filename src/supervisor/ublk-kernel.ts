@@ -204,6 +204,7 @@ export class UblkKernel implements Kernel {
       size: spec.size,
       backend: spec.backend.module === null ? spec.backend.name : '',
     };
+      coreDump: spec.coreDump,
     for (;;) {
       const zygote = await this.#zygote();
       try {

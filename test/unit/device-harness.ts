@@ -42,6 +42,7 @@ export function deviceConfig(name: string, recovery: Partial<RecoveryConfig> = {
     dataPath: 'auto',
     backend: { type: 'null', size: 1 << 20 },
     requestTimeoutMs: 60_000,
+    coreDump: false,
     recovery: { mode: 'reissue', auto: true, maxRestarts: 5, windowMs: 60_000, onGiveUp: 'park', ...recovery },
   };
 }

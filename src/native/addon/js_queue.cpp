@@ -228,7 +228,7 @@ class JsQueue final : public Napi::ObjectWrap<JsQueue>, private Backend {
 
 void exportJsQueue(Napi::Env env, Napi::Object exports) {
   exports.Set("dropPrivileges", Napi::Function::New(env, [](const Napi::CallbackInfo& info) {
-                guarded(info.Env(), [] { dropPrivileges(); });
+                guarded(info.Env(), [] { dropPrivileges(false); });
               }));
   exports.Set("inheritedQueue", Napi::Function::New(env, inheritedQueue));
   JsQueue::define(env, exports);

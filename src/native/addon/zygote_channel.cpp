@@ -64,6 +64,7 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
     message.dataPath = static_cast<DataPath>(request.Get("dataPath").ToNumber().Uint32Value());
     message.size = static_cast<uint64_t>(request.Get("size").ToNumber().Int64Value());
     message.javascript = request.Get("javascript").ToBoolean();
+    message.coreDump = request.Get("coreDump").ToBoolean();
     const std::string backend = request.Get("backend").ToString();
     std::strncpy(message.backend, backend.c_str(), sizeof message.backend - 1);
     std::vector<int> files{info[1].As<Napi::Number>().Int32Value()};
