@@ -74,6 +74,7 @@ void runQueueProcess(const QueueInheritance& inheritance) {
                  .charDevice = inheritance.charDevice,
                  .backendFiles = inheritance.backendFiles,
                  .descriptors = inheritance.descriptors,
+                 .header = &shared.header(),
                  .page = page,
                  .inflight = shared.inflight(inheritance.queue)},
                 *backend);

@@ -78,6 +78,7 @@ class JsQueue final : public Napi::ObjectWrap<JsQueue>, private Backend {
                                                   .dataPath = DataPath::copy,
                                                   .charDevice = inherited_->charDevice,
                                                   .descriptors = inherited_->descriptors,
+                                                  .header = &inherited_->shared.header(),
                                                   .page = page_,
                                                   .inflight = inherited_->shared.inflight(inherited_->queue)},
                                        static_cast<Backend&>(*this));
