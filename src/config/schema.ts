@@ -44,6 +44,9 @@ const recovery = z.strictObject({
     .default(10)
     .describe('at most this many restarts within the window; 0: never restart'),
   window: duration.prefault('60s').describe('a duration: 500ms, 60s, 5min, 1h'),
+  poisonAfter: integer(0, 1000)
+    .default(3)
+    .describe('a request that so many crashes in a row have in common is answered with EIO from then on; 0: never'),
   onGiveUp: z
     .enum(['park', 'stop'])
     .default('park')
@@ -68,13 +71,13 @@ const device = z
     requestTimeout: duration
       .prefault('60s')
       .describe('a request that is unanswered for so long counts as a hang, which is handled like a crash'),
-    recovery: recovery.prefault({}),
-  })
-  .superRefine(({ backend, blockSize }, context) => {
     coreDump: z
       .boolean()
       .default(false)
       .describe('whether a queue process that crashes may leave a core dump, with the data of its requests in it'),
+    recovery: recovery.prefault({}),
+  })
+  .superRefine(({ backend, blockSize }, context) => {
     if (!('size' in backend) || backend.size === undefined || backend.size % blockSize === 0) return;
     context.addIssue({
       code: 'custom',

@@ -17,6 +17,8 @@ export interface RecoveryConfig {
   /** At most this many restarts within `windowMs`. 0: never restart. */
   readonly maxRestarts: number;
   readonly windowMs: number;
+  /** A request that was in the backend in so many consecutive crashes is answered with EIO. 0: none ever is. */
+  readonly poisonAfter: number;
   readonly onGiveUp: GiveUp;
 }
 
@@ -33,10 +35,10 @@ export interface DeviceConfig {
   readonly dataPath: DataPath | 'auto';
   /** A request that is unanswered for so long ends the queue processes, as if they had crashed. */
   readonly requestTimeoutMs: number;
-  readonly backend: BackendOptions;
-  readonly recovery: RecoveryConfig;
   /** A crash of a queue process may leave a core dump. */
   readonly coreDump: boolean;
+  readonly backend: BackendOptions;
+  readonly recovery: RecoveryConfig;
 }
 
 export interface Config {

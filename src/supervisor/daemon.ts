@@ -8,6 +8,7 @@ import { withSupervisor } from './with-supervisor.js';
 export interface DaemonOptions {
   readonly config: Config;
   readonly runtimeDir: string;
+  readonly stateDir: string;
   readonly log: Log;
 }
 
@@ -15,8 +16,8 @@ export interface DaemonOptions {
  * Serves the configuration until it is told to stop; resolves with the exit code. Rejects, with nothing left behind,
  * when it cannot begin. A device that does not start does not keep the others from being served.
  */
-export async function runDaemon({ config, runtimeDir, log }: DaemonOptions): Promise<number> {
-  await withSupervisor({ runtimeDir, log }, async (supervisor, stopped) => {
+export async function runDaemon({ config, runtimeDir, stateDir, log }: DaemonOptions): Promise<number> {
+  await withSupervisor({ runtimeDir, stateDir, log }, async (supervisor, stopped) => {
     const signals = listenForSignals(supervisor, log);
     try {
       const failures = await supervisor.start(config);

@@ -1,6 +1,8 @@
 import type { BackendFacts, BackendModule, DataPath } from '../../backends/interface.js';
 import type { RecoveryMode } from '../config/types.js';
+import type { MarkedRequest, OutstandingRequest } from '../native/binding.js';
 import type { BackendReport } from '../queue-proc/messages.js';
+import type { OperationName } from './requests.js';
 import type { ExitStatus, QueueStatus } from './status.js';
 
 /** Everything about a device that the kernel and the queue processes need, fixed for the device's life. */
@@ -15,9 +17,9 @@ export interface DeviceSpec {
   readonly recovery: RecoveryMode;
   /** A request that is unanswered for so long ends the generation that has it. */
   readonly requestTimeoutMs: number;
+  readonly coreDump: boolean;
   readonly facts: BackendFacts;
   readonly backend: {
-  readonly coreDump: boolean;
     readonly name: string;
     readonly files: readonly number[];
     /** null: the backend is native. */
@@ -40,6 +42,27 @@ export interface QueueReport {
 /** How far a generation's queue processes came. `fetching`: some, not all, of the device's FETCHes may be with the kernel. */
 export type GenerationPhase = 'preparing' | 'fetching' | 'fetched';
 
+export interface HeldRequest extends OutstandingRequest {
+  readonly queue: number;
+}
+
+/** What a dead generation left in the shared page. */
+export interface Remains {
+  /** Its queues whose process ended by itself, or hung; the others were ended with it. */
+  readonly died: readonly number[];
+  /** It was ended because it hung. */
+  readonly hung: boolean;
+  readonly phase: GenerationPhase;
+  /** What its backends had not answered; ages at the death. */
+  readonly held: readonly HeldRequest[];
+  /** Marked requests that it has not answered, whether its backends got them or not. */
+  readonly marked: readonly MarkedRequest[];
+  /** How many requests it answered. */
+  readonly answered: Readonly<Record<OperationName, number>>;
+  /** How long before its death; null: never. */
+  readonly lastAnswerMs: number | null;
+}
+
 /** One set of queue processes, one per hardware queue, forked together and ended together. */
 export interface Generation {
   readonly number: number;
@@ -49,6 +72,8 @@ export interface Generation {
   readonly exited: AbortSignal;
   /** Read from the shared page, so it is valid after the processes are dead. */
   phase(): GenerationPhase;
+  /** To be called once the processes are dead and before there are others. */
+  remains(): Remains;
   /** SIGKILL to every process that is left; resolves when all have exited. Rejects after a deadline (uninterruptible sleep). */
   kill(): Promise<void>;
 }
@@ -84,14 +109,17 @@ export interface Kernel {
   setParameters(id: number, spec: DeviceSpec): Promise<void>;
   /**
    * Opens and maps /dev/ublkcN in the zygote and forks the queue processes; resolves once they exist. `onReport`: what
-   * backends in JavaScript say from then on.
+   * backends in JavaScript say from then on. `marked`: requests that they treat with care.
    */
   spawn(
     granted: GrantedDevice,
     spec: DeviceSpec,
     generation: number,
     onReport: (report: QueueReport) => void,
+    marked: readonly MarkedRequest[],
   ): Promise<Generation>;
+  /** The device's queues forget what was marked, at once. */
+  unmark(id: number): void;
   /**
    * START_DEV, which makes /dev/ublkbN, once every FETCH is in. Not sent while a queue process is dead, or about to be,
    * so `signal` has to cancel then.

@@ -1,6 +1,7 @@
 import type { OpenBackend, OpenContext } from '../../backends/interface.js';
 import type { BackendOptions } from '../../backends/registry.js';
 import type { DeviceConfig } from '../config/types.js';
+import type { CrashFiles } from './crash-files.js';
 import type { Log } from './device-log.js';
 import { Device } from './device.js';
 import type { Kernel } from './kernel.js';
@@ -13,6 +14,7 @@ export interface ManagedDeviceContext {
   readonly log: Log;
   readonly openBackend: OpenBackendFunction;
   readonly clock: Clock | undefined;
+  readonly crashFiles: CrashFiles | null;
 }
 
 /** A device together with the backend that is open for its sake. Its name and id are taken from the beginning. */
@@ -59,14 +61,14 @@ export class ManagedDevice {
     await this.#closed;
   }
 
-  async #open({ kernel, log, openBackend, clock }: ManagedDeviceContext): Promise<Device> {
+  async #open({ kernel, log, openBackend, clock, crashFiles }: ManagedDeviceContext): Promise<Device> {
     const { name: device, blockSize, readOnly } = this.config;
     const backend = await openBackend(this.config.backend, { device, blockSize, readOnly });
     const onChange = (state: string): void => {
       if (state !== 'adding') this.#markAdded();
     };
     try {
-      this.#device = new Device({ config: this.config, backend, kernel, log, clock, onChange });
+      this.#device = new Device({ config: this.config, backend, kernel, log, clock, crashFiles, onChange });
     } catch (error) {
       await backend.close();
       if (backend.created) await backend.remove();

@@ -2,6 +2,7 @@ import { openBackend as openRegisteredBackend } from '../../backends/registry.js
 import type { Config, DeviceConfig } from '../config/types.js';
 import { messageOf, SupervisorError } from '../errors.js';
 import type { Clock } from './clock.js';
+import type { CrashFiles } from './crash-files.js';
 import type { Log } from './device-log.js';
 import type { Kernel } from './kernel.js';
 import { ManagedDevice, type ManagedDeviceContext, type OpenBackendFunction } from './managed-device.js';
@@ -19,6 +20,7 @@ export interface SupervisorOptions {
   readonly onStopped?: () => void;
   readonly openBackend?: OpenBackendFunction;
   readonly clock?: Clock;
+  readonly crashFiles?: CrashFiles | null;
 }
 
 export interface StartFailure {
@@ -46,7 +48,7 @@ export class Supervisor implements SupervisorApi {
 
   constructor(options: SupervisorOptions) {
     const { kernel, log, openBackend = openRegisteredBackend, clock, onStopped = () => undefined } = options;
-    this.#context = { kernel, log, openBackend, clock };
+    this.#context = { kernel, log, openBackend, clock, crashFiles: options.crashFiles ?? null };
     this.#log = log;
     this.#version = options.version;
     this.#kernelRelease = options.kernelRelease;
@@ -116,9 +118,9 @@ export class Supervisor implements SupervisorApi {
     await this.#remove(this.#find('removing', name), options);
   }
 
-  async recover(name: string): Promise<DeviceStatus> {
+  async recover(name: string, options: { readonly clearQuarantine?: boolean } = {}): Promise<DeviceStatus> {
     const device = await this.#find('recovering', name).opened;
-    await device.recover();
+    await device.recover(options);
     return device.status();
   }
 

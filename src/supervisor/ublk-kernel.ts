@@ -11,6 +11,7 @@ import {
   ublkDeviceInfo,
   type ControlCommand,
   type ControlRequest,
+  type MarkedRequest,
   type SharedOperation,
   type SharedPages,
 } from '../native/binding.js';
@@ -143,6 +144,7 @@ export class UblkKernel implements Kernel {
     spec: DeviceSpec,
     number: number,
     onReport: (report: QueueReport) => void,
+    marked: readonly MarkedRequest[],
   ): Promise<Generation> {
     const record = this.#devices.get(granted.id) ?? {
       pages: createSharedPages(granted.queues, granted.depth),
@@ -152,6 +154,7 @@ export class UblkKernel implements Kernel {
     };
     this.#devices.set(granted.id, record);
     record.pages.beginGeneration();
+    record.pages.mark(marked);
     const { module } = spec.backend;
     const channels: BackendChannel[] = [];
     try {
@@ -201,10 +204,10 @@ export class UblkKernel implements Kernel {
       maxIoBytes: maxIoBytes(spec),
       dataPath: dataPathNumber[spec.dataPath],
       javascript: spec.backend.module !== null,
+      coreDump: spec.coreDump,
       size: spec.size,
       backend: spec.backend.module === null ? spec.backend.name : '',
     };
-      coreDump: spec.coreDump,
     for (;;) {
       const zygote = await this.#zygote();
       try {
@@ -312,6 +315,10 @@ export class UblkKernel implements Kernel {
         writeZeroes: operation(4),
       };
     });
+  }
+
+  unmark(id: number): void {
+    this.#devices.get(id)?.pages.mark([]);
   }
 
   release(id: number): void {

@@ -8,6 +8,7 @@ import { SupervisorError, messageOf } from '../errors.js';
 import { flock, ublkFeatures } from '../native/binding.js';
 import { version } from '../version.js';
 import { createApiServer } from './api-server.js';
+import { CrashFiles } from './crash-files.js';
 import type { Log } from './device-log.js';
 import { assertReady } from './preflight.js';
 import { controlSocket, lockFile } from './runtime-dir.js';
@@ -19,6 +20,8 @@ import { ZygoteKeeper } from './zygote-keeper.js';
 export interface SupervisorPlace {
   /** For one supervisor at a time, with its control socket. Left out: a private one, and no control socket. */
   readonly runtimeDir?: string | undefined;
+  /** Where crash reports are kept. Left out: nowhere. */
+  readonly stateDir?: string | undefined;
   readonly log: Log;
 }
 
@@ -29,14 +32,15 @@ type Use = (supervisor: Supervisor, stopped: Promise<void>) => Promise<void>;
  * Runs a supervisor for as long as `use` takes; afterwards no process, socket or lock of it is left. Rejects when this
  * machine or directory cannot be used, or as `use` does.
  */
-export async function withSupervisor({ runtimeDir, log }: SupervisorPlace, use: Use): Promise<void> {
+export async function withSupervisor({ runtimeDir, stateDir, log }: SupervisorPlace, use: Use): Promise<void> {
+  const crashFiles = stateDir === undefined ? null : new CrashFiles(stateDir, log);
   assertReady((warning) => {
     log.warn({}, warning);
   });
   if (runtimeDir === undefined) {
     const directory = await mkdtemp('/run/ublk-supervisor-');
     try {
-      await runIn(directory, null, log, use);
+      await runIn(directory, null, crashFiles, log, use);
     } finally {
       await rm(directory, { recursive: true });
     }
@@ -45,14 +49,20 @@ export async function withSupervisor({ runtimeDir, log }: SupervisorPlace, use: 
     const lock = await lockRuntimeDirectory(runtimeDir);
     try {
       await refuseOrphans(zygoteSocket(runtimeDir));
-      await runIn(runtimeDir, controlSocket(runtimeDir), log, use);
+      await runIn(runtimeDir, controlSocket(runtimeDir), crashFiles, log, use);
     } finally {
       await lock.close();
     }
   }
 }
 
-async function runIn(directory: string, socketPath: string | null, log: Log, use: Use): Promise<void> {
+async function runIn(
+  directory: string,
+  socketPath: string | null,
+  crashFiles: CrashFiles | null,
+  log: Log,
+  use: Use,
+): Promise<void> {
   await using control = await open('/dev/ublk-control', constants.O_RDWR);
   const keeper: ZygoteKeeper = new ZygoteKeeper({
     socketPath: zygoteSocket(directory),
@@ -77,6 +87,7 @@ async function runIn(directory: string, socketPath: string | null, log: Log, use
     version,
     kernelRelease: release(),
     parseDevice,
+    crashFiles,
     onStopped: () => {
       end();
     },

@@ -33,7 +33,7 @@ t.test('every broken configuration of the corpus is refused with the lines besid
 
 t.test('the example is accepted and means what it says', async (t) => {
   const { devices } = await loadConfig(join(root, 'examples/config.json'));
-  const recovery = { mode: 'reissue', auto: true, maxRestarts: 10, windowMs: 60_000, onGiveUp: 'park' };
+  const recovery = { mode: 'reissue', auto: true, maxRestarts: 10, windowMs: 60_000, poisonAfter: 3, onGiveUp: 'park' };
   t.strictSame(devices, [
     {
       name: 'scratch',

@@ -21,7 +21,8 @@ export type Moment =
   | 'endRecovery:fetched'
   | 'assertUnused'
   | 'stopDevice'
-  | 'deleteDevice';
+  | 'deleteDevice'
+  | 'unmark';
 
 interface Injection {
   readonly moment: Moment;
@@ -189,6 +190,10 @@ export class ModelKernel implements Kernel {
       const operations = { read: none, write: none, flush: none, discard: none, writeZeroes: none };
       return { index, pid: generation?.pids[index] ?? null, depth: granted.depth, inflight: 0, ...operations };
     });
+  }
+
+  unmark(): void {
+    this.calls.push('unmark');
   }
 
   release(id: number): void {
