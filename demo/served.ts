@@ -21,7 +21,8 @@ export class Served {
 
   constructor(config: string, runtimeDir: string) {
     this.#runtimeDir = runtimeDir;
-    this.#process = spawn(process.execPath, [CLI, 'start', config, '--runtime-dir', runtimeDir], {
+    const places = ['--runtime-dir', runtimeDir, '--state-dir', runtimeDir];
+    this.#process = spawn(process.execPath, [CLI, 'start', config, ...places], {
       detached: true,
       stdio: ['ignore', 'ignore', 'pipe'],
     });

@@ -11,6 +11,8 @@ export interface ServeOptions<Name extends string = string> {
    * Left out: a private directory and no control socket, so that any number of programs can serve.
    */
   readonly runtimeDir?: string;
+  /** Where crash reports are kept, as JSON files. Left out: `log` and `status` alone tell of crashes. */
+  readonly stateDir?: string;
   /** A pino logger or what has its `info`, `warn` and `error`. Left out: warnings and errors go to stderr. */
   readonly log?: Log;
 }
@@ -26,8 +28,11 @@ export interface ServedDevice extends AsyncDisposable {
   readonly path: string;
   /** Throws with `NOT_FOUND` when the device was stopped. */
   status(): DeviceStatus;
-  /** Resolves when the device is live again after it gave up, with its restarts forgotten. */
-  recover(): Promise<DeviceStatus>;
+  /**
+   * Resolves when the device is live again after it gave up, with its restarts forgotten. `clearQuarantine`: requests that
+   * are refused because they crashed the backend are given to it again.
+   */
+  recover(options?: { readonly clearQuarantine?: boolean }): Promise<DeviceStatus>;
   /**
    * Takes the device away and keeps its data. Rejects with `IN_USE`, and goes on serving, while somebody has it open or
    * mounted. Disposal does the same.
@@ -53,11 +58,11 @@ export async function serve<const Name extends string>(options: ServeOptions<Nam
   const { checkConfig } = await import('./config/schema.js');
   const { createLogger } = await import('./supervisor/log.js');
   const { withSupervisor } = await import('./supervisor/with-supervisor.js');
-  const { runtimeDir, log = createLogger('warn'), ...rest } = options;
+  const { runtimeDir, stateDir, log = createLogger('warn'), ...rest } = options;
   const config = checkConfig(rest, 'serve', process.cwd());
   const names = options.devices.map(({ name }) => name);
   return new Promise((resolve, reject) => {
-    const ended = withSupervisor({ runtimeDir, log }, async (supervisor, stopped) => {
+    const ended = withSupervisor({ runtimeDir, stateDir, log }, async (supervisor, stopped) => {
       await supervisor.startAll(config);
       resolve(serving(supervisor, names, ended));
       await stopped;
@@ -109,7 +114,7 @@ function servedDevice(supervisor: SupervisorApi, name: string): ServedDevice {
       throw new SupervisorError(`device ${name} has no path: it is ${state}`, { code: 'NOT_FOUND', device: name });
     },
     status,
-    recover: () => supervisor.recover(name),
+    recover: (options) => supervisor.recover(name, options),
     stop,
     [Symbol.asyncDispose]: () => stop(),
   };

@@ -7,7 +7,7 @@ export interface Client {
   status(): Promise<Status>;
   add(device: object): Promise<DeviceStatus>;
   remove(name: string, options: { readonly force: boolean; readonly removeData: boolean }): Promise<void>;
-  recover(name: string): Promise<DeviceStatus>;
+  recover(name: string, options: { readonly clearQuarantine: boolean }): Promise<DeviceStatus>;
   stop(options: { readonly force: boolean }): Promise<void>;
 }
 
@@ -35,7 +35,8 @@ export function createClient(runtimeDir: string): Client {
     remove: async (name, { force, removeData }) => {
       await call('DELETE', `${device(name)}?force=${String(force)}&data=${removeData ? 'remove' : 'keep'}`);
     },
-    recover: async (name) => (await call('POST', `${device(name)}/recover`)) as DeviceStatus,
+    recover: async (name, { clearQuarantine }) =>
+      (await call('POST', `${device(name)}/recover${clearQuarantine ? '?clear-quarantine=true' : ''}`)) as DeviceStatus,
     stop: async ({ force }) => {
       await call('POST', '/v1/stop', { force });
     },

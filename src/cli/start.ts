@@ -1,7 +1,7 @@
 import { Option } from 'commander';
 import { messageOf } from '../errors.js';
 import { daemonExitCode } from '../supervisor/exit-codes.js';
-import { runtimeDirectory } from '../supervisor/runtime-dir.js';
+import { runtimeDirectory, stateDirectory } from '../supervisor/runtime-dir.js';
 import { runtimeDirOption, type Register, type RuntimeDirOption } from './common-options.js';
 import { printError } from './output.js';
 
@@ -9,6 +9,7 @@ const LOG_LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'fatal'] as const
 
 interface StartOptions extends RuntimeDirOption {
   readonly group?: string;
+  readonly stateDir?: string;
   readonly logLevel: (typeof LOG_LEVELS)[number];
 }
 
@@ -19,6 +20,7 @@ export const startCommand: Register = (program) => {
     .argument('<config>', 'configuration file; see ublk-supervisor.json(5)')
     .addOption(runtimeDirOption())
     .option('--group <name>', 'a group whose members may look (status, list) but change nothing')
+    .option('--state-dir <dir>', 'where crash reports are kept (default: $STATE_DIRECTORY or /var/lib/ublk-supervisor)')
     .addOption(new Option('--log-level <level>', 'least important messages to log').choices(LOG_LEVELS).default('info'))
     .action(async (path: string, options: StartOptions) => {
       // Ended by exit, so that nothing that a failed start left open can keep the process from ending.
@@ -26,15 +28,15 @@ export const startCommand: Register = (program) => {
     });
 };
 
-async function start(path: string, { runtimeDir, group, logLevel }: StartOptions): Promise<number> {
+async function start(path: string, { runtimeDir, stateDir, group, logLevel }: StartOptions): Promise<number> {
   // Loaded here and not above, so that the other commands start without the daemon's code.
   const { loadConfig } = await import('../config/load.js');
   const { createLogger } = await import('../supervisor/log.js');
   const { runDaemon } = await import('../supervisor/daemon.js');
   try {
     const config = await loadConfig(path);
-    const log = createLogger(logLevel);
-    return await runDaemon({ config, runtimeDir: runtimeDirectory(runtimeDir), group, log });
+    const directories = { runtimeDir: runtimeDirectory(runtimeDir), stateDir: stateDirectory(stateDir) };
+    return await runDaemon({ config, ...directories, group, log: createLogger(logLevel) });
   } catch (error) {
     printError(messageOf(error));
     return daemonExitCode(error);

@@ -1,5 +1,6 @@
 import { formatSize } from '../units.js';
-import type { DeviceStatus, ExitStatus, OperationStatus, QueueStatus } from '../supervisor/status.js';
+import { describeRequest } from '../supervisor/requests.js';
+import type { CrashStatus, DeviceStatus, ExitStatus, OperationStatus, QueueStatus } from '../supervisor/status.js';
 import { clientOf, runtimeDirOption, type Register, type RuntimeDirOption } from './common-options.js';
 import { print, printJson } from './output.js';
 import { formatTable, type Column } from './table.js';
@@ -36,6 +37,10 @@ function describeDevice(device: DeviceStatus): string[] {
     `  backend   ${backend}, data path ${dataPath}`,
     `  history   generation ${String(generation)}, recoveries: ${String(recoveries)}${pause}`,
     ...(device.lastExit === null ? [] : [`  last exit ${describeExit(device.lastExit)}`]),
+    ...(device.lastCrash === null ? [] : [`  last crash ${describeCrash(device.lastCrash)}`]),
+    ...device.quarantine.map(
+      (request) => `  refused   ${describeRequest(request)}, after ${String(request.crashes)} crashes`,
+    ),
     ...formatTable(queueColumns, device.queues, { headings: true, raw: false, exact: false }).map(
       (line) => `  ${line}`,
     ),
@@ -45,6 +50,15 @@ function describeDevice(device: DeviceStatus): string[] {
 function describeExit({ queue, pid, code, signal, reason, at }: ExitStatus): string {
   const how = signal === null ? `exited with code ${String(code)}` : `killed by ${signal}`;
   return `${at}, queue ${String(queue)}, pid ${String(pid)}: ${how}${reason === null ? '' : `, ${reason}`}`;
+}
+
+function describeCrash({ generation, cause, inflight, requests, pauseMs, file }: CrashStatus): string {
+  const [oldest] = requests;
+  const held =
+    oldest === undefined ? '' : `, the oldest ${describeRequest(oldest)} for ${String(Math.round(oldest.ageMs))} ms`;
+  const pause = pauseMs === null ? '' : `, pause ${String(Math.round(pauseMs))} ms`;
+  const report = file === null ? '' : `, ${file}`;
+  return `generation ${String(generation)}: ${cause}, requests in it: ${String(inflight)}${held}${pause}${report}`;
 }
 
 const queueColumns: readonly Column<QueueStatus>[] = [

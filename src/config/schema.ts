@@ -56,6 +56,9 @@ const recovery = z.strictObject({
     .default(10)
     .describe('at most this many restarts within the window; 0: never restart'),
   window: duration.prefault('60s').describe('a duration: 500ms, 60s, 5min, 1h'),
+  poisonAfter: integer(0, 1000)
+    .default(3)
+    .describe('a request that so many crashes in a row have in common is answered with EIO from then on; 0: never'),
   onGiveUp: z
     .enum(['park', 'stop'])
     .default('park')
@@ -81,6 +84,10 @@ const device = z
     requestTimeout: duration
       .prefault('60s')
       .describe('a request that is unanswered for so long counts as a hang, which is handled like a crash'),
+    coreDump: z
+      .boolean()
+      .default(false)
+      .describe('whether a queue process that crashes may leave a core dump, with the data of its requests in it'),
     recovery: recovery.prefault({}),
   })
   .superRefine(({ backend, blockSize }, context) => {

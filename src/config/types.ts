@@ -20,6 +20,8 @@ export interface RecoveryConfig {
   /** At most this many restarts within `windowMs`. 0: never restart. */
   readonly maxRestarts: number;
   readonly windowMs: number;
+  /** A request that was in the backend in so many consecutive crashes is answered with EIO. 0: none ever is. */
+  readonly poisonAfter: number;
   readonly onGiveUp: GiveUp;
 }
 
@@ -38,6 +40,8 @@ export interface DeviceConfig {
   readonly requestTimeoutMs: number;
   /** Whom the queue processes run as; undefined: as the supervisor, without its capabilities. */
   readonly user: User | undefined;
+  /** A crash of a queue process may leave a core dump. */
+  readonly coreDump: boolean;
   readonly backend: BackendOptions;
   readonly recovery: RecoveryConfig;
 }

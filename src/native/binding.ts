@@ -45,6 +45,7 @@ export interface SpawnRequest {
   /** Whom the queue processes run as, or `SAME_USER` twice. */
   readonly uid: number;
   readonly gid: number;
+  readonly coreDump: boolean;
   readonly size: number;
   readonly backend: string;
 }
@@ -192,18 +193,34 @@ export interface SharedQueue {
   /** Why the process gave up by itself; 0 when it did not. */
   readonly failureErrno: number;
   readonly failureStep: string;
+  /** null: this generation has not answered anything. */
+  readonly sinceAnswerMs: number | null;
   /** Read, write, flush, discard, write zeroes. */
   readonly operations: readonly SharedOperation[];
 }
 
-/** A request that a backend has not answered. */
-export interface OutstandingRequest {
-  readonly ageMs: number;
+/** A request as it is recognised when it comes again, in whatever queue. */
+export interface RequestIdentity {
   /** `UBLK_IO_OP_*`: 0 read, 1 write, 2 flush, 3 discard, 5 write zeroes. */
   readonly operation: number;
   readonly startSector: number;
   readonly sectors: number;
 }
+
+/** A request that a backend has not answered. */
+export interface OutstandingRequest extends RequestIdentity {
+  readonly ageMs: number;
+}
+
+/** What the queues are to do with a request after crashes; `Mark` of shared_page.hpp. */
+export interface MarkedRequest extends RequestIdentity {
+  /** true: it is answered with EIO. false: the backend has nothing else while it has this. */
+  readonly refused: boolean;
+  readonly crashes: number;
+}
+
+/** How many requests can be marked; `kMaxMarked` of shared_page.hpp. */
+export const MOST_MARKED = 256;
 
 /** A device's shared page; shared_page.hpp. */
 export interface SharedPages {
@@ -213,6 +230,14 @@ export interface SharedPages {
   readQueue(index: number): SharedQueue;
   /** What the queue's backend has had longest; null: it has nothing. */
   oldestRequest(index: number): OutstandingRequest | null;
+  /** All that the queue's backend has, in no order. */
+  outstanding(index: number): readonly OutstandingRequest[];
+  /**
+   * Replaces all marks; refused ones first. Only while no queue process of the device is alive, but for an empty list.
+   */
+  mark(requests: readonly MarkedRequest[]): void;
+  /** What is marked, but for what has been answered since. */
+  marked(): readonly MarkedRequest[];
   drain(): void;
 }
 

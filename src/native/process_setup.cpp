@@ -42,9 +42,10 @@ void lockMemory() { checked(mlockall(MCL_CURRENT | MCL_ONFAULT), "mlockall"); }
 
 // A queue process answers requests and nothing else. Without CAP_SYS_ADMIN in the fetching process the kernel also
 // leaves the partition table alone, which 6.12 and 6.16 need: a server that dies in that scan wedges ublk for good.
-void dropPrivileges(const User& user) {
-  const rlimit noCore{0, 0};
-  checked(setrlimit(RLIMIT_CORE, &noCore), "disabling core dumps");
+void dropPrivileges(const User& user, bool coreDump) {
+  const rlim_t largest = coreDump ? RLIM_INFINITY : 0;
+  const rlimit core{largest, largest};
+  checked(setrlimit(RLIMIT_CORE, &core), "limiting core dumps");
   for (int capability = 0; prctl(PR_CAPBSET_READ, capability, 0, 0, 0) >= 0; capability++) {
     checked(prctl(PR_CAPBSET_DROP, capability, 0, 0, 0), "dropping the bounding set");
   }
@@ -53,6 +54,8 @@ void dropPrivileges(const User& user) {
   __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
   __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3] = {};
   checked(syscall(SYS_capset, &header, none), "dropping capabilities");
+  // A change of credentials may have taken it away.
+  if (coreDump) checked(prctl(PR_SET_DUMPABLE, 1, 0, 0, 0), "PR_SET_DUMPABLE");
 }
 
 void reportFailure(QueuePage& page, const std::system_error& error) {

@@ -17,8 +17,9 @@ void prepareForReclaim();
 // What is resident stays resident.
 void lockMemory();
 
-// Becomes `user` too. Throws when anything of it failed: then the process must end.
-void dropPrivileges(const User& user);
+// Becomes `user` too. Throws when anything of it failed: then the process must end. `coreDump`: a crash of this process
+// may leave one, with the data of its requests in it.
+void dropPrivileges(const User& user, bool coreDump);
 
 // Leaves why the process gives up where the supervisor finds it.
 void reportFailure(QueuePage& page, const std::system_error& error);

@@ -58,6 +58,7 @@ struct SpawnMessage {
   uint32_t maxIoBytes;
   DataPath dataPath;
   uint32_t javascript;  // the backend's files are then a channel to the supervisor for each queue
+  uint32_t coreDump;
   uint64_t size;
   User user;              // whom the queue processes run as
   uint32_t backendFiles;  // for the queue processes

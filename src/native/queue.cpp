@@ -32,9 +32,17 @@ constexpr uint32_t counterIndex(Operation operation) {
   return operation == Operation::writeZeroes ? 4 : static_cast<uint32_t>(operation);
 }
 
+// A flush has no place; the kernel leaves anything there.
+RequestIdentity identityOf(const IoDescriptor& descriptor) {
+  const uint32_t operation = descriptor.opFlags & kOperationMask;
+  if (operation == static_cast<uint32_t>(Operation::flush)) return {0, 0, operation};
+  return {descriptor.startSector, descriptor.sectors, operation};
+}
+
 }  // namespace
 
-Queue::Queue(const QueueSetup& setup, Backend& backend) : setup_(setup), backend_(backend), tags_(setup.depth) {
+Queue::Queue(const QueueSetup& setup, Backend& backend)
+    : setup_(setup), backend_(backend), gate_(*setup.header, setup.depth), tags_(setup.depth) {
   finished_.reserve(setup.depth);
   zeros_ = mapMemory(setup.maxIoBytes, PROT_READ);
   if (setup.dataPath == DataPath::copy) {
@@ -146,6 +154,7 @@ bool Queue::handleCompletions() {
     handle(cqe->user_data, cqe->res);
   }
   io_uring_cq_advance(&ring_, seen);
+  if (gate_.waiting()) admitWaiting();
   accountFinished();
   return fetched_ > 0 && !(inBackend_ == 0 && setup_.page->drain.load(std::memory_order_relaxed));
 }
@@ -164,7 +173,7 @@ void Queue::handle(uint64_t userData, int32_t result) {
       break;
   }
   if (result == 0) {
-    if (!setup_.page->drain.load(std::memory_order_relaxed)) begin(tag);
+    if (!setup_.page->drain.load(std::memory_order_relaxed)) admit(tag);
     return;
   }
   if (result == -ENODEV) {
@@ -174,17 +183,34 @@ void Queue::handle(uint64_t userData, int32_t result) {
   throw std::system_error(-result, std::generic_category(), "fetching a request");
 }
 
-void Queue::begin(uint16_t tag) {
+void Queue::admit(uint16_t tag) {
+  if (gate_.open()) return begin(tag);
+  const Gate::Way way = gate_.arrive(tag, identityOf(setup_.descriptors[tag]), inBackend_ > 0);
+  if (way != Gate::Way::wait) begin(tag, way == Gate::Way::refuse);
+}
+
+// Not from within an answer: a backend in JavaScript takes its requests in batches. What waits when the queue drains
+// stays with the kernel.
+void Queue::admitWaiting() {
+  while (!setup_.page->drain.load(std::memory_order_relaxed)) {
+    const auto tag = gate_.next(inBackend_ > 0);
+    if (!tag) return;
+    begin(*tag);
+  }
+}
+
+void Queue::begin(uint16_t tag, bool refused) {
   const IoDescriptor& descriptor = setup_.descriptors[tag];
   const auto operation = static_cast<Operation>(descriptor.opFlags & kOperationMask);
   const bool flush = operation == Operation::flush;
+  const RequestIdentity identity = identityOf(descriptor);
   const uint64_t offset = flush ? 0 : descriptor.startSector << kSectorShift;
   const uint64_t length = flush ? 0 : uint64_t{descriptor.sectors} << kSectorShift;
 
   InflightEntry& entry = setup_.inflight[tag];
-  entry.startSector.store(descriptor.startSector, std::memory_order_relaxed);
-  entry.sectors.store(descriptor.sectors, std::memory_order_relaxed);
-  entry.operation.store(static_cast<uint32_t>(operation), std::memory_order_relaxed);
+  entry.startSector.store(identity.startSector, std::memory_order_relaxed);
+  entry.sectors.store(identity.sectors, std::memory_order_relaxed);
+  entry.operation.store(identity.operation, std::memory_order_relaxed);
   entry.startNs.store(batchStartNs_, std::memory_order_release);
   setup_.page->inflight.store(++inBackend_, std::memory_order_relaxed);
 
@@ -197,6 +223,7 @@ void Queue::begin(uint16_t tag) {
       .length = static_cast<uint32_t>(length),
       .data = buffers_ ? bufferOf(tag) : nullptr,
   };
+  if (refused) return complete(request, -EIO);
   switch (operation) {
     case Operation::read:
     case Operation::write:
@@ -246,6 +273,7 @@ void Queue::finish(uint16_t tag, Operation operation, uint32_t bytes, bool faile
     Histogram::bump(failed ? counters.errors : counters.bytes, failed ? 1 : bytes);
   }
   finished_.push_back(tag);
+  gate_.answered(tag);
   setup_.page->inflight.store(--inBackend_, std::memory_order_relaxed);
 }
 
@@ -262,6 +290,7 @@ void Queue::accountFinished() {
     }
     entry.startNs.store(0, std::memory_order_release);
   }
+  setup_.page->lastAnswerNs.store(now, std::memory_order_relaxed);
   finished_.clear();
 }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "backend.hpp"
+#include "gate.hpp"
 #include "shared_page.hpp"
 
 namespace ublk {
@@ -20,6 +21,7 @@ struct QueueSetup {
   int charDevice;
   std::span<const int> backendFiles;
   const IoDescriptor* descriptors;
+  DeviceHeader* header;
   QueuePage* page;
   InflightEntry* inflight;
 };
@@ -80,7 +82,9 @@ class Queue final : public Responder {
   void awaitDrain();
   bool handleCompletions();
   void handle(uint64_t userData, int32_t result);
-  void begin(uint16_t tag);
+  void admit(uint16_t tag);
+  void admitWaiting();
+  void begin(uint16_t tag, bool refused = false);
   void commitFault(uint16_t tag);
   void finish(uint16_t tag, Operation operation, uint32_t bytes, bool failed);
   void accountFinished();
@@ -88,6 +92,7 @@ class Queue final : public Responder {
 
   const QueueSetup setup_;
   Backend& backend_;
+  Gate gate_;
   io_uring ring_{};
   std::byte* buffers_ = nullptr;  // copy path only
   std::byte* zeros_ = nullptr;

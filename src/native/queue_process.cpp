@@ -44,7 +44,7 @@ void enterJavaScript(Inheritance& inheritance, const FileDescriptor& sharedPage)
     beginPreparing(*page);
     faultPoint("preparing", inheritance.queue);
     prepareForReclaim();
-    dropPrivileges(request.user);
+    dropPrivileges(request.user, request.coreDump != 0);
   } catch (const std::system_error& error) {
     giveUp(page, error);
   }
@@ -74,6 +74,7 @@ void runQueueProcess(const QueueInheritance& inheritance) {
                  .charDevice = inheritance.charDevice,
                  .backendFiles = inheritance.backendFiles,
                  .descriptors = inheritance.descriptors,
+                 .header = &shared.header(),
                  .page = page,
                  .inflight = shared.inflight(inheritance.queue)},
                 *backend);
@@ -82,7 +83,7 @@ void runQueueProcess(const QueueInheritance& inheritance) {
     // Before the backend maps its store: a RAM disk may be swapped out, the memory that serves it may not.
     lockMemory();
     backend->open({request.size, request.depth, request.maxIoBytes, inheritance.backendFiles});
-    dropPrivileges(request.user);
+    dropPrivileges(request.user, request.coreDump != 0);
     awaitSiblings(shared.header());
     page->phase = static_cast<uint32_t>(Phase::fetching);
     faultPoint("fetching", inheritance.queue);

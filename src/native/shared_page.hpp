@@ -2,8 +2,8 @@
 // supervisor watch a queue without asking it, and outlives the queue process, so that a crash can be explained.
 //
 // Writers: each QueuePage belongs to its queue process; what is atomic in DeviceHeader to the generation; `drain` to the
-// supervisor. Every field that is read while it may be written is atomic and relaxed: readers want recent numbers,
-// not a consistent snapshot.
+// supervisor, and so do the marked requests, though a queue process may take a mark off. Every field that is read while it
+// may be written is atomic and relaxed: readers want recent numbers, not a consistent snapshot.
 #pragma once
 
 #include <atomic>
@@ -14,9 +14,10 @@
 namespace ublk {
 
 constexpr uint32_t kSharedMagic = 0x6b6c6275;  // "ublk"
-constexpr uint32_t kSharedVersion = 1;
+constexpr uint32_t kSharedVersion = 2;
 constexpr uint32_t kMaxQueues = 128;
 constexpr uint32_t kOperationKinds = 5;  // read, write, flush, discard, write zeroes
+constexpr uint32_t kMaxMarked = 256;
 
 // `released`: the kernel holds none of its requests any more, because the device goes away or as the drain flag asked.
 enum class Phase : uint32_t { absent = 0, preparing = 1, fetching = 2, fetched = 3, released = 4 };
@@ -83,8 +84,21 @@ struct QueuePage {
   std::atomic<uint32_t> drain;
   std::atomic<int32_t> failureErrno;
   std::atomic<uint32_t> inflight;
-  char failureStep[64];  // NUL-terminated; written once, before the process exits
+  char failureStep[64];                // NUL-terminated; written once, before the process exits
+  std::atomic<uint64_t> lastAnswerNs;  // CLOCK_MONOTONIC, once a batch; 0: this generation has not answered anything
   OperationCounters operations[kOperationKinds];
+};
+
+// What the queues do with a request that was in the backend when it crashed, again and again. `alone`: the backend gets it
+// when it has nothing else, and nothing else until it has answered. `refused`: EIO, and the backend never sees it.
+enum class Mark : uint32_t { none = 0, alone = 1, refused = 2 };
+
+struct MarkedRequest {
+  std::atomic<uint64_t> startSector;
+  std::atomic<uint32_t> sectors;
+  std::atomic<uint32_t> operation;
+  std::atomic<uint32_t> mark;     // a queue process replaces `alone` by `none` when the request is answered
+  std::atomic<uint32_t> crashes;  // for whoever supervises next
 };
 
 struct DeviceHeader {
@@ -99,6 +113,10 @@ struct DeviceHeader {
   // the device live waits for that (futex), and looks whether all of them are still there.
   std::atomic<uint32_t> fetched;
   std::atomic<int32_t> pids[kMaxQueues];
+  // How many of `markedRequests` count, the refused ones first. Written by the supervisor between generations; it may
+  // become 0 at any time, and a queue process leaves out the `alone` at the end when all of them are answered.
+  std::atomic<uint32_t> marked;
+  MarkedRequest markedRequests[kMaxMarked];
 };
 
 // Offsets into the memfd. Queue pages are aligned so that two queues never share a cache line.

@@ -60,7 +60,11 @@ const ROUTES: readonly Route[] = [
   {
     method: 'POST',
     path: /^\/v1\/devices\/([^/]+)\/recover$/,
-    run: async (api, { name }) => ({ status: 200, body: await api.recover(name) }),
+    query: { 'clear-quarantine': ['true', 'false'] },
+    run: async (api, { name, query }) => ({
+      status: 200,
+      body: await api.recover(name, { clearQuarantine: query.get('clear-quarantine') === 'true' }),
+    }),
   },
   {
     method: 'POST',

@@ -10,6 +10,7 @@ export interface DaemonOptions {
   readonly runtimeDir: string;
   /** Whose members may read from the control socket. */
   readonly group?: string | undefined;
+  readonly stateDir: string;
   readonly log: Log;
 }
 
@@ -17,8 +18,8 @@ export interface DaemonOptions {
  * Serves the configuration until it is told to stop; resolves with the exit code. Rejects, with nothing left behind,
  * when it cannot begin. A device that does not start does not keep the others from being served.
  */
-export async function runDaemon({ config, runtimeDir, group, log }: DaemonOptions): Promise<number> {
-  await withSupervisor({ runtimeDir, group, log }, async (supervisor, stopped) => {
+export async function runDaemon({ config, runtimeDir, stateDir, group, log }: DaemonOptions): Promise<number> {
+  await withSupervisor({ runtimeDir, stateDir, group, log }, async (supervisor, stopped) => {
     const signals = listenForSignals(supervisor, log);
     try {
       const failures = await supervisor.start(config);

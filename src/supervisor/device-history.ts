@@ -59,9 +59,11 @@ export class DeviceHistory {
     this.#liveAt = this.#now();
   }
 
-  recovered(): void {
+  /** Returns how long the pause was, in milliseconds. */
+  recovered(): number {
     this.#liveAt = this.#now();
     this.#lastPauseMs = this.#liveAt - this.#exitedAt;
     this.#recoveries += 1;
+    return this.#lastPauseMs;
   }
 }

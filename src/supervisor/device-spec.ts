@@ -36,6 +36,7 @@ export function deviceSpec(config: DeviceConfig, backend: OpenBackend, kernel: P
     recovery: config.recovery.mode,
     requestTimeoutMs: config.requestTimeoutMs,
     user: config.user,
+    coreDump: config.coreDump,
     facts: { ...backend.facts, readOnly: backend.facts.readOnly || config.readOnly },
     backend: {
       name: backend.module?.path ?? config.backend.type,

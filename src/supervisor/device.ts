@@ -1,8 +1,11 @@
 import type { OpenBackend } from '../../backends/interface.js';
 import type { DeviceConfig } from '../config/types.js';
 import { messageOf, SupervisorError } from '../errors.js';
+import type { MarkedRequest } from '../native/binding.js';
 import { Attempts } from './attempts.js';
 import { monotonicClock, type Clock } from './clock.js';
+import type { CrashFiles } from './crash-files.js';
+import { DeviceCrashes } from './device-crashes.js';
 import { describeExit, DeviceHistory } from './device-history.js';
 import type { Log } from './device-log.js';
 import { DeviceRequests } from './device-requests.js';
@@ -11,7 +14,7 @@ import type { DeviceSpec, ExitStatus, FoundDevice, Kernel, QueueReport } from '.
 import { machine, targetOfFailure, type AfterRemoval, type DeviceEvent, type DeviceState } from './machine.js';
 import type { Rule, Step, Target } from './machine.js';
 import type { DeviceStatus } from './status.js';
-import { KernelDevice } from './steps.js';
+import { KernelDevice, type Death } from './steps.js';
 
 export interface DeviceOptions {
   readonly config: DeviceConfig;
@@ -21,6 +24,8 @@ export interface DeviceOptions {
   readonly clock?: Clock | undefined;
   /** What an earlier supervisor left of it in the kernel. */
   readonly found?: FoundDevice | undefined;
+  /** null: crash reports are in the log and in `status` alone. */
+  readonly crashFiles?: CrashFiles | null;
   /** Called after every change of state; must not throw. */
   readonly onChange?: ((state: DeviceState) => void) | undefined;
 }
@@ -44,6 +49,7 @@ export class Device {
   readonly #device: KernelDevice;
   readonly #attempts: Attempts;
   readonly #history: DeviceHistory;
+  readonly #crashes: DeviceCrashes;
   readonly #requests = new DeviceRequests();
 
   #state: DeviceState;
@@ -73,7 +79,29 @@ export class Device {
     const onReport = (report: QueueReport): void => {
       this.#onReport(report);
     };
-    this.#device = new KernelDevice({ spec: this.#spec, found, kernel, clock, log, onExit, onReport });
+    const onDeath = (death: Death): void => {
+      // Of a backend that does not load, and is tried again and again, the first attempt says it all.
+      if (this.#reloading === null) this.#crashes.died(death);
+    };
+    const marked = (): readonly MarkedRequest[] => this.#crashes.marked;
+    this.#crashes = new DeviceCrashes({
+      device: config.name,
+      backend: this.#spec.backend.name,
+      poisonAfter: config.recovery.poisonAfter,
+      log,
+      files: options.crashFiles ?? null,
+    });
+    this.#device = new KernelDevice({
+      spec: this.#spec,
+      found,
+      kernel,
+      clock,
+      log,
+      onExit,
+      onDeath,
+      marked,
+      onReport,
+    });
     this.#attempts = new Attempts(config.recovery, clock);
     this.#history = new DeviceHistory(() => clock.now());
   }
@@ -106,9 +134,16 @@ export class Device {
     return gone;
   }
 
-  /** Resolves when the device is live (again), with its restarts forgotten; rejects with why it is not. */
-  recover(): Promise<void> {
+  /**
+   * Resolves when the device is live (again), with its restarts forgotten; rejects with why it is not. `clearQuarantine`:
+   * what was refused is given to the backend again, from now on.
+   */
+  recover({ clearQuarantine = false }: { readonly clearQuarantine?: boolean } = {}): Promise<void> {
     if (this.#state === 'gone' || this.#requests.stopPending) return Promise.reject(this.#stopped());
+    if (clearQuarantine) {
+      this.#crashes.clearQuarantine();
+      this.#device.unmark();
+    }
     this.#attempts.forgetRestarts();
     if (this.#state === 'live') return Promise.resolve();
     this.#attempts.askedFor();
@@ -131,7 +166,7 @@ export class Device {
       id,
       path: id !== null && started ? `/dev/ublkb${String(id)}` : null,
       state: this.#state,
-      reason: this.#reason,
+      reason: this.#reason ?? this.#crashes.reason,
       backend: this.#spec.backend.name,
       size: this.#spec.size,
       blockSize: this.#spec.blockSize,
@@ -139,6 +174,8 @@ export class Device {
       generation: generationNumber,
       recoveries,
       lastExit,
+      lastCrash: this.#crashes.last,
+      quarantine: this.#crashes.quarantined,
       lastBackendError,
       lastPauseMs,
       queues: this.#device.queueStatus(),
@@ -237,7 +274,7 @@ export class Device {
 
   #becomeLive(from: DeviceState): void {
     this.#reason = null;
-    if (from === 'recovering') this.#history.recovered();
+    if (from === 'recovering') this.#crashes.recovered(this.#history.recovered());
     else this.#history.started();
   }
 

@@ -3,7 +3,8 @@ import { SupervisorError } from '../errors.js';
 import { errnoName, QueuePhase, watchProcess } from '../native/binding.js';
 import type { ProcessEnd, ProcessWatch, SharedPages } from '../native/binding.js';
 import type { BackendChannel } from './backend-channel.js';
-import type { Generation, GenerationPhase } from './kernel.js';
+import type { Generation, GenerationPhase, Remains } from './kernel.js';
+import { answeredCounts, readRemains } from './remains.js';
 import type { ExitStatus } from './status.js';
 import { watchForHangs, type Hang } from './watchdog.js';
 
@@ -41,6 +42,11 @@ export class ProcessGeneration implements Generation {
   /** Of the processes that ended before we ended the rest. */
   readonly #causes: MutableExit[] = [];
   #endingOthers = false;
+  /** The queue whose process did. */
+  #hung: number | null = null;
+  readonly #answeredBefore: Remains['answered'];
+  /** By performance.now(), of the first of the processes. */
+  #diedAt = Infinity;
   readonly #allExited: Promise<void>;
   readonly #stopWatching: () => void;
   #alive: number;
@@ -62,6 +68,7 @@ export class ProcessGeneration implements Generation {
     this.#pages = pages;
     this.exited = this.#firstExit.signal;
     this.#alive = pids.length;
+    this.#answeredBefore = answeredCounts(pages, pids.length);
     let allExited = (): void => undefined;
     this.#allExited = new Promise((resolve) => {
       allExited = resolve;
@@ -112,6 +119,20 @@ export class ProcessGeneration implements Generation {
     return phases.some((phase) => phase >= QueuePhase.fetching) ? 'fetching' : 'preparing';
   }
 
+  remains(): Remains {
+    const queues = this.pids.length;
+    const sinceMs = Math.max(0, performance.now() - this.#diedAt);
+    // Whom the kernel sent away when another one died has released its queue.
+    const ended = this.#causes.map(({ queue }) => queue);
+    const died = ended.filter((queue) => this.#pages.readQueue(queue).phase !== QueuePhase.released);
+    return {
+      died: this.#hung === null ? (died.length > 0 ? died : ended) : [this.#hung],
+      hung: this.#hung !== null,
+      phase: this.phase(),
+      ...readRemains(this.#pages, queues, sinceMs, this.#answeredBefore),
+    };
+  }
+
   async kill(): Promise<void> {
     this.#stopWatching();
     for (const { watch } of this.#members) watch?.kill();
@@ -135,12 +156,15 @@ export class ProcessGeneration implements Generation {
     const exit = this.#members[queue]?.exit;
     if (this.#endingOthers || exit === undefined) return;
     exit.reason = reason;
+    this.#hung = queue;
+    this.#diedAt = performance.now();
     this.#causes.push(exit);
     this.#endOthers();
   }
 
   #onEnd(exit: MutableExit): void {
     if (this.#endingOthers) return;
+    this.#diedAt = Math.min(this.#diedAt, performance.now());
     this.#causes.push(exit);
     // Up to 6.14 the kernel sends the siblings of a process that died away while that one is still on its way out, so
     // they may well be the first that we see.

@@ -1,7 +1,8 @@
 import type { BackendFacts, BackendModule, DataPath } from '../../backends/interface.js';
 import type { RecoveryMode, User } from '../config/types.js';
-import type { HeldGeneration } from '../native/binding.js';
+import type { HeldGeneration, MarkedRequest, OutstandingRequest } from '../native/binding.js';
 import type { BackendReport } from '../queue-proc/messages.js';
+import type { OperationName } from './requests.js';
 import type { ExitStatus, QueueStatus } from './status.js';
 
 /** Everything about a device that the kernel and the queue processes need, fixed for the device's life. */
@@ -18,6 +19,7 @@ export interface DeviceSpec {
   readonly requestTimeoutMs: number;
   /** Whom the queue processes run as; undefined: as the supervisor, without its capabilities. */
   readonly user: User | undefined;
+  readonly coreDump: boolean;
   readonly facts: BackendFacts;
   readonly backend: {
     readonly name: string;
@@ -54,6 +56,27 @@ export interface QueueReport {
 /** How far a generation's queue processes came. `fetching`: some, not all, of the device's FETCHes may be with the kernel. */
 export type GenerationPhase = 'preparing' | 'fetching' | 'fetched';
 
+export interface HeldRequest extends OutstandingRequest {
+  readonly queue: number;
+}
+
+/** What a dead generation left in the shared page. */
+export interface Remains {
+  /** Its queues whose process ended by itself, or hung; the others were ended with it. */
+  readonly died: readonly number[];
+  /** It was ended because it hung. */
+  readonly hung: boolean;
+  readonly phase: GenerationPhase;
+  /** What its backends had not answered; ages at the death. */
+  readonly held: readonly HeldRequest[];
+  /** Marked requests that it has not answered, whether its backends got them or not. */
+  readonly marked: readonly MarkedRequest[];
+  /** How many requests it answered. */
+  readonly answered: Readonly<Record<OperationName, number>>;
+  /** How long before its death; null: never. */
+  readonly lastAnswerMs: number | null;
+}
+
 /** One set of queue processes, one per hardware queue, forked together and ended together. */
 export interface Generation {
   readonly number: number;
@@ -63,6 +86,8 @@ export interface Generation {
   readonly exited: AbortSignal;
   /** Read from the shared page, so it is valid after the processes are dead. */
   phase(): GenerationPhase;
+  /** To be called once the processes are dead and before there are others. */
+  remains(): Remains;
   /** SIGKILL to every process that is left; resolves when all have exited. Rejects after a deadline (uninterruptible sleep). */
   kill(): Promise<void>;
 }
@@ -98,14 +123,17 @@ export interface Kernel {
   setParameters(id: number, spec: DeviceSpec): Promise<void>;
   /**
    * Opens and maps /dev/ublkcN in the zygote and forks the queue processes; resolves once they exist. `onReport`: what
-   * backends in JavaScript say from then on.
+   * backends in JavaScript say from then on. `marked`: requests that they treat with care.
    */
   spawn(
     granted: GrantedDevice,
     spec: DeviceSpec,
     generation: number,
     onReport: (report: QueueReport) => void,
+    marked: readonly MarkedRequest[],
   ): Promise<Generation>;
+  /** The device's queues forget what was marked, at once. */
+  unmark(id: number): void;
   /**
    * Takes a generation over that an earlier supervisor had forked; null when there is none. `state`: of the
    * device in the kernel.

@@ -3,6 +3,7 @@ import { SupervisorError } from '../errors.js';
 import type { LeftDevice } from './adoption.js';
 import type { BackendOptions } from '../../backends/registry.js';
 import type { DeviceConfig } from '../config/types.js';
+import type { CrashFiles } from './crash-files.js';
 import type { Log } from './device-log.js';
 import { Device } from './device.js';
 import type { DeviceState } from './machine.js';
@@ -18,6 +19,7 @@ export interface ManagedDeviceContext {
   readonly openBackend: OpenBackendFunction;
   readonly clock: Clock | undefined;
   readonly journal: Pick<Journal, 'write' | 'remove'>;
+  readonly crashFiles: CrashFiles | null;
 }
 
 /** A device together with the backend that is open for its sake. Its name and id are taken from the beginning. */
@@ -69,7 +71,7 @@ export class ManagedDevice {
   }
 
   async #open(context: ManagedDeviceContext, left: LeftDevice | null): Promise<Device> {
-    const { kernel, log, openBackend, clock, journal } = context;
+    const { kernel, log, openBackend, clock, journal, crashFiles } = context;
     const { name: device, blockSize, readOnly, user } = this.config;
     const found = left?.found ?? undefined;
     const inherited = {
@@ -84,7 +86,7 @@ export class ManagedDevice {
     };
     try {
       if (found !== undefined) assertSameSize(device, found, backend.size);
-      this.#device = new Device({ config: this.config, backend, kernel, log, clock, found, onChange });
+      this.#device = new Device({ config: this.config, backend, kernel, log, clock, found, crashFiles, onChange });
     } catch (error) {
       await backend.close();
       if (backend.created) await backend.remove();

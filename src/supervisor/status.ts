@@ -1,5 +1,7 @@
 import type { DataPath } from '../../backends/interface.js';
+import type { GenerationPhase } from './kernel.js';
 import type { DeviceState } from './machine.js';
+import type { OperationName } from './requests.js';
 
 /** Counters of one kind of operation on one queue; latencies are from a log-scale histogram, within 13 %. */
 export interface OperationStatus {
@@ -46,6 +48,59 @@ export interface BackendErrorStatus {
   readonly at: string;
 }
 
+export interface RequestStatus {
+  /** `read`, `write`, `flush`, `discard` or `writeZeroes`. */
+  readonly operation: string;
+  /** Where it begins, in sectors of 512 bytes. */
+  readonly sector: number;
+  readonly sectors: number;
+}
+
+export interface QuarantinedRequestStatus extends RequestStatus {
+  /** How many it caused. */
+  readonly crashes: number;
+}
+
+/** A request that a generation had not answered when it died. */
+export interface HeldRequestStatus extends RequestStatus {
+  readonly queue: number;
+  /** At the death. */
+  readonly ageMs: number;
+}
+
+/**
+ * Why a generation died. `hang`: we ended it. `killed`: by a SIGKILL that we did not send. `error`: the process said what
+ * (`exit.reason`). `exit`: it did not. `unknown`: its parent, the zygote, is gone too.
+ */
+export type CrashCause = 'hang' | 'killed' | 'signal' | 'error' | 'exit' | 'unknown';
+
+/** The death of a generation that nobody asked for. */
+export interface CrashStatus {
+  readonly device: string;
+  readonly backend: string;
+  readonly generation: number;
+  readonly cause: CrashCause;
+  /** Of the process that was first. */
+  readonly exit: ExitStatus;
+  readonly phase: GenerationPhase;
+  /** How many requests it had not answered. */
+  readonly inflight: number;
+  /** The oldest of them, at most 32. */
+  readonly requests: readonly HeldRequestStatus[];
+  /** How many requests it had answered, by operation. */
+  readonly answered: Readonly<Record<OperationName, number>>;
+  /** How long before its death it answered last; null: never. */
+  readonly lastAnswerMs: number | null;
+  /** Requests that are answered with EIO from this death on. */
+  readonly quarantined: readonly QuarantinedRequestStatus[];
+  /** How often the OOM killer struck in the supervisor's cgroup since the last crash; null: the kernel does not say. */
+  readonly oomKills: number | null;
+  /** How long whoever uses the device had to wait; null while it is not live again, or if it died again before. */
+  readonly pauseMs: number | null;
+  /** Path of the report; null: there is none. */
+  readonly file: string | null;
+}
+
 export interface DeviceStatus {
   readonly name: string;
   /** null until the kernel gave one, and after the device is gone. */
@@ -62,6 +117,9 @@ export interface DeviceStatus {
   readonly generation: number;
   readonly recoveries: number;
   readonly lastExit: ExitStatus | null;
+  readonly lastCrash: CrashStatus | null;
+  /** Requests that are answered with EIO, because each crashed the backend again and again. */
+  readonly quarantine: readonly QuarantinedRequestStatus[];
   readonly lastBackendError: BackendErrorStatus | null;
   /** How long the last recovery took from the exit to the device being live again, in milliseconds. */
   readonly lastPauseMs: number | null;
@@ -83,8 +141,8 @@ export interface SupervisorApi {
    * `removeData`: the backend's data goes too (`del`).
    */
   remove(name: string, options: { readonly force: boolean; readonly removeData: boolean }): Promise<void>;
-  /** Resolves when the device is live again; also resets the restart limit. */
-  recover(name: string): Promise<DeviceStatus>;
+  /** Resolves when the device is live again; also resets the restart limit. `clearQuarantine`: nothing is refused any more. */
+  recover(name: string, options?: { readonly clearQuarantine?: boolean }): Promise<DeviceStatus>;
   /** Stops every device, then ends the supervisor. Rejects, and stops nothing, when a device is in use and not `force`. */
   stop(options: { readonly force: boolean }): Promise<void>;
 }

@@ -2,7 +2,17 @@ import { messageOf, SupervisorError } from '../errors.js';
 import type { Clock } from './clock.js';
 import { EXIT_UNLOADABLE } from '../queue-proc/messages.js';
 import { describeExit } from './device-history.js';
-import type { DeviceSpec, ExitStatus, FoundDevice, Generation, GrantedDevice, Kernel, QueueReport } from './kernel.js';
+import type { MarkedRequest } from '../native/binding.js';
+import type {
+  DeviceSpec,
+  ExitStatus,
+  FoundDevice,
+  Generation,
+  GrantedDevice,
+  Kernel,
+  QueueReport,
+  Remains,
+} from './kernel.js';
 import type { Log } from './device-log.js';
 import type { DeviceState, Step } from './machine.js';
 import type { QueueStatus } from './status.js';
@@ -19,6 +29,13 @@ export interface StepContext {
   readonly cancelStart: AbortSignal;
 }
 
+/** The end of a generation: its first exit, and what is left of it. */
+export interface Death {
+  readonly generation: number;
+  readonly exit: ExitStatus;
+  readonly remains: Remains;
+}
+
 interface KernelDeviceOptions {
   readonly spec: DeviceSpec;
   /** What an earlier supervisor left of the device; null: nothing. */
@@ -28,6 +45,10 @@ interface KernelDeviceOptions {
   readonly log: Log;
   /** The first exit of a generation that nobody asked to end. */
   readonly onExit: (status: ExitStatus) => void;
+  /** All of a generation that nobody asked to end is dead. */
+  readonly onDeath: (death: Death) => void;
+  /** Requests that the queues of a generation treat with care. */
+  readonly marked: () => readonly MarkedRequest[];
   readonly onReport: (report: QueueReport) => void;
 }
 
@@ -38,6 +59,8 @@ export class KernelDevice {
   readonly #clock: Clock;
   readonly #log: Log;
   readonly #onExit: (status: ExitStatus) => void;
+  readonly #onDeath: (death: Death) => void;
+  readonly #marked: () => readonly MarkedRequest[];
   readonly #onReport: (report: QueueReport) => void;
   readonly #steps: Readonly<Record<KernelStep, (context: StepContext) => Promise<void>>>;
 
@@ -46,6 +69,8 @@ export class KernelDevice {
   #generationNumber = 0;
   /** The current generation's end is our doing. */
   #ending = false;
+  /** The first exit of the current generation, if nobody asked for it. */
+  #exit: ExitStatus | null = null;
   /** START_DEV succeeded and nothing was sent since that ends the device. */
   #started = false;
   /** The current generation was seen serving and nobody ended it. */
@@ -55,12 +80,14 @@ export class KernelDevice {
   #lost = false;
   readonly #found: FoundDevice | null;
 
-  constructor({ spec, found, kernel, clock, log, onExit, onReport }: KernelDeviceOptions) {
+  constructor({ spec, found, kernel, clock, log, onExit, onDeath, marked, onReport }: KernelDeviceOptions) {
     this.#spec = spec;
     this.#kernel = kernel;
     this.#clock = clock;
     this.#log = log;
     this.#onExit = onExit;
+    this.#onDeath = onDeath;
+    this.#marked = marked;
     this.#onReport = onReport;
     this.#found = found;
     this.#granted = found;
@@ -110,6 +137,11 @@ export class KernelDevice {
     return this.#granted === null ? [] : this.#kernel.queueStatus(this.#granted, this.#generation);
   }
 
+  /** The queues forget what was marked, at once. */
+  unmark(): void {
+    if (this.#granted !== null) this.#kernel.unmark(this.#granted.id);
+  }
+
   async assertUnused(): Promise<void> {
     if (this.#started) await this.#kernel.assertUnused(this.#id());
   }
@@ -149,11 +181,14 @@ export class KernelDevice {
 
   async #spawn(): Promise<void> {
     this.#generationNumber += 1;
-    this.#watch(await this.#kernel.spawn(this.#device(), this.#spec, this.#generationNumber, this.#onReport));
+    const number = this.#generationNumber;
+    const marked = this.#marked();
+    this.#watch(await this.#kernel.spawn(this.#device(), this.#spec, number, this.#onReport, marked));
   }
 
   #watch(generation: Generation): void {
     this.#generation = generation;
+    this.#exit = null;
     this.#ending = false;
     const { exited } = generation;
     if (exited.aborted) this.#reportExit();
@@ -167,7 +202,9 @@ export class KernelDevice {
 
   #reportExit(): void {
     const exited = this.#generation?.exited;
-    if (exited?.aborted === true && !this.#ending) this.#onExit(exited.reason as ExitStatus);
+    if (exited?.aborted !== true || this.#ending) return;
+    this.#exit = exited.reason as ExitStatus;
+    this.#onExit(this.#exit);
   }
 
   async #startDevice(cancelStart: AbortSignal): Promise<void> {
@@ -209,6 +246,9 @@ export class KernelDevice {
     this.#ending = true;
     await generation.kill();
     this.#generation = null;
+    if (this.#exit !== null) {
+      this.#onDeath({ generation: generation.number, exit: this.#exit, remains: generation.remains() });
+    }
     if (!this.#recoveryBegun) return;
     // Only now, with all of its processes dead, does a replacement's phase no longer change.
     const phase = generation.phase();

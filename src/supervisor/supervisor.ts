@@ -2,6 +2,7 @@ import { openBackend as openRegisteredBackend } from '../../backends/registry.js
 import type { Config, DeviceConfig } from '../config/types.js';
 import { messageOf, SupervisorError } from '../errors.js';
 import type { Clock } from './clock.js';
+import type { CrashFiles } from './crash-files.js';
 import type { Log } from './device-log.js';
 import type { Kernel } from './kernel.js';
 import { ManagedDevice, type ManagedDeviceContext, type OpenBackendFunction } from './managed-device.js';
@@ -24,6 +25,7 @@ export interface SupervisorOptions {
   readonly journal?: Pick<Journal, 'write' | 'remove'>;
   /** What an earlier supervisor left, given the devices of the configuration; called once, before any device is made. */
   readonly findLeftDevices?: (configured: readonly DeviceConfig[]) => Promise<readonly LeftDevice[]>;
+  readonly crashFiles?: CrashFiles | null;
 }
 
 const NO_JOURNAL = { write: () => undefined, remove: () => undefined };
@@ -56,7 +58,8 @@ export class Supervisor implements SupervisorApi {
 
   constructor(options: SupervisorOptions) {
     const { kernel, log, openBackend = openRegisteredBackend, clock, onStopped = () => undefined } = options;
-    this.#context = { kernel, log, openBackend, clock, journal: options.journal ?? NO_JOURNAL };
+    const { journal = NO_JOURNAL, crashFiles = null } = options;
+    this.#context = { kernel, log, openBackend, clock, journal, crashFiles };
     this.#findLeftDevices = options.findLeftDevices ?? (() => Promise.resolve([]));
     this.#log = log;
     this.#version = options.version;
@@ -131,9 +134,9 @@ export class Supervisor implements SupervisorApi {
     await this.#remove(this.#find('removing', name), options);
   }
 
-  async recover(name: string): Promise<DeviceStatus> {
+  async recover(name: string, options: { readonly clearQuarantine?: boolean } = {}): Promise<DeviceStatus> {
     const device = await this.#find('recovering', name).opened;
-    await device.recover();
+    await device.recover(options);
     return device.status();
   }
 

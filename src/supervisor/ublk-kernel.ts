@@ -15,6 +15,7 @@ import {
   ublkDeviceInfo,
   type ControlCommand,
   type ControlRequest,
+  type MarkedRequest,
   type SharedOperation,
   type SharedPages,
 } from '../native/binding.js';
@@ -151,10 +152,12 @@ export class UblkKernel implements Kernel {
     spec: DeviceSpec,
     number: number,
     onReport: (report: QueueReport) => void,
+    marked: readonly MarkedRequest[],
   ): Promise<Generation> {
     const record =
       this.#devices.get(granted.id) ?? this.#newRecord(granted, spec, createSharedPages(granted.queues, granted.depth));
     record.pages.beginGeneration();
+    record.pages.mark(marked);
     const { module } = spec.backend;
     const channels: BackendChannel[] = [];
     try {
@@ -255,6 +258,7 @@ export class UblkKernel implements Kernel {
       javascript: spec.backend.module !== null,
       uid: spec.user?.uid ?? SAME_USER,
       gid: spec.user?.gid ?? SAME_USER,
+      coreDump: spec.coreDump,
       size: spec.size,
       backend: spec.backend.module === null ? spec.backend.name : '',
     };
@@ -368,6 +372,10 @@ export class UblkKernel implements Kernel {
         writeZeroes: operation(4),
       };
     });
+  }
+
+  unmark(id: number): void {
+    this.#devices.get(id)?.pages.mark([]);
   }
 
   async release(id: number): Promise<void> {

@@ -1,5 +1,6 @@
 import { readFileSync } from 'node:fs';
 import { QueuePhase, type OutstandingRequest, type SharedPages } from '../native/binding.js';
+import { describeRequest, requestStatus } from './requests.js';
 
 /** What was seen of a generation at one moment. */
 export interface Observation {
@@ -17,14 +18,6 @@ export interface Hang {
   readonly queue: number;
   readonly reason: string;
 }
-
-const OPERATIONS: Readonly<Record<number, string>> = {
-  0: 'read',
-  1: 'write',
-  2: 'flush',
-  3: 'discard',
-  5: 'write zeroes',
-};
 
 /**
  * Tells a generation that hangs from one that is slow. A request is overdue when its backend has had it longer than the
@@ -66,9 +59,8 @@ export class HangDetector {
   }
 }
 
-function describe({ operation, startSector, sectors, ageMs }: OutstandingRequest): string {
-  const what = `${OPERATIONS[operation] ?? String(operation)} of ${String(sectors)} sectors at ${String(startSector)}`;
-  return `a ${what} is unanswered after ${(ageMs / 1000).toFixed(1)} s`;
+function describe(request: OutstandingRequest): string {
+  return `a ${describeRequest(requestStatus(request))} is unanswered after ${(request.ageMs / 1000).toFixed(1)} s`;
 }
 
 /**

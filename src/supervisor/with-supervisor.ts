@@ -8,6 +8,7 @@ import { flock, ublkFeatures } from '../native/binding.js';
 import { version } from '../version.js';
 import { findLeftDevices } from './adoption.js';
 import { createApiServer } from './api-server.js';
+import { CrashFiles } from './crash-files.js';
 import type { Log } from './device-log.js';
 import { Instance } from './instance.js';
 import { Journal } from './journal.js';
@@ -23,6 +24,8 @@ export interface SupervisorPlace {
   readonly runtimeDir?: string | undefined;
   /** Whose members may read from the control socket; left out: root's. */
   readonly group?: string | undefined;
+  /** Where crash reports are kept. Left out: nowhere. */
+  readonly stateDir?: string | undefined;
   readonly log: Log;
 }
 
@@ -33,14 +36,16 @@ type Use = (supervisor: Supervisor, stopped: Promise<void>) => Promise<void>;
  * Runs a supervisor for as long as `use` takes; afterwards no process, socket or lock of it is left. Rejects when this
  * machine or directory cannot be used, or as `use` does.
  */
-export async function withSupervisor({ runtimeDir, group, log }: SupervisorPlace, use: Use): Promise<void> {
+export async function withSupervisor(place: SupervisorPlace, use: Use): Promise<void> {
+  const { runtimeDir, stateDir, group, log } = place;
+  const crashFiles = stateDir === undefined ? null : new CrashFiles(stateDir, log);
   assertReady((warning) => {
     log.warn({}, warning);
   });
   if (runtimeDir === undefined) {
     const directory = await mkdtemp('/run/ublk-supervisor-');
     try {
-      await runIn(directory, null, log, use);
+      await runIn(directory, null, crashFiles, log, use);
     } finally {
       await rm(directory, { recursive: true });
     }
@@ -48,7 +53,7 @@ export async function withSupervisor({ runtimeDir, group, log }: SupervisorPlace
     await makeRuntimeDirectory(runtimeDir);
     const lock = await lockRuntimeDirectory(runtimeDir);
     try {
-      await runIn(runtimeDir, { path: controlSocket(runtimeDir), group }, log, use);
+      await runIn(runtimeDir, { path: controlSocket(runtimeDir), group }, crashFiles, log, use);
     } finally {
       await lock.close();
     }
@@ -60,7 +65,13 @@ interface ControlSocket {
   readonly group: string | undefined;
 }
 
-async function runIn(directory: string, socket: ControlSocket | null, log: Log, use: Use): Promise<void> {
+async function runIn(
+  directory: string,
+  socket: ControlSocket | null,
+  crashFiles: CrashFiles | null,
+  log: Log,
+  use: Use,
+): Promise<void> {
   await using control = await open('/dev/ublk-control', constants.O_RDWR);
   const instance = new Instance(directory);
   const journal = new Journal(join(directory, 'devices'), parseDevice, log);
@@ -90,6 +101,7 @@ async function runIn(directory: string, socket: ControlSocket | null, log: Log, 
     journal,
     findLeftDevices: (configured) =>
       findLeftDevices({ instance, keeper, journal, log, deleteDevice: (id) => kernel.deleteDevice(id) }, configured),
+    crashFiles,
     onStopped: () => {
       end();
     },

@@ -27,6 +27,8 @@ const scratch: DeviceStatus = {
   generation: 1,
   recoveries: 0,
   lastExit: null,
+  lastCrash: null,
+  quarantine: [],
   lastBackendError: null,
   lastPauseMs: null,
   queues: [],
@@ -58,8 +60,8 @@ class FakeSupervisor implements SupervisorApi {
     return Promise.resolve();
   }
 
-  async recover(name: string): Promise<DeviceStatus> {
-    this.calls.push(['recover', name]);
+  async recover(name: string, options: object): Promise<DeviceStatus> {
+    this.calls.push(['recover', name, options]);
     return Promise.resolve(scratch);
   }
 
@@ -140,13 +142,15 @@ t.test('each route reaches the supervisor', async (t) => {
   t.match(await ask(path, 'DELETE', '/v1/devices/scratch?force=true&data=remove'), { status: 200 });
   t.match(await ask(path, 'DELETE', '/v1/devices/scratch?force=true'), { status: 200 });
   t.match(await ask(path, 'POST', '/v1/devices/scratch/recover'), { status: 200, body: { state: 'live' } });
+  t.match(await ask(path, 'POST', '/v1/devices/scratch/recover?clear-quarantine=true'), { status: 200 });
   t.match(await ask(path, 'POST', '/v1/stop', '{"force":true}'), { status: 200, headers: { connection: 'close' } });
   t.match(await ask(path, 'POST', '/v1/stop'), { status: 200 });
   t.strictSame(supervisor.calls, [
     ['add', device],
     ['remove', 'scratch', { force: true, removeData: true }],
     ['remove', 'scratch', { force: true, removeData: false }],
-    ['recover', 'scratch'],
+    ['recover', 'scratch', { clearQuarantine: false }],
+    ['recover', 'scratch', { clearQuarantine: true }],
     ['stop', { force: true }],
     ['stop', { force: false }],
   ]);
@@ -194,6 +198,8 @@ t.test('requests that mean nothing are refused without effect', async (t) => {
     [400, 'POST', '/v1/stop', '{"force":"true"}'],
     [400, 'POST', '/v1/stop', '{"froce":true}'],
     [400, 'POST', '/v1/devices/scratch/recover', '{}'],
+    [400, 'POST', '/v1/devices/scratch/recover?clear-quarantine=1'],
+    [400, 'POST', '/v1/devices/scratch/recover?clearQuarantine=true'],
     [400, 'POST', '/v1/stop', '[]'],
     [400, 'POST', '/v1/stop', 'null'],
     [400, 'POST', '/v1/stop', '{"force":true,"force":false}'],

@@ -76,6 +76,17 @@ const device = {
   generation: 2,
   recoveries: 1,
   lastExit: { queue: 1, pid: 99, code: null, signal: 'SIGKILL', reason: null, at: '2026-01-01T00:00:00.000Z' },
+  lastCrash: {
+    device: 'scratch',
+    backend: 'ram',
+    generation: 1,
+    cause: 'signal',
+    inflight: 2,
+    requests: [{ queue: 1, operation: 'writeZeroes', sector: 16, sectors: 8, ageMs: 12.4 }],
+    pauseMs: 93.4,
+    file: '/var/lib/ublk-supervisor/crashes/20260101T000000000Z-scratch-1.json',
+  },
+  quarantine: [{ operation: 'read', sector: 8, sectors: 1, crashes: 3 }],
   lastPauseMs: 93.4,
   queues: [queue(0), queue(1)],
 };
@@ -192,6 +203,11 @@ t.test('status shows everything, and JSON is what the supervisor said', async (t
   t.match(out, 'scratch: live');
   t.match(out, 'recoveries: 1, the last with a pause of 93 ms');
   t.match(out, 'queue 1, pid 99: killed by SIGKILL');
+  t.match(
+    out,
+    'generation 1: signal, requests in it: 2, the oldest write zeroes of 8 sectors at 16 for 12 ms, pause 93 ms',
+  );
+  t.match(out, 'refused   read of 1 sectors at 8, after 3 crashes');
   t.strictSame(JSON.parse((await cli('status', '-J', '--runtime-dir', directory)).out), status);
 });
 
@@ -230,10 +246,12 @@ t.test('del removes the data, stop keeps it', async (t) => {
   t.equal((await cli('del', 'a', '--runtime-dir', directory)).code, 0);
   t.equal((await cli('stop', 'a', '--force', '--runtime-dir', directory)).code, 0);
   t.equal((await cli('recover', '../a', '--runtime-dir', directory)).code, 0);
+  t.equal((await cli('recover', 'a', '--clear-quarantine', '--runtime-dir', directory)).code, 0);
   t.strictSame(asked, [
     'DELETE /v1/devices/a?force=false&data=remove',
     'DELETE /v1/devices/a?force=true&data=keep',
     'POST /v1/devices/..%2Fa/recover',
+    'POST /v1/devices/a/recover?clear-quarantine=true',
   ]);
 });
 

@@ -33,7 +33,7 @@ t.test('C1 every broken configuration of the corpus is refused with the lines be
 
 t.test('the example is accepted and means what it says', async (t) => {
   const { devices } = await loadConfig(join(root, 'examples/config.json'));
-  const recovery = { mode: 'reissue', auto: true, maxRestarts: 10, windowMs: 60_000, onGiveUp: 'park' };
+  const recovery = { mode: 'reissue', auto: true, maxRestarts: 10, windowMs: 60_000, poisonAfter: 3, onGiveUp: 'park' };
   t.strictSame(devices, [
     {
       name: 'scratch',
@@ -45,6 +45,7 @@ t.test('the example is accepted and means what it says', async (t) => {
       dataPath: 'auto',
       requestTimeoutMs: 60_000,
       user: undefined,
+      coreDump: false,
       backend: { type: 'ram', size: 512 * 2 ** 20 },
       recovery,
     },
@@ -58,6 +59,7 @@ t.test('the example is accepted and means what it says', async (t) => {
       dataPath: 'auto',
       requestTimeoutMs: 60_000,
       user: undefined,
+      coreDump: false,
       backend: { type: 'null', size: 2 ** 40 },
       recovery,
     },

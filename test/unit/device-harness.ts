@@ -43,7 +43,16 @@ export function deviceConfig(name: string, recovery: Partial<RecoveryConfig> = {
     backend: { type: 'null', size: 1 << 20 },
     requestTimeoutMs: 60_000,
     user: undefined,
-    recovery: { mode: 'reissue', auto: true, maxRestarts: 5, windowMs: 60_000, onGiveUp: 'park', ...recovery },
+    coreDump: false,
+    recovery: {
+      mode: 'reissue',
+      auto: true,
+      maxRestarts: 5,
+      windowMs: 60_000,
+      poisonAfter: 3,
+      onGiveUp: 'park',
+      ...recovery,
+    },
   };
 }
 

@@ -1,5 +1,5 @@
 import { SupervisorError } from '../../src/errors.js';
-import type { ExitStatus, Generation, GenerationPhase } from '../../src/supervisor/kernel.js';
+import type { ExitStatus, Generation, GenerationPhase, Remains } from '../../src/supervisor/kernel.js';
 
 /** Queue processes of the model kernel: tests let them die, hang in uninterruptible sleep or linger. */
 export class ModelGeneration implements Generation {
@@ -11,6 +11,8 @@ export class ModelGeneration implements Generation {
   /** What they do next; `phase()` is how far they came. */
   reached: GenerationPhase = 'preparing';
   killable = true;
+  /** What it leaves when it dies. */
+  left: Partial<Remains> = {};
   readonly #controller = new AbortController();
   readonly #onExit: () => void;
   #killed = false;
@@ -31,7 +33,16 @@ export class ModelGeneration implements Generation {
     return this.reached;
   }
 
-  exit(queue: number, how: Pick<ExitStatus, 'code' | 'signal'> = { code: null, signal: 'SIGKILL' }): void {
+  remains(): Remains {
+    const answered = { read: 0, write: 0, flush: 0, discard: 0, writeZeroes: 0 };
+    const nothing = { died: [0], hung: false, phase: this.reached, held: [], marked: [], answered, lastAnswerMs: null };
+    return { ...nothing, ...this.left };
+  }
+
+  exit(
+    queue: number,
+    how: Pick<ExitStatus, 'code' | 'signal'> & Partial<ExitStatus> = { code: null, signal: 'SIGKILL' },
+  ): void {
     if (!this.alive.delete(queue)) return;
     const pid = this.pids[queue] ?? 0;
     this.#onExit();

@@ -30,7 +30,8 @@ export type Moment =
   | 'endRecovery:fetched'
   | 'assertUnused'
   | 'stopDevice'
-  | 'deleteDevice';
+  | 'deleteDevice'
+  | 'unmark';
 
 interface Injection {
   readonly moment: Moment;
@@ -211,6 +212,10 @@ export class ModelKernel implements Kernel {
       const operations = { read: none, write: none, flush: none, discard: none, writeZeroes: none };
       return { index, pid: generation?.pids[index] ?? null, depth: granted.depth, inflight: 0, ...operations };
     });
+  }
+
+  unmark(): void {
+    this.calls.push('unmark');
   }
 
   release(id: number): Promise<void> {

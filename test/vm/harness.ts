@@ -126,12 +126,13 @@ export class Served {
   /** Starts a supervisor with `devices` and waits until none of them is on its way any more. */
   static async start(
     devices: readonly object[],
-    options: { node?: string; nodeOptions?: readonly string[]; runtimeDir?: string } = {},
+    options: { node?: string; nodeOptions?: readonly string[]; runtimeDir?: string; stateDir?: string } = {},
   ): Promise<Served> {
     const directory = options.runtimeDir ?? (await mkdtemp('/run/supervisor-'));
     const config = join(await mkdtemp('/tmp/config-'), 'config.json');
     await writeFile(config, JSON.stringify({ devices }));
-    const command = [...(options.nodeOptions ?? []), cli, 'start', config, '--runtime-dir', directory];
+    const places = ['--runtime-dir', directory, '--state-dir', options.stateDir ?? join(directory, 'state')];
+    const command = [...(options.nodeOptions ?? []), cli, 'start', config, ...places];
     const child = spawn(options.node ?? process.execPath, command, {
       stdio: ['ignore', 'inherit', 'pipe'],
       env: { PATH: process.env.PATH },

@@ -3,16 +3,7 @@ import { existsSync, readFileSync, readdirSync, readlinkSync, statSync } from 'n
 import { chmod, mkdir, mkdtemp, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import {
-  COMMAND_TIMEOUT_MS,
-  Served,
-  cli,
-  ok,
-  processesNamed,
-  run,
-  shell,
-  supervisorCommand,
-} from './harness.js';
+import { COMMAND_TIMEOUT_MS, Served, cli, ok, processesNamed, run, shell, supervisorCommand } from './harness.js';
 import type { Finished } from './harness.js';
 
 /** What a supervisor refuses to begin with, what it never touches, and how its queue processes are confined. */

@@ -78,6 +78,7 @@ class JsQueue final : public Napi::ObjectWrap<JsQueue>, private Backend {
                                                   .dataPath = DataPath::copy,
                                                   .charDevice = inherited_->charDevice,
                                                   .descriptors = inherited_->descriptors,
+                                                  .header = &inherited_->shared.header(),
                                                   .page = page_,
                                                   .inflight = inherited_->shared.inflight(inherited_->queue)},
                                        static_cast<Backend&>(*this));
@@ -229,7 +230,8 @@ class JsQueue final : public Napi::ObjectWrap<JsQueue>, private Backend {
 void exportJsQueue(Napi::Env env, Napi::Object exports) {
   exports.Set("dropPrivileges", Napi::Function::New(env, [](const Napi::CallbackInfo& info) {
                 guarded(info.Env(), [&] {
-                  dropPrivileges({info[0].As<Napi::Number>().Uint32Value(), info[1].As<Napi::Number>().Uint32Value()});
+                  const User user{info[0].As<Napi::Number>().Uint32Value(), info[1].As<Napi::Number>().Uint32Value()};
+                  dropPrivileges(user, false);
                 });
               }));
   exports.Set("inheritedQueue", Napi::Function::New(env, inheritedQueue));

@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 
+#include <algorithm>
 #include <climits>
 #include <cstring>
 
@@ -26,6 +27,9 @@ class SharedPages final : public Napi::ObjectWrap<SharedPages> {
                                                InstanceMethod<&SharedPages::beginGeneration>("beginGeneration"),
                                                InstanceMethod<&SharedPages::readQueue>("readQueue"),
                                                InstanceMethod<&SharedPages::oldestRequest>("oldestRequest"),
+                                               InstanceMethod<&SharedPages::outstanding>("outstanding"),
+                                               InstanceMethod<&SharedPages::mark>("mark"),
+                                               InstanceMethod<&SharedPages::marked>("marked"),
                                                InstanceMethod<&SharedPages::drain>("drain"),
                                            }));
   }
@@ -75,6 +79,7 @@ class SharedPages final : public Napi::ObjectWrap<SharedPages> {
       page.failureErrno = 0;
       page.failureStep[0] = '\0';
       page.inflight = 0;
+      page.lastAnswerNs = 0;
       for (uint32_t tag = 0; tag < map_.layout().depth; tag++) map_.inflight(index)[tag].startNs = 0;
     }
   }
@@ -88,7 +93,8 @@ class SharedPages final : public Napi::ObjectWrap<SharedPages> {
     }
   }
 
-  // readQueue(index): { phase, inflight, failureErrno, failureStep, operations: [{ count, bytes, errors, p50ns, p99ns }] }
+  // readQueue(index): { phase, inflight, failureErrno, failureStep, sinceAnswerMs,
+  // operations: [{ count, bytes, errors, p50ns, p99ns }] }
   Napi::Value readQueue(const Napi::CallbackInfo& info) {
     const Napi::Env env = info.Env();
     const uint32_t index = info[0].As<Napi::Number>().Uint32Value();
@@ -99,6 +105,8 @@ class SharedPages final : public Napi::ObjectWrap<SharedPages> {
     answer.Set("inflight", page.inflight.load());
     answer.Set("failureErrno", page.failureErrno.load());
     answer.Set("failureStep", std::string(page.failureStep, strnlen(page.failureStep, sizeof page.failureStep)));
+    const uint64_t answered = page.lastAnswerNs.load(std::memory_order_relaxed);
+    answer.Set("sinceAnswerMs", answered == 0 ? env.Null() : Napi::Number::New(env, millisecondsSince(answered)));
     Napi::Array operations = Napi::Array::New(env, kOperationKinds);
     for (uint32_t kind = 0; kind < kOperationKinds; kind++) {
       const OperationCounters& counters = page.operations[kind];
@@ -129,15 +137,73 @@ class SharedPages final : public Napi::ObjectWrap<SharedPages> {
       oldest = &entry;
     }
     if (!oldest) return env.Null();
+    return describe(env, *oldest, since);
+  }
+
+  // outstanding(index): what its backend has, as oldestRequest describes it, in no order.
+  Napi::Value outstanding(const Napi::CallbackInfo& info) {
+    const Napi::Env env = info.Env();
+    const uint32_t index = info[0].As<Napi::Number>().Uint32Value();
+    if (index >= map_.layout().queues) throw Napi::RangeError::New(env, "no such queue");
+    Napi::Array requests = Napi::Array::New(env);
+    for (uint32_t tag = 0; tag < map_.layout().depth; tag++) {
+      const InflightEntry& entry = map_.inflight(index)[tag];
+      const uint64_t startNs = entry.startNs.load(std::memory_order_acquire);
+      if (startNs != 0) requests.Set(requests.Length(), describe(env, entry, startNs));
+    }
+    return requests;
+  }
+
+  // mark([{ operation, startSector, sectors, refused, crashes }]), refused ones first: replaces all marks. Not while queue
+  // processes are alive, but for an empty list. What is beyond the table's size is left out.
+  void mark(const Napi::CallbackInfo& info) {
+    const Napi::Array requests = info[0].As<Napi::Array>();
+    const uint32_t count = std::min(requests.Length(), kMaxMarked);
+    for (uint32_t i = 0; i < count; i++) {
+      const Napi::Object request = requests.Get(i).As<Napi::Object>();
+      MarkedRequest& marked = map_.header().markedRequests[i];
+      marked.startSector = static_cast<uint64_t>(request.Get("startSector").ToNumber().Int64Value());
+      marked.sectors = request.Get("sectors").ToNumber().Uint32Value();
+      marked.operation = request.Get("operation").ToNumber().Uint32Value();
+      marked.crashes = request.Get("crashes").ToNumber().Uint32Value();
+      marked.mark = static_cast<uint32_t>(request.Get("refused").ToBoolean() ? Mark::refused : Mark::alone);
+    }
+    map_.header().marked = count;
+  }
+
+  // marked(): what was marked and is not answered.
+  Napi::Value marked(const Napi::CallbackInfo& info) {
+    const Napi::Env env = info.Env();
+    Napi::Array requests = Napi::Array::New(env);
+    for (uint32_t i = 0; i < std::min(map_.header().marked.load(), kMaxMarked); i++) {
+      const MarkedRequest& marked = map_.header().markedRequests[i];
+      const auto mark = static_cast<Mark>(marked.mark.load());
+      if (mark == Mark::none) continue;
+      Napi::Object request = Napi::Object::New(env);
+      request.Set("operation", marked.operation.load());
+      request.Set("startSector", static_cast<double>(marked.startSector.load()));
+      request.Set("sectors", marked.sectors.load());
+      request.Set("refused", mark == Mark::refused);
+      request.Set("crashes", marked.crashes.load());
+      requests.Set(requests.Length(), request);
+    }
+    return requests;
+  }
+
+  static Napi::Object describe(Napi::Env env, const InflightEntry& entry, uint64_t startNs) {
+    Napi::Object answer = Napi::Object::New(env);
+    answer.Set("ageMs", millisecondsSince(startNs));
+    answer.Set("operation", entry.operation.load());
+    answer.Set("startSector", static_cast<double>(entry.startSector.load()));
+    answer.Set("sectors", entry.sectors.load());
+    return answer;
+  }
+
+  static double millisecondsSince(uint64_t monotonicNs) {
     timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
-    Napi::Object answer = Napi::Object::New(env);
-    answer.Set("ageMs", static_cast<double>(now.tv_sec) * 1e3 + static_cast<double>(now.tv_nsec) / 1e6 -
-                            static_cast<double>(since) / 1e6);
-    answer.Set("operation", oldest->operation.load());
-    answer.Set("startSector", static_cast<double>(oldest->startSector.load()));
-    answer.Set("sectors", oldest->sectors.load());
-    return answer;
+    return static_cast<double>(now.tv_sec) * 1e3 + static_cast<double>(now.tv_nsec) / 1e6 -
+           static_cast<double>(monotonicNs) / 1e6;
   }
 
   FileDescriptor memfd_;

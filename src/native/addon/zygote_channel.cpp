@@ -68,6 +68,7 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
     message.size = static_cast<uint64_t>(request.Get("size").ToNumber().Int64Value());
     message.user = {request.Get("uid").ToNumber().Uint32Value(), request.Get("gid").ToNumber().Uint32Value()};
     message.javascript = request.Get("javascript").ToBoolean();
+    message.coreDump = request.Get("coreDump").ToBoolean();
     const std::string backend = request.Get("backend").ToString();
     std::strncpy(message.backend, backend.c_str(), sizeof message.backend - 1);
     std::vector<int> files{info[1].As<Napi::Number>().Int32Value()};

@@ -1,0 +1,30 @@
+import type { RequestIdentity } from '../native/binding.js';
+import type { RequestStatus } from './status.js';
+
+/** In the order of the shared page's counters. */
+export const operationNames = ['read', 'write', 'flush', 'discard', 'writeZeroes'] as const;
+export type OperationName = (typeof operationNames)[number];
+
+/** By `UBLK_IO_OP_*`. */
+const names: Readonly<Record<number, OperationName>> = {
+  0: 'read',
+  1: 'write',
+  2: 'flush',
+  3: 'discard',
+  5: 'writeZeroes',
+};
+
+function operationName(operation: number): string {
+  return names[operation] ?? `operation ${String(operation)}`;
+}
+
+/** A request as `status` shows it. */
+export function requestStatus({ operation, startSector, sectors }: RequestIdentity): RequestStatus {
+  return { operation: operationName(operation), sector: startSector, sectors };
+}
+
+/** `read of 8 sectors at 4096`; a sector has 512 bytes. */
+export function describeRequest({ operation, sector, sectors }: RequestStatus): string {
+  if (operation === 'flush') return operation;
+  return `${operation === 'writeZeroes' ? 'write zeroes' : operation} of ${String(sectors)} sectors at ${String(sector)}`;
+}
