@@ -35,6 +35,10 @@ export interface Store {
   readonly takesClientMemory: boolean;
   /** Rejects when the path names something else by now, or what it names shrank. */
   check(): Promise<void>;
+  /** The same store at another size. A file is made larger; a block device has to have that size by now. */
+  resize(size: number): Promise<Store>;
+  /** Cuts off what a file has behind `size`. */
+  trim(): Promise<void>;
   close(): Promise<void>;
 }
 
@@ -89,15 +93,24 @@ async function openFound(found: FileHandle, options: StoreOptions, blockSize: nu
         `it has ${String(size)} bytes, not the ${String(options.size)} configured; change one of them`,
       );
     }
-    return {
+    const canDiscard = !readOnly && (device?.canDiscard ?? (await canPunchHoles(file, size)));
+    const ofSize = (bytes: number): Store => ({
       fd: file.fd,
-      size,
-      canDiscard: !readOnly && (device?.canDiscard ?? (await canPunchHoles(file, size))),
+      size: bytes,
+      canDiscard,
       rotational: device?.rotational === true,
       takesClientMemory: !direct || (alignment?.memory ?? 0) <= CLIENT_MEMORY_ALIGNMENT,
-      check: () => named('checking', path, () => assertSame(path, file, size)),
+      check: () => named('checking', path, () => assertSame(path, file, bytes)),
+      resize: (wanted) =>
+        named('resizing', path, async () => {
+          if (device) await assertGrown(path, status.rdev, wanted);
+          else await grow(file, wanted, options);
+          return ofSize(wanted);
+        }),
+      trim: () => (device ? Promise.resolve() : named('resizing', path, () => file.truncate(bytes))),
       close: () => file.close(),
-    };
+    });
+    return ofSize(size);
   } catch (error) {
     await file.close();
     throw error;
@@ -123,6 +136,22 @@ async function fill(file: FileHandle, { size = 0, preallocate }: StoreOptions): 
   if (preallocate && size > 0) await fallocate(file.fd, KEEP_SIZE, 0, size);
   await file.truncate(size);
   await file.sync();
+}
+
+async function grow(file: FileHandle, size: number, { path, readOnly, preallocate }: StoreOptions): Promise<void> {
+  if (readOnly) throw refusal(path, 'it is read-only', 'resizing');
+  const present = (await file.stat()).size;
+  if (size <= present) return;
+  if (preallocate) await fallocate(file.fd, KEEP_SIZE, present, size - present);
+  await file.truncate(size);
+  await file.sync();
+}
+
+async function assertGrown(path: string, number: number, size: number): Promise<void> {
+  const present = (await describeBlockDevice(number)).size;
+  if (present === size) return;
+  const reason = `it is a block device of ${String(present)} bytes; resize that first`;
+  throw refusal(path, reason, 'resizing');
 }
 
 /** A hole behind the end changes nothing, and is refused by file systems that know no holes. */
