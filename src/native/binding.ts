@@ -52,6 +52,7 @@ export const controlCommand = {
   START_USER_RECOVERY: 0xc0207510,
   END_USER_RECOVERY: 0xc0207511,
   DEL_DEV_ASYNC: 0x80207514,
+  UPDATE_SIZE: 0xc0207515,
   TRY_STOP_DEV: 0xc0207517,
 } as const;
 
@@ -169,6 +170,7 @@ export interface SharedPages {
   readQueue(index: number): SharedQueue;
   /** What the queue's backend has had longest; null: it has nothing. */
   oldestRequest(index: number): OutstandingRequest | null;
+  /** Every queue process finishes what its backend has, takes nothing new, and exits. */
   drain(): void;
 }
 

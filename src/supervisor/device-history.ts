@@ -51,6 +51,11 @@ export class DeviceHistory {
     if (serving) this.#exitedAt = this.#now();
   }
 
+  /** The device hands over, and nobody is served from now on. */
+  paused(): void {
+    this.#exitedAt = this.#now();
+  }
+
   failedRequest(error: BackendErrorStatus): void {
     this.#lastBackendError = error;
   }
@@ -59,9 +64,13 @@ export class DeviceHistory {
     this.#liveAt = this.#now();
   }
 
-  recovered(): void {
+  handedOver(): void {
     this.#liveAt = this.#now();
     this.#lastPauseMs = this.#liveAt - this.#exitedAt;
+  }
+
+  recovered(): void {
+    this.handedOver();
     this.#recoveries += 1;
   }
 }

@@ -11,6 +11,8 @@ export class ModelGeneration implements Generation {
   /** What they do next; `phase()` is how far they came. */
   reached: GenerationPhase = 'preparing';
   killable = true;
+  /** Its backend finishes nothing. */
+  stubborn = false;
   readonly #controller = new AbortController();
   readonly #onExit: () => void;
   #killed = false;
@@ -50,6 +52,12 @@ export class ModelGeneration implements Generation {
   thaw(): void {
     this.killable = true;
     if (this.#killed) for (const queue of [...this.alive]) this.exit(queue);
+  }
+
+  async drain(): Promise<void> {
+    await Promise.resolve();
+    if (this.stubborn || !this.killable) return;
+    for (const queue of [...this.alive]) this.exit(queue, { code: 0, signal: null });
   }
 
   async kill(): Promise<void> {
