@@ -9,6 +9,7 @@ const LOG_LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'fatal'] as const
 
 interface StartOptions extends RuntimeDirOption {
   readonly logLevel: (typeof LOG_LEVELS)[number];
+  readonly watch?: true;
 }
 
 export const startCommand: Register = (program) => {
@@ -16,6 +17,7 @@ export const startCommand: Register = (program) => {
     .command('start')
     .description('serve the devices of a configuration; stays in the foreground')
     .argument('<config>', 'configuration file; see ublk-supervisor.json(5)')
+    .option('--watch', 'hand devices over to the code of their backends in JavaScript whenever it is saved')
     .addOption(runtimeDirOption())
     .addOption(new Option('--log-level <level>', 'least important messages to log').choices(LOG_LEVELS).default('info'))
     .action(async (path: string, options: StartOptions) => {
@@ -24,14 +26,20 @@ export const startCommand: Register = (program) => {
     });
 };
 
-async function start(path: string, { runtimeDir, logLevel }: StartOptions): Promise<number> {
+async function start(path: string, { runtimeDir, logLevel, watch }: StartOptions): Promise<number> {
   // Loaded here and not above, so that the other commands start without the daemon's code.
   const { loadConfig } = await import('../config/load.js');
   const { createLogger } = await import('../supervisor/log.js');
   const { runDaemon } = await import('../supervisor/daemon.js');
   try {
     const config = await loadConfig(path);
-    return await runDaemon({ config, runtimeDir: runtimeDirectory(runtimeDir), log: createLogger(logLevel) });
+    return await runDaemon({
+      config,
+      loadConfig: () => loadConfig(path),
+      watch: watch ?? false,
+      runtimeDir: runtimeDirectory(runtimeDir),
+      log: createLogger(logLevel),
+    });
   } catch (error) {
     printError(messageOf(error));
     return daemonExitCode(error);

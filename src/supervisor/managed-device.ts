@@ -1,8 +1,10 @@
 import type { OpenBackend, OpenContext } from '../../backends/interface.js';
 import type { BackendOptions } from '../../backends/registry.js';
 import type { DeviceConfig } from '../config/types.js';
+import { SupervisorError } from '../errors.js';
 import type { Log } from './device-log.js';
 import { Device } from './device.js';
+import type { Served } from './hand-over.js';
 import type { Kernel } from './kernel.js';
 import type { Clock } from './clock.js';
 
@@ -17,11 +19,15 @@ export interface ManagedDeviceContext {
 
 /** A device together with the backend that is open for its sake. Its name and id are taken from the beginning. */
 export class ManagedDevice {
-  readonly config: DeviceConfig;
+  /** What the configuration file says of it; null: it was added by hand. */
+  configured: DeviceConfig | null = null;
   /** Rejects when the backend cannot be opened or does not fit; then nothing is left open. */
   readonly opened: Promise<Device>;
   /** Resolves when the kernel gave the device its id, or when it will not for now. */
   readonly added: Promise<void>;
+  readonly #openBackend: (config: DeviceConfig) => Promise<OpenBackend>;
+  readonly #kernel: Kernel;
+  #config: DeviceConfig;
   #device: Device | null = null;
   #backend: OpenBackend | null = null;
   #closed: Promise<void> | null = null;
@@ -29,11 +35,19 @@ export class ManagedDevice {
   #markAdded: () => void = () => undefined;
 
   constructor(config: DeviceConfig, context: ManagedDeviceContext) {
-    this.config = config;
+    this.#config = config;
+    this.#openBackend = ({ name: device, blockSize, readOnly, backend }) =>
+      context.openBackend(backend, { device, blockSize, readOnly });
     this.added = new Promise((resolve) => {
       this.#markAdded = resolve;
     });
+    this.#kernel = context.kernel;
     this.opened = this.#open(context);
+  }
+
+  /** What it serves now. */
+  get config(): DeviceConfig {
+    return this.#config;
   }
 
   /** null until it is opened. */
@@ -47,7 +61,7 @@ export class ManagedDevice {
   }
 
   get id(): number | null {
-    return this.#device?.id ?? this.config.id ?? null;
+    return this.#device?.id ?? this.#config.id ?? null;
   }
 
   /** Resolves when the device is gone and its backend closed; `removeData` of any one caller counts for all. */
@@ -59,14 +73,71 @@ export class ManagedDevice {
     await this.#closed;
   }
 
-  async #open({ kernel, log, openBackend, clock }: ManagedDeviceContext): Promise<Device> {
-    const { name: device, blockSize, readOnly } = this.config;
-    const backend = await openBackend(this.config.backend, { device, blockSize, readOnly });
+  /**
+   * What it would serve with another configuration, or, of a backend in JavaScript, with its code as it is now. Touches
+   * nothing; rejects when the device cannot serve that.
+   */
+  async prepare(config: DeviceConfig, size: number): Promise<Served> {
+    const device = await this.opened;
+    const current = this.#backend;
+    if (current === null) throw new TypeError(`device ${config.name} has no backend`);
+    const backend = current.module === undefined ? current : await this.#openBackend(config);
+    if (backend.size !== size) {
+      const { name } = config;
+      throw new SupervisorError(
+        `handing device ${name} over failed: its backend announces ${String(backend.size)} bytes, not ${String(size)}; ` +
+          'ublk-supervisor resize changes the size of a device',
+        { code: 'REFUSED', device: name },
+      );
+    }
+    device.specOf({ config, backend });
+    return { config, backend };
+  }
+
+  /** Replaces what is served by what `prepare` gave. `force`: shrink it even while somebody uses it. */
+  async handOver(next: Served, force = false): Promise<void> {
+    const device = await this.opened;
+    await device.handOver(next, { force });
+    this.#config = next.config;
+    this.#backend = next.backend;
+  }
+
+  /** Rejects with `EOPNOTSUPP` or `REFUSED` when this kernel, or the backend, cannot do it; then nothing is touched. */
+  async resize(size: number, force: boolean): Promise<void> {
+    const device = await this.opened;
+    const { name } = this.#config;
+    const current = this.#backend;
+    const refuse = (reason: string, code = 'REFUSED'): SupervisorError =>
+      new SupervisorError(`resizing device ${name} failed: ${reason}`, { code, device: name });
+    if (current === null || device.state !== 'live') throw refuse(`it is ${device.state}; recover it first`, 'BUSY');
+    if (!this.#kernel.resizes) throw refuse('this kernel cannot (UPDATE_SIZE, Linux 6.16)', 'EOPNOTSUPP');
+    const { blockSize } = device.status();
+    if (size % blockSize !== 0)
+      throw refuse(`${String(size)} is not a multiple of its block size ${String(blockSize)}`);
+    if (current.module !== undefined) {
+      await this.handOver(await this.prepare(this.#config, size), force);
+      return;
+    }
+    if (size === current.size) return;
+    if (current.resize === undefined) throw refuse(`its backend ${this.#config.backend.type} cannot change its size`);
+    if (size < current.size && !force) await device.assertUnused();
+    const backend = await current.resize(size);
+    try {
+      await this.handOver({ config: withSize(this.#config, size), backend }, force);
+    } catch (error) {
+      if (size > current.size) await current.trim?.();
+      throw error;
+    }
+    if (size < current.size) await backend.trim?.();
+  }
+
+  async #open({ kernel, log, clock }: ManagedDeviceContext): Promise<Device> {
+    const backend = await this.#openBackend(this.#config);
     const onChange = (state: string): void => {
       if (state !== 'adding') this.#markAdded();
     };
     try {
-      this.#device = new Device({ config: this.config, backend, kernel, log, clock, onChange });
+      this.#device = new Device({ config: this.#config, backend, kernel, log, clock, onChange });
     } catch (error) {
       await backend.close();
       if (backend.created) await backend.remove();
@@ -80,4 +151,10 @@ export class ManagedDevice {
     await this.#backend?.close();
     if (this.#removeData) await this.#backend?.remove();
   }
+}
+
+/** The same configuration with the size that the device has by now. */
+export function withSize(config: DeviceConfig, size: number): DeviceConfig {
+  const { backend } = config;
+  return 'size' in backend && backend.size !== undefined ? { ...config, backend: { ...backend, size } } : config;
 }

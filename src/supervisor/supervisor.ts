@@ -4,6 +4,8 @@ import { messageOf, SupervisorError } from '../errors.js';
 import type { Clock } from './clock.js';
 import type { Log } from './device-log.js';
 import type { Kernel } from './kernel.js';
+import type { PlanEntry } from './reload-plan.js';
+import { reload } from './reload.js';
 import { ManagedDevice, type ManagedDeviceContext, type OpenBackendFunction } from './managed-device.js';
 import type { DeviceStatus, Status, SupervisorApi } from './status.js';
 
@@ -15,6 +17,8 @@ export interface SupervisorOptions {
   readonly kernelRelease: string;
   /** Validates what `add` is given; throws a `SupervisorError`. */
   readonly parseDevice: (input: unknown) => DeviceConfig;
+  /** Reads the configuration again; left out, there is none to read. */
+  readonly loadConfig?: (() => Promise<Config>) | undefined;
   /** Called once, when stop() is done. */
   readonly onStopped?: () => void;
   readonly openBackend?: OpenBackendFunction;
@@ -38,11 +42,13 @@ export class Supervisor implements SupervisorApi {
   readonly #version: string;
   readonly #kernelRelease: string;
   readonly #parseDevice: (input: unknown) => DeviceConfig;
+  readonly #loadConfig: (() => Promise<Config>) | undefined;
   readonly #onStopped: () => void;
   readonly #devices = new Map<string, ManagedDevice>();
   /** Stops under way or done; while there are any nothing is added. */
   #stops = 0;
   #stopped = false;
+  #reloading = false;
 
   constructor(options: SupervisorOptions) {
     const { kernel, log, openBackend = openRegisteredBackend, clock, onStopped = () => undefined } = options;
@@ -51,6 +57,7 @@ export class Supervisor implements SupervisorApi {
     this.#version = options.version;
     this.#kernelRelease = options.kernelRelease;
     this.#parseDevice = options.parseDevice;
+    this.#loadConfig = options.loadConfig;
     this.#onStopped = onStopped;
   }
 
@@ -68,6 +75,7 @@ export class Supervisor implements SupervisorApi {
       }),
     );
     const opened = (await Promise.all(opening)).filter((managed) => managed !== undefined);
+    for (const managed of opened) managed.configured = managed.config;
     // One ADD_DEV after the other, wanted ids first: the ids that the kernel chooses are the same at every start.
     const wanted = opened.filter(({ config }) => config.id !== undefined);
     const chosen = opened.filter(({ config }) => config.id === undefined);
@@ -120,6 +128,53 @@ export class Supervisor implements SupervisorApi {
     const device = await this.#find('recovering', name).opened;
     await device.recover();
     return device.status();
+  }
+
+  async restart(name: string): Promise<DeviceStatus> {
+    const managed = this.#find('restarting', name);
+    const device = await managed.opened;
+    await managed.handOver(await managed.prepare(managed.config, device.status().size));
+    return device.status();
+  }
+
+  async resize(
+    name: string,
+    { size, force }: { readonly size: number; readonly force: boolean },
+  ): Promise<DeviceStatus> {
+    const managed = this.#find('resizing', name);
+    await managed.resize(size, force);
+    return (await managed.opened).status();
+  }
+
+  /** Where the code of each device's backend in JavaScript is, by the device's name. */
+  modules(): ReadonlyMap<string, string> {
+    const modules = new Map<string, string>();
+    for (const { config } of this.#devices.values()) {
+      if (config.backend.type === 'module') modules.set(config.name, config.backend.path);
+    }
+    return modules;
+  }
+
+  async reload({ dryRun }: { readonly dryRun: boolean }): Promise<readonly PlanEntry[]> {
+    const refuse = (reason: string, code: string): SupervisorError =>
+      new SupervisorError(`reloading failed: ${reason}`, { code });
+    if (this.#loadConfig === undefined) throw refuse('this supervisor has no configuration file', 'REFUSED');
+    if (this.#reloading) throw refuse('a reload is under way; wait for it', 'BUSY');
+    this.#reloading = true;
+    try {
+      const { devices } = await this.#loadConfig();
+      if (this.#stops > 0) throw refuse('the supervisor is stopping', 'STOPPING');
+      const target = {
+        devices: [...this.#devices.values()],
+        open: (config: DeviceConfig) => this.#open(config),
+        start: (managed: ManagedDevice) => this.#startOne(managed),
+        remove: (managed: ManagedDevice) => this.#remove(managed, { force: false, removeData: false }),
+        undo: (managed: ManagedDevice) => this.#undo(managed),
+      };
+      return await reload(target, devices, { dryRun, log: this.#log });
+    } finally {
+      this.#reloading = false;
+    }
   }
 
   /** With `force` the supervisor ends even when a device could not be removed; the promise rejects nevertheless. */

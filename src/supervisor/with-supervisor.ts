@@ -4,6 +4,7 @@ import { lstat, mkdir, mkdtemp, open, rm, type FileHandle } from 'node:fs/promis
 import { release } from 'node:os';
 import { join, resolve } from 'node:path';
 import { parseDevice } from '../config/schema.js';
+import type { Config } from '../config/types.js';
 import { SupervisorError, messageOf } from '../errors.js';
 import { flock, ublkFeatures } from '../native/binding.js';
 import { version } from '../version.js';
@@ -20,6 +21,8 @@ export interface SupervisorPlace {
   /** For one supervisor at a time, with its control socket. Left out: a private one, and no control socket. */
   readonly runtimeDir?: string | undefined;
   readonly log: Log;
+  /** Reads the configuration again, for a reload; left out, there is none to read. */
+  readonly loadConfig?: (() => Promise<Config>) | undefined;
 }
 
 /** Is given the supervisor and what resolves when it was stopped. */
@@ -29,14 +32,15 @@ type Use = (supervisor: Supervisor, stopped: Promise<void>) => Promise<void>;
  * Runs a supervisor for as long as `use` takes; afterwards no process, socket or lock of it is left. Rejects when this
  * machine or directory cannot be used, or as `use` does.
  */
-export async function withSupervisor({ runtimeDir, log }: SupervisorPlace, use: Use): Promise<void> {
+export async function withSupervisor(place: SupervisorPlace, use: Use): Promise<void> {
+  const { runtimeDir, log } = place;
   assertReady((warning) => {
     log.warn({}, warning);
   });
   if (runtimeDir === undefined) {
     const directory = await mkdtemp('/run/ublk-supervisor-');
     try {
-      await runIn(directory, null, log, use);
+      await runIn(directory, null, place, use);
     } finally {
       await rm(directory, { recursive: true });
     }
@@ -45,14 +49,15 @@ export async function withSupervisor({ runtimeDir, log }: SupervisorPlace, use: 
     const lock = await lockRuntimeDirectory(runtimeDir);
     try {
       await refuseOrphans(zygoteSocket(runtimeDir));
-      await runIn(runtimeDir, controlSocket(runtimeDir), log, use);
+      await runIn(runtimeDir, controlSocket(runtimeDir), place, use);
     } finally {
       await lock.close();
     }
   }
 }
 
-async function runIn(directory: string, socketPath: string | null, log: Log, use: Use): Promise<void> {
+async function runIn(directory: string, socketPath: string | null, place: SupervisorPlace, use: Use): Promise<void> {
+  const { log, loadConfig } = place;
   await using control = await open('/dev/ublk-control', constants.O_RDWR);
   const keeper: ZygoteKeeper = new ZygoteKeeper({
     socketPath: zygoteSocket(directory),
@@ -77,6 +82,7 @@ async function runIn(directory: string, socketPath: string | null, log: Log, use
     version,
     kernelRelease: release(),
     parseDevice,
+    loadConfig,
     onStopped: () => {
       end();
     },
