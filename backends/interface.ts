@@ -65,6 +65,13 @@ export interface OpenBackend {
   readonly created: boolean;
   /** What its C++ half can serve, best first as bench/ measured it; `dataPath: auto` is the first that the kernel has. */
   readonly dataPaths: readonly DataPath[];
+  /**
+   * Resolves with the same backend, open at another size, its data made larger where that takes it; the rest of a larger
+   * one stays until `trim`. Rejects with nothing changed. Left out: its size is what it is.
+   */
+  resize?(size: number): Promise<OpenBackend>;
+  /** Cuts off what its data has behind `size`. Called when nothing larger serves it; left out: there is nothing. */
+  trim?(): Promise<void>;
   /** Called before a device is made or recovered. Rejects when its data is no longer there. Left out: it always is. */
   check?(): Promise<void>;
   /** Let go of everything but the data. */

@@ -1,7 +1,7 @@
 import { z } from 'zod';
-import type { Backend } from '../interface.js';
+import type { Backend, OpenBackend } from '../interface.js';
 import { deviceSize, filePath } from '../options.js';
-import { openStore } from './store.js';
+import { openStore, type Store } from './store.js';
 
 export const fileOptions = z.strictObject({
   type: z.literal('file'),
@@ -24,8 +24,8 @@ export const fileBackend: Backend<z.infer<typeof fileOptions>> = {
   options: fileOptions,
   async open(options, context) {
     const readOnly = options.readOnly || context.readOnly;
-    const store = await openStore({ ...options, readOnly }, context.blockSize, context.inherited?.files[0]);
-    return {
+    const opened = await openStore({ ...options, readOnly }, context.blockSize, context.inherited?.files[0]);
+    const serving = (store: Store): OpenBackend => ({
       size: store.size,
       facts: {
         volatileCache: !options.sync,
@@ -45,6 +45,9 @@ export const fileBackend: Backend<z.infer<typeof fileOptions>> = {
       check: () => store.check(),
       close: () => store.close(),
       remove: () => Promise.resolve(),
-    };
+      resize: async (size) => serving(await store.resize(size)),
+      trim: () => store.trim(),
+    });
+    return serving(opened);
   },
 };

@@ -1,4 +1,4 @@
-import { closeSync, constants, fstat, type Stats } from 'node:fs';
+import { closeSync, constants, fstat, fsync, ftruncate, type Stats } from 'node:fs';
 import { open, unlink, type FileHandle } from 'node:fs/promises';
 import { promisify } from 'node:util';
 import { SupervisorError, errnoOf, reasonOf } from '../../src/errors.js';
@@ -11,6 +11,8 @@ const KEEP_SIZE = 1;
 const PUNCH_HOLE = 2;
 
 const statOf = promisify(fstat);
+const truncateTo = promisify(ftruncate);
+const synced = promisify(fsync);
 
 const EBUSY = 16;
 const PAGE = 4096;
@@ -38,6 +40,10 @@ export interface Store {
   readonly takesClientMemory: boolean;
   /** Rejects when the path names something else by now, or what it names shrank. */
   check(): Promise<void>;
+  /** The same store at another size. A file is made larger; a block device has to have that size by now. */
+  resize(size: number): Promise<Store>;
+  /** Cuts off what a file has behind `size`. */
+  trim(): Promise<void>;
   close(): Promise<void>;
 }
 
@@ -90,7 +96,7 @@ async function openFound(found: FileHandle, options: StoreOptions, blockSize: nu
       throw refusal(path, 'another process or device has it locked; close that', 'opening', 'IN_USE');
     if (status.isFile() && status.size === 0 && !readOnly) await fill(file, options);
     const takesClientMemory = !direct || (alignment?.memory ?? 0) <= CLIENT_MEMORY_ALIGNMENT;
-    return { ...(await describe(file.fd, options)), takesClientMemory, close: () => file.close() };
+    return await describe(file.fd, options, { takesClientMemory, close: () => file.close() });
   } catch (error) {
     await file.close();
     throw error;
@@ -104,30 +110,43 @@ async function openInherited(fd: number, options: StoreOptions): Promise<Store> 
     return Promise.resolve();
   };
   try {
-    return { ...(await describe(fd, options)), takesClientMemory: true, close };
+    return await describe(fd, options, { takesClientMemory: true, close });
   } catch (error) {
     closeSync(fd);
     throw error;
   }
 }
 
+/** `store`: what is not to be learned from the open file. */
 async function describe(
   fd: number,
-  { path, size: wanted, readOnly }: StoreOptions,
-): Promise<Omit<Store, 'takesClientMemory' | 'close'>> {
+  options: StoreOptions,
+  store: Pick<Store, 'takesClientMemory' | 'close'>,
+): Promise<Store> {
+  const { path, size: wanted, readOnly } = options;
   const status = await statOf(fd);
   const device = status.isBlockDevice() ? await describeBlockDevice(status.rdev) : null;
   const size = device?.size ?? status.size;
   if (size !== (wanted ?? size)) {
     throw refusal(path, `it has ${String(size)} bytes, not the ${String(wanted)} configured; change one of them`);
   }
-  return {
+  const canDiscard = !readOnly && (device?.canDiscard ?? (await canPunchHoles(fd, size)));
+  const ofSize = (bytes: number): Store => ({
+    ...store,
     fd,
-    size,
-    canDiscard: !readOnly && (device?.canDiscard ?? (await canPunchHoles(fd, size))),
+    size: bytes,
+    canDiscard,
     rotational: device?.rotational === true,
-    check: () => named('checking', path, () => assertSame(path, fd, size)),
-  };
+    check: () => named('checking', path, () => assertSame(path, fd, bytes)),
+    resize: (wantedNow) =>
+      named('resizing', path, async () => {
+        if (device) await assertGrown(path, status.rdev, wantedNow);
+        else await grow(fd, wantedNow, options);
+        return ofSize(wantedNow);
+      }),
+    trim: () => (device ? Promise.resolve() : named('resizing', path, () => truncateTo(fd, bytes))),
+  });
+  return ofSize(size);
 }
 
 /** `auto` is direct where it can be, so that data is cached once, on top of the device, and not here again. */
@@ -149,6 +168,22 @@ async function fill(file: FileHandle, { size = 0, preallocate }: StoreOptions): 
   if (preallocate && size > 0) await fallocate(file.fd, KEEP_SIZE, 0, size);
   await file.truncate(size);
   await file.sync();
+}
+
+async function grow(fd: number, size: number, { path, readOnly, preallocate }: StoreOptions): Promise<void> {
+  if (readOnly) throw refusal(path, 'it is read-only', 'resizing');
+  const present = (await statOf(fd)).size;
+  if (size <= present) return;
+  if (preallocate) await fallocate(fd, KEEP_SIZE, present, size - present);
+  await truncateTo(fd, size);
+  await synced(fd);
+}
+
+async function assertGrown(path: string, number: number, size: number): Promise<void> {
+  const present = (await describeBlockDevice(number)).size;
+  if (present === size) return;
+  const reason = `it is a block device of ${String(present)} bytes; resize that first`;
+  throw refusal(path, reason, 'resizing');
 }
 
 /** A hole behind the end changes nothing, and is refused by file systems that know no holes. */

@@ -1,5 +1,5 @@
 import { z } from 'zod';
-import type { Backend } from '../interface.js';
+import type { Backend, OpenBackend } from '../interface.js';
 import { deviceSize } from '../options.js';
 
 export const nullOptions = z.strictObject({
@@ -12,8 +12,8 @@ export const nullBackend: Backend<z.infer<typeof nullOptions>> = {
   name: 'null',
   options: nullOptions,
   open(options) {
-    return Promise.resolve({
-      size: options.size,
+    const ofSize = (size: number): OpenBackend => ({
+      size,
       facts: {
         volatileCache: true,
         fua: true,
@@ -29,6 +29,8 @@ export const nullBackend: Backend<z.infer<typeof nullOptions>> = {
       dataPaths: ['user-copy', 'copy'] as const,
       close: () => Promise.resolve(),
       remove: () => Promise.resolve(),
+      resize: (wanted) => Promise.resolve(ofSize(wanted)),
     });
+    return Promise.resolve(ofSize(options.size));
   },
 };

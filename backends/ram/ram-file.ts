@@ -2,7 +2,7 @@ import { closeSync, constants, fstatSync, ftruncateSync, openSync } from 'node:f
 import { unlink } from 'node:fs/promises';
 import { join } from 'node:path';
 import { SupervisorError, messageOf } from '../../src/errors.js';
-import { flock } from '../../src/native/binding.js';
+import { fallocate, flock } from '../../src/native/binding.js';
 import { SHARED_MEMORY_DIRECTORY, ensureSharedMemoryDirectory } from '../shared-memory.js';
 
 export interface RamFile {
@@ -11,13 +11,23 @@ export interface RamFile {
   readonly created: boolean;
   /** Closes the file and keeps it. */
   close(): void;
+  /** Room for `size` bytes; what was written stays. */
+  grow(size: number): void;
+  /** Cuts off what is behind `size`, so that it reads as zeros should the disk grow again. */
+  trim(size: number): Promise<void>;
   remove(): Promise<void>;
 }
 
-/** The data, then a bitmap with a bit for each page of it; ram.hpp says why. */
+/** Of fallocate(2). */
+const KEEP_SIZE = 1;
+const PUNCH_HOLE = 2;
+
+const PAGE = 4096;
+/** Where the data is, behind a bitmap with a bit for each page of it; ram.hpp says why. */
+const DATA_OFFSET = 2 ** 37;
+
 function fileBytes(size: number): number {
-  const pages = Math.ceil(size / 4096);
-  return pages * 4096 + Math.ceil(pages / 64) * 8;
+  return DATA_OFFSET + Math.ceil(size / PAGE) * PAGE;
 }
 
 /**
@@ -58,6 +68,10 @@ export async function openRamFile(device: string, size: number, inherited?: numb
     close: () => {
       closeSync(fd);
     },
+    grow: (size) => {
+      ftruncateSync(fd, fileBytes(size));
+    },
+    trim: (size) => trim(fd, size),
     remove: () => unlink(path),
   };
 }
@@ -72,4 +86,15 @@ function openFile(path: string, device: string): number {
       cause: error,
     });
   }
+}
+
+/**
+ * Truncating zeroes the rest of the last page, whose bit stays. Words of the bitmap of which no page is left are cleared
+ * here; the last word may be changing, so its queue processes clear what is behind the end of theirs.
+ */
+async function trim(fd: number, size: number): Promise<void> {
+  ftruncateSync(fd, DATA_OFFSET + size);
+  ftruncateSync(fd, fileBytes(size));
+  const used = Math.ceil(Math.ceil(size / PAGE) / 64) * 8;
+  await fallocate(fd, PUNCH_HOLE | KEEP_SIZE, used, DATA_OFFSET - used);
 }

@@ -20,27 +20,34 @@ constexpr uint64_t roundUp(uint64_t value, uint64_t step) { return (value + step
 }  // namespace
 
 RamBackend::~RamBackend() {
-  if (data_) munmap(data_, mappedBytes_);
+  if (data_) munmap(data_, dataBytes_);
+  if (present_) munmap(present_, bitmapBytes_);
 }
 
 void RamBackend::open(const BackendSetup& setup) {
   if (setup.files.size() != 1) throw std::system_error(EBADF, std::generic_category(), "receiving the RAM disk file");
   file_ = setup.files[0];
   size_ = setup.size;
-  const uint64_t bitmapOffset = roundUp(size_, kPageBytes);
-  mappedBytes_ = bitmapOffset + roundUp(bitmapOffset / kPageBytes, 64) / 8;
+  dataBytes_ = roundUp(size_, kPageBytes);
+  bitmapBytes_ = roundUp(dataBytes_ / kPageBytes, 64) / 8;
   struct stat status {};
   checked(fstat(file_, &status), "looking at the RAM disk file");
-  if (static_cast<uint64_t>(status.st_size) < mappedBytes_) {
+  if (static_cast<uint64_t>(status.st_size) < kDataOffset + dataBytes_) {
     throw std::system_error(ENODATA, std::generic_category(), "mapping the RAM disk file, which shrank");
   }
   // Looking at a page of the bitmap that tmpfs could not give would be a SIGBUS.
-  checked(fallocate(file_, 0, static_cast<off_t>(bitmapOffset), static_cast<off_t>(mappedBytes_ - bitmapOffset)),
-          "allocating the RAM disk's page bitmap");
-  void* base = mmap(nullptr, mappedBytes_, PROT_READ | PROT_WRITE, MAP_SHARED, file_, 0);
+  checked(fallocate(file_, 0, 0, static_cast<off_t>(bitmapBytes_)), "allocating the RAM disk's page bitmap");
+  present_ = reinterpret_cast<std::atomic<uint64_t>*>(map(bitmapBytes_, 0));
+  // A disk that was larger leaves bits behind the end of this one, which would make a page that it grows by look written.
+  const uint64_t beyond = dataBytes_ / kPageBytes % 64;
+  if (beyond != 0) present_[dataBytes_ / kPageBytes / 64].fetch_and((uint64_t{1} << beyond) - 1);
+  data_ = map(dataBytes_, kDataOffset);
+}
+
+std::byte* RamBackend::map(size_t bytes, uint64_t offset) const {
+  void* base = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file_, static_cast<off_t>(offset));
   if (base == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "mapping the RAM disk file");
-  data_ = static_cast<std::byte*>(base);
-  present_ = reinterpret_cast<std::atomic<uint64_t>*>(data_ + bitmapOffset);
+  return static_cast<std::byte*>(base);
 }
 
 bool RamBackend::isPresent(uint64_t page) const {
@@ -129,8 +136,8 @@ int RamBackend::allocate(uint64_t offset, uint32_t length) {
 
 int64_t RamBackend::writeAbsent(const Request& request) {
   for (uint32_t done = 0; done < request.length;) {
-    const ssize_t written =
-        pwrite(file_, request.data + done, request.length - done, static_cast<off_t>(request.offset + done));
+    const ssize_t written = pwrite(file_, request.data + done, request.length - done,
+                                   static_cast<off_t>(kDataOffset + request.offset + done));
     if (written < 0 && errno == EINTR) continue;
     if (written <= 0) return written < 0 ? -errno : -EIO;
     done += static_cast<uint32_t>(written);
@@ -152,7 +159,8 @@ int64_t RamBackend::clear(const Request& request, bool exactly) {
   for (uint64_t page = firstPage; page < endPage; page++) {
     if (isPresent(page)) present_[page / 64].fetch_and(~(uint64_t{1} << (page % 64)), std::memory_order_release);
   }
-  if (fallocate(file_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(firstPage * kPageBytes),
+  if (fallocate(file_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                static_cast<off_t>(kDataOffset + firstPage * kPageBytes),
                 static_cast<off_t>((endPage - firstPage) * kPageBytes)) < 0) {
     return -errno;
   }

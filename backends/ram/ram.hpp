@@ -6,7 +6,8 @@
 
 namespace ublk {
 
-// A RAM disk in a mapped tmpfs file: the data, then a bitmap with a bit for every page that was written.
+// A RAM disk in a mapped tmpfs file: a bitmap with a bit for every page that was written, then, at kDataOffset, the data.
+// The space in between is a hole: room for the bitmap of the largest disk, so that nothing moves when a disk is resized.
 //
 // The bitmap is shared by the device's queue processes through the file and outlives them as the data does. Pages
 // without a bit read as zeros and are not touched, so that reading a sparse disk uses no memory, and they get their bit
@@ -14,11 +15,16 @@ namespace ublk {
 class RamBackend final : public Backend {
  public:
   ~RamBackend() override;
+  // Of the data in the file; a page of bitmap in front stands for 128 MiB. ram-file.ts has it too.
+  static constexpr uint64_t kDataOffset = uint64_t{1} << 37;
+
   void open(const BackendSetup& setup) override;
   void submit(Responder& queue, const Request& request) override;
 
  private:
   static constexpr uint64_t kPageBytes = 4096;
+
+  std::byte* map(size_t bytes, uint64_t offset) const;
 
   enum class Presence { none, some, all };
   Presence presence(uint64_t offset, uint32_t length) const;
@@ -36,7 +42,8 @@ class RamBackend final : public Backend {
 
   int file_ = -1;
   uint64_t size_ = 0;
-  size_t mappedBytes_ = 0;
+  size_t dataBytes_ = 0;
+  size_t bitmapBytes_ = 0;
   std::byte* data_ = nullptr;
   std::atomic<uint64_t>* present_ = nullptr;
 };

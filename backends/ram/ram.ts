@@ -1,5 +1,5 @@
 import { z } from 'zod';
-import type { Backend } from '../interface.js';
+import type { Backend, OpenBackend } from '../interface.js';
 import { deviceSize } from '../options.js';
 import { openRamFile } from './ram-file.js';
 
@@ -14,8 +14,8 @@ export const ramBackend: Backend<z.infer<typeof ramOptions>> = {
   options: ramOptions,
   async open(options, context) {
     const file = await openRamFile(context.device, options.size, context.inherited?.files[0]);
-    return {
-      size: options.size,
+    const ofSize = (size: number): OpenBackend => ({
+      size,
       facts: {
         // Nothing to flush, but announcing a cache lets FLUSH and FUA through, so that they are counted and can be tested.
         volatileCache: true,
@@ -34,6 +34,12 @@ export const ramBackend: Backend<z.infer<typeof ramOptions>> = {
         return Promise.resolve();
       },
       remove: () => file.remove(),
-    };
+      resize: (wanted) => {
+        if (wanted > size) file.grow(wanted);
+        return Promise.resolve(ofSize(wanted));
+      },
+      trim: () => file.trim(size),
+    });
+    return ofSize(options.size);
   },
 };

@@ -1,6 +1,7 @@
 import { request } from 'node:http';
 import { SupervisorError, errnoOf, reasonOf } from '../errors.js';
 import { controlSocket } from '../supervisor/runtime-dir.js';
+import type { PlanEntry } from '../supervisor/reload-plan.js';
 import type { DeviceStatus, Status } from '../supervisor/status.js';
 
 export interface Client {
@@ -8,6 +9,9 @@ export interface Client {
   add(device: object): Promise<DeviceStatus>;
   remove(name: string, options: { readonly force: boolean; readonly removeData: boolean }): Promise<void>;
   recover(name: string, options: { readonly clearQuarantine: boolean }): Promise<DeviceStatus>;
+  restart(name: string): Promise<DeviceStatus>;
+  resize(name: string, options: { readonly size: string; readonly force: boolean }): Promise<DeviceStatus>;
+  reload(options: { readonly dryRun: boolean }): Promise<readonly PlanEntry[]>;
   stop(options: { readonly force: boolean }): Promise<void>;
 }
 
@@ -37,6 +41,12 @@ export function createClient(runtimeDir: string): Client {
     },
     recover: async (name, { clearQuarantine }) =>
       (await call('POST', `${device(name)}/recover${clearQuarantine ? '?clear-quarantine=true' : ''}`)) as DeviceStatus,
+    restart: async (name) => (await call('POST', `${device(name)}/restart`)) as DeviceStatus,
+    resize: async (name, options) => (await call('POST', `${device(name)}/resize`, options)) as DeviceStatus,
+    reload: async (options) => {
+      const { devices } = (await call('POST', '/v1/reload', options)) as { readonly devices: readonly PlanEntry[] };
+      return devices;
+    },
     stop: async ({ force }) => {
       await call('POST', '/v1/stop', { force });
     },

@@ -13,6 +13,9 @@ import { printError } from './output.js';
 import { printable } from '../printable.js';
 import { newBackendCommand } from './new-backend.js';
 import { recoverCommand } from './recover.js';
+import { reloadCommand } from './reload.js';
+import { resizeCommand } from './resize.js';
+import { restartCommand } from './restart.js';
 import { schemaCommand } from './schema.js';
 import { startCommand } from './start.js';
 import { statusCommand } from './status.js';
@@ -27,6 +30,9 @@ const commands = [
   delCommand,
   stopCommand,
   recoverCommand,
+  restartCommand,
+  reloadCommand,
+  resizeCommand,
   checkCommand,
   schemaCommand,
   featuresCommand,

@@ -11,6 +11,7 @@ interface StartOptions extends RuntimeDirOption {
   readonly group?: string;
   readonly stateDir?: string;
   readonly logLevel: (typeof LOG_LEVELS)[number];
+  readonly watch?: true;
 }
 
 export const startCommand: Register = (program) => {
@@ -18,6 +19,7 @@ export const startCommand: Register = (program) => {
     .command('start')
     .description('serve the devices of a configuration; stays in the foreground')
     .argument('<config>', 'configuration file; see ublk-supervisor.json(5)')
+    .option('--watch', 'hand devices over to the code of their backends in JavaScript whenever it is saved')
     .addOption(runtimeDirOption())
     .option('--group <name>', 'a group whose members may look (status, list) but change nothing')
     .option('--state-dir <dir>', 'where crash reports are kept (default: $STATE_DIRECTORY or /var/lib/ublk-supervisor)')
@@ -28,15 +30,23 @@ export const startCommand: Register = (program) => {
     });
 };
 
-async function start(path: string, { runtimeDir, stateDir, group, logLevel }: StartOptions): Promise<number> {
+async function start(path: string, options: StartOptions): Promise<number> {
+  const { runtimeDir, stateDir, group, logLevel, watch = false } = options;
   // Loaded here and not above, so that the other commands start without the daemon's code.
   const { loadConfig } = await import('../config/load.js');
   const { createLogger } = await import('../supervisor/log.js');
   const { runDaemon } = await import('../supervisor/daemon.js');
   try {
     const config = await loadConfig(path);
-    const directories = { runtimeDir: runtimeDirectory(runtimeDir), stateDir: stateDirectory(stateDir) };
-    return await runDaemon({ config, ...directories, group, log: createLogger(logLevel) });
+    return await runDaemon({
+      config,
+      loadConfig: () => loadConfig(path),
+      watch,
+      runtimeDir: runtimeDirectory(runtimeDir),
+      stateDir: stateDirectory(stateDir),
+      group,
+      log: createLogger(logLevel),
+    });
   } catch (error) {
     printError(messageOf(error));
     return daemonExitCode(error);

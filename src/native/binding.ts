@@ -65,6 +65,7 @@ export const controlCommand = {
   START_USER_RECOVERY: 0xc0207510,
   END_USER_RECOVERY: 0xc0207511,
   DEL_DEV_ASYNC: 0x80207514,
+  UPDATE_SIZE: 0xc0207515,
   TRY_STOP_DEV: 0xc0207517,
 } as const;
 
@@ -238,6 +239,7 @@ export interface SharedPages {
   mark(requests: readonly MarkedRequest[]): void;
   /** What is marked, but for what has been answered since. */
   marked(): readonly MarkedRequest[];
+  /** Every queue process finishes what its backend has, takes nothing new, and exits. */
   drain(): void;
 }
 

@@ -116,8 +116,9 @@ void Queue::serve() {
       throw std::system_error(-submitted, std::generic_category(), "waiting for requests");
     }
   } while (handleCompletions());
-  // What drains has answers that nobody has sent yet.
-  io_uring_submit(&ring_);
+  // What drains has answers that nobody has sent yet. A commit behind its copy goes out only when this thread asks for
+  // events, and without it the request would count as outstanding.
+  io_uring_submit_and_get_events(&ring_);
 }
 
 void Queue::notify(int eventfd) {

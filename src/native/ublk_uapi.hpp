@@ -112,6 +112,7 @@ enum class Control : uint32_t {
   endUserRecovery = controlOpcode(kReadWrite, 0x11),
   getFeatures = controlOpcode(kRead, 0x13),
   deleteDeviceAsync = controlOpcode(kRead, 0x14),
+  updateSize = controlOpcode(kReadWrite, 0x15),  // data: sectors
   tryStopDevice = controlOpcode(kReadWrite, 0x17),
 };
 static_assert(static_cast<uint32_t>(Control::addDevice) == _IOWR('u', 0x04, ControlCommand));

@@ -1,4 +1,5 @@
 import { z } from 'zod';
+import { deviceSize } from '../../backends/options.js';
 import { parseJson } from '../config/json.js';
 import { validate } from '../config/problems.js';
 import { SupervisorError, messageOf } from '../errors.js';
@@ -37,6 +38,9 @@ interface Route {
 
 const stopRequest = z.strictObject({ force: z.boolean().default(false) }).prefault({});
 
+const resizeRequest = z.strictObject({ size: deviceSize, force: z.boolean().default(false) });
+const reloadRequest = z.strictObject({ dryRun: z.boolean().default(false) }).prefault({});
+
 const DEVICE = /^\/v1\/devices\/([^/]+)$/;
 
 const ROUTES: readonly Route[] = [
@@ -68,6 +72,29 @@ const ROUTES: readonly Route[] = [
   },
   {
     method: 'POST',
+    path: /^\/v1\/devices\/([^/]+)\/restart$/,
+    run: async (api, { name }) => ({ status: 200, body: await api.restart(name) }),
+  },
+  {
+    method: 'POST',
+    path: /^\/v1\/devices\/([^/]+)\/resize$/,
+    takesBody: true,
+    run: async (api, { name, body }) => ({
+      status: 200,
+      body: await api.resize(name, validate(resizeRequest, body, 'body')),
+    }),
+  },
+  {
+    method: 'POST',
+    path: /^\/v1\/reload$/,
+    takesBody: true,
+    run: async (api, { body }) => ({
+      status: 200,
+      body: { devices: await api.reload(validate(reloadRequest, body, 'body')) },
+    }),
+  },
+  {
+    method: 'POST',
     path: /^\/v1\/stop$/,
     takesBody: true,
     run: async (api, { body }) => {
@@ -89,6 +116,7 @@ const STATUS_BY_CODE: Readonly<Record<string, number>> = {
   IN_USE: 409,
   EBUSY: 409,
   BUSY: 409,
+  REFUSED: 409,
   TOO_LARGE: 413,
   MEDIA_TYPE: 415,
   TOO_MANY: 429,

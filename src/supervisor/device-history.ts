@@ -51,6 +51,11 @@ export class DeviceHistory {
     if (serving) this.#exitedAt = this.#now();
   }
 
+  /** The device hands over, and nobody is served from now on. */
+  paused(): void {
+    this.#exitedAt = this.#now();
+  }
+
   failedRequest(error: BackendErrorStatus): void {
     this.#lastBackendError = error;
   }
@@ -60,10 +65,15 @@ export class DeviceHistory {
   }
 
   /** Returns how long the pause was, in milliseconds. */
-  recovered(): number {
+  handedOver(): number {
     this.#liveAt = this.#now();
     this.#lastPauseMs = this.#liveAt - this.#exitedAt;
-    this.#recoveries += 1;
     return this.#lastPauseMs;
+  }
+
+  /** Returns how long the pause was, in milliseconds. */
+  recovered(): number {
+    this.#recoveries += 1;
+    return this.handedOver();
   }
 }

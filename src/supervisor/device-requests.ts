@@ -1,4 +1,5 @@
 import type { SupervisorError } from '../errors.js';
+import type { HandOver } from './hand-over.js';
 
 interface Waiter {
   readonly resolve: () => void;
@@ -9,10 +10,17 @@ interface StopRequest extends Waiter {
   readonly force: boolean;
 }
 
+interface HandOverRequest extends Waiter {
+  readonly next: HandOver;
+}
+
 /** Who waits for what of one device. Every request is settled by the device's resting in some state. */
 export class DeviceRequests {
   #live: Waiter[] = [];
   readonly #stops: StopRequest[] = [];
+  readonly #handOvers: HandOverRequest[] = [];
+  /** Hand-overs that failed, to be told so when the device rests again. */
+  readonly #failed: (() => void)[] = [];
 
   get stopPending(): boolean {
     return this.#stops.length > 0;
@@ -21,6 +29,11 @@ export class DeviceRequests {
   /** Of the stop that is or comes first under way. */
   get force(): boolean {
     return this.#stops[0]?.force ?? false;
+  }
+
+  /** The hand-over that is or comes first under way. */
+  get handOver(): HandOver | null {
+    return this.#handOvers[0]?.next ?? null;
   }
 
   untilLive(): Promise<void> {
@@ -33,6 +46,33 @@ export class DeviceRequests {
     return new Promise((resolve, reject) => {
       this.#stops.push({ force, resolve, reject });
     });
+  }
+
+  untilHandedOver(next: HandOver): Promise<void> {
+    return new Promise((resolve, reject) => {
+      this.#handOvers.push({ next, resolve, reject });
+    });
+  }
+
+  handedOver(): void {
+    this.#handOvers.shift()?.resolve();
+  }
+
+  handOverFailed(error: SupervisorError): void {
+    const request = this.#handOvers.shift();
+    if (request === undefined) return;
+    this.#failed.push(() => {
+      request.reject(error);
+    });
+  }
+
+  rests(): void {
+    for (const reject of this.#failed.splice(0)) reject();
+  }
+
+  /** Nobody can serve the device any more, so nothing can be handed over. */
+  handOversRefused(error: SupervisorError): void {
+    for (const request of this.#handOvers.splice(0)) request.reject(error);
   }
 
   live(): void {

@@ -10,6 +10,7 @@ import { describeExit, DeviceHistory } from './device-history.js';
 import type { Log } from './device-log.js';
 import { DeviceRequests } from './device-requests.js';
 import { deviceSpec } from './device-spec.js';
+import { assertSameDevice, type HandOver, type Served } from './hand-over.js';
 import type { DeviceSpec, ExitStatus, FoundDevice, Kernel, QueueReport } from './kernel.js';
 import { machine, targetOfFailure, type AfterRemoval, type DeviceEvent, type DeviceState } from './machine.js';
 import type { Rule, Step, Target } from './machine.js';
@@ -28,26 +29,30 @@ export interface DeviceOptions {
   readonly crashFiles?: CrashFiles | null;
   /** Called after every change of state; must not throw. */
   readonly onChange?: ((state: DeviceState) => void) | undefined;
+  /** Called after a hand-over to another configuration; must not throw. */
+  readonly onConfigChanged?: ((config: DeviceConfig) => void) | undefined;
 }
 
 /** How often a backend that cannot be loaded is tried again. */
 const RELOAD_INTERVAL_MS = 1000;
 
-const events: readonly DeviceEvent[] = ['exited', 'stop', 'recover'];
+const events: readonly DeviceEvent[] = ['exited', 'stop', 'recover', 'handOver'];
 
 /**
  * Runs one device through its states. What happens to it is level-triggered: an exit, a stop or a recover stays
  * pending until a state answers it. Only the one loop in `#run` changes the state, so nothing can interleave.
  */
 export class Device {
-  readonly #config: DeviceConfig;
-  readonly #spec: DeviceSpec;
-  readonly #backend: OpenBackend;
+  #config: DeviceConfig;
+  #spec: DeviceSpec;
+  #backend: OpenBackend;
+  readonly #kernel: Kernel;
   readonly #clock: Clock;
   readonly #log: Log;
   readonly #onChange: (state: DeviceState) => void;
+  readonly #onConfigChanged: (config: DeviceConfig) => void;
   readonly #device: KernelDevice;
-  readonly #attempts: Attempts;
+  #attempts: Attempts;
   readonly #history: DeviceHistory;
   readonly #crashes: DeviceCrashes;
   readonly #requests = new DeviceRequests();
@@ -58,6 +63,8 @@ export class Device {
   #error: SupervisorError | null = null;
   #reason: string | null = null;
   #recoverWanted = false;
+  /** What is served again should the hand-over under way fail. */
+  #previous: HandOver | null = null;
   /** Why the device is degraded while its backend is loaded again and again. */
   #reloading: string | null = null;
   /** Ends what can be ended of the step under way: a back-off or startDevice. */
@@ -65,14 +72,16 @@ export class Device {
 
   /** Throws `CONFIG` when the configuration does not fit the backend. */
   constructor(options: DeviceOptions) {
-    const { config, backend, kernel, log, found = null, clock = monotonicClock, onChange = () => undefined } = options;
+    const { config, backend, kernel, log, found = null, clock = monotonicClock, ...hooks } = options;
     this.#config = config;
     this.#spec = deviceSpec(found === null ? config : { ...config, dataPath: found.dataPath }, backend, kernel);
     this.#state = found === null ? 'adding' : 'adopting';
     this.#clock = clock;
     this.#backend = backend;
     this.#log = log;
-    this.#onChange = onChange;
+    this.#kernel = kernel;
+    this.#onChange = hooks.onChange ?? (() => undefined);
+    this.#onConfigChanged = hooks.onConfigChanged ?? (() => undefined);
     const onExit = (status: ExitStatus): void => {
       this.#onExit(status);
     };
@@ -153,6 +162,26 @@ export class Device {
     return this.#untilLive();
   }
 
+  /** What `next` comes to. Throws when this device cannot serve it. */
+  specOf({ config, backend }: Served): DeviceSpec {
+    const spec = deviceSpec(config, backend, this.#kernel);
+    assertSameDevice(this.#spec, spec);
+    return spec;
+  }
+
+  /**
+   * Lets the generation that serves finish what it has, and replaces it by one that serves `next`; users of the device see
+   * a pause. Rejects with why that did not work; then what was served before is served again wherever that is possible.
+   * `force`: shrink even while somebody uses the device.
+   */
+  async handOver(next: Served, { force }: { readonly force: boolean }): Promise<void> {
+    const spec = this.specOf(next);
+    if (this.#state === 'gone' || this.#state === 'failed') throw this.#whyNotLive();
+    const done = this.#requests.untilHandedOver({ ...next, spec, force });
+    void this.#run();
+    await done;
+  }
+
   /** Rejects with `IN_USE` and who holds it while somebody has the block device open or mounted. */
   assertUnused(): Promise<void> {
     return this.#device.assertUnused();
@@ -204,7 +233,12 @@ export class Device {
   /** Where the first pending event that this state answers leads. */
   #answer({ on }: Rule): Target | undefined {
     const { exited } = this.#device;
-    const pending = { exited, stop: this.#requests.stopPending, recover: this.#recoverWanted };
+    const pending = {
+      exited,
+      stop: this.#requests.stopPending,
+      recover: this.#recoverWanted,
+      handOver: this.#requests.handOver !== null,
+    };
     const event = events.find((name) => pending[name] && on[name] !== undefined);
     return event && on[event];
   }
@@ -228,9 +262,46 @@ export class Device {
     const { signal } = this.#interrupt;
     if (step === 'backOff') return this.#backOff(signal);
     if (step === 'checkBackend') return this.#backend.check?.();
+    if (step === 'exchange') {
+      this.#exchange();
+      return;
+    }
+    if (step === 'drainGeneration') this.#history.paused();
     // A removal that nobody asked for is the last resort, so it cannot depend on who uses the device.
-    const force = this.#stopUnderWay ? this.#requests.force : true;
+    const handOver = this.#state === 'handingOver' ? this.#requests.handOver : null;
+    const force = handOver?.force ?? (this.#stopUnderWay ? this.#requests.force : true);
     return this.#device.run(step, { force, cancelStart: signal });
+  }
+
+  #exchange(): void {
+    const next = this.#requests.handOver;
+    if (next === null) return;
+    this.#previous = { config: this.#config, backend: this.#backend, spec: this.#spec, force: true };
+    this.#serve(next);
+  }
+
+  #serve({ config, backend, spec }: HandOver): void {
+    if (config.recovery !== this.#config.recovery) this.#attempts = new Attempts(config.recovery, this.#clock);
+    this.#config = config;
+    this.#backend = backend;
+    this.#spec = spec;
+    this.#device.spec = spec;
+  }
+
+  #takeBack(): void {
+    if (this.#previous !== null) this.#serve(this.#previous);
+    this.#previous = null;
+  }
+
+  /** Leaves `handingOver`. Only a generation that serves what was asked for is a success. */
+  #endHandOver(target: Target): void {
+    if (target !== 'live') {
+      this.#takeBack();
+      return;
+    }
+    this.#requests.handedOver();
+    if (this.#previous?.config !== this.#config) this.#onConfigChanged(this.#config);
+    this.#previous = null;
   }
 
   async #backOff(signal: AbortSignal): Promise<void> {
@@ -255,12 +326,17 @@ export class Device {
       this.#error = known;
       this.#reason = known.message;
     }
-    this.#attempts.failed();
+    if (this.#state === 'handingOver') {
+      this.#requests.handOverFailed(known);
+      this.#takeBack();
+      this.#attempts.askedFor();
+    } else this.#attempts.failed();
     return targetOfFailure(this.#state, step, known.code);
   }
 
   #enter(target: Target): void {
     const from = this.#state;
+    if (from === 'handingOver') this.#endHandOver(target);
     if (target === 'refuse' && this.#stopUnderWay) this.#requests.stopRefused(this.#whyNotLive());
     if (typeof target === 'object') this.#afterRemoval = target.then;
     this.#state = target === 'refuse' ? this.#device.rest : typeof target === 'object' ? target.state : target;
@@ -275,11 +351,14 @@ export class Device {
   #becomeLive(from: DeviceState): void {
     this.#reason = null;
     if (from === 'recovering') this.#crashes.recovered(this.#history.recovered());
+    else if (from === 'handingOver') this.#history.handedOver();
     else this.#history.started();
   }
 
   #rest(): void {
     this.#attempts.rested();
+    this.#requests.rests();
+    if (this.#state === 'failed' || this.#state === 'gone') this.#requests.handOversRefused(this.#whyNotLive());
     if (this.#state === 'live') this.#requests.live();
     else this.#requests.notLive(this.#whyNotLive());
     const unloadable = this.#state === 'degraded' && this.#error?.code === 'UNLOADABLE';

@@ -133,6 +133,19 @@ export class ProcessGeneration implements Generation {
     };
   }
 
+  async drain(deadlineMs: number): Promise<void> {
+    this.#stopWatching();
+    // From here on no exit is a failure, and none ends the others.
+    this.#endingOthers = true;
+    this.#pages.drain();
+    let timer: NodeJS.Timeout | undefined;
+    const deadline = new Promise<void>((resolve) => {
+      timer = setTimeout(resolve, deadlineMs);
+    });
+    await Promise.race([this.#allExited, deadline]);
+    clearTimeout(timer);
+  }
+
   async kill(): Promise<void> {
     this.#stopWatching();
     for (const { watch } of this.#members) watch?.kill();

@@ -88,6 +88,11 @@ export interface Generation {
   phase(): GenerationPhase;
   /** To be called once the processes are dead and before there are others. */
   remains(): Remains;
+  /**
+   * Asks every process to finish what its backend has, to take nothing new and to exit; resolves when all have, or when
+   * `deadlineMs` has passed. Their exits are not reported.
+   */
+  drain(deadlineMs: number): Promise<void>;
   /** SIGKILL to every process that is left; resolves when all have exited. Rejects after a deadline (uninterruptible sleep). */
   kill(): Promise<void>;
 }
@@ -117,6 +122,8 @@ export interface StopOptions {
 export interface Kernel {
   readonly quirks: KernelQuirks;
   offers(dataPath: DataPath): boolean;
+  /** There is UPDATE_SIZE. */
+  readonly resizes: boolean;
   /** ADD_DEV, then compares the granted flags. A device that lacks a flag we need is deleted again. */
   addDevice(spec: DeviceSpec): Promise<GrantedDevice>;
   /** SET_PARAMS. */
@@ -152,6 +159,8 @@ export interface Kernel {
   beginRecovery(id: number): Promise<void>;
   /** END_USER_RECOVERY, likewise. */
   endRecovery(granted: GrantedDevice, signal: AbortSignal): Promise<void>;
+  /** UPDATE_SIZE, which checks nothing: `bytes` has to be a size that the device can have. Only after START_DEV. */
+  updateSize(id: number, bytes: number): Promise<void>;
   /** Rejects with `IN_USE` and who holds it when somebody has the block device open or mounted. */
   assertUnused(id: number): Promise<void>;
   /**

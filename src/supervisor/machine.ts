@@ -4,7 +4,17 @@
  */
 
 export type DeviceState =
-  'adopting' | 'adding' | 'starting' | 'live' | 'draining' | 'recovering' | 'degraded' | 'failed' | 'stopping' | 'gone';
+  | 'adopting'
+  | 'adding'
+  | 'starting'
+  | 'live'
+  | 'draining'
+  | 'handingOver'
+  | 'recovering'
+  | 'degraded'
+  | 'failed'
+  | 'stopping'
+  | 'gone';
 
 /** Steps that have nothing to do (no generation to kill, no device to delete) succeed. */
 export type Step =
@@ -15,10 +25,14 @@ export type Step =
   | 'setParameters'
   | 'spawn'
   | 'startDevice'
+  | 'exchange'
+  | 'shrinkDevice'
+  | 'drainGeneration'
   | 'killGeneration'
   | 'checkRecoverable'
   | 'beginRecovery'
   | 'endRecovery'
+  | 'growDevice'
   | 'assertUnused'
   | 'killUnlessServing'
   | 'stopDevice'
@@ -27,7 +41,7 @@ export type Step =
   | 'release';
 
 /** What may happen to a device from outside. A state without an answer leaves the event to the first state that has one. */
-export type DeviceEvent = 'exited' | 'stop' | 'recover';
+export type DeviceEvent = 'exited' | 'stop' | 'recover' | 'handOver';
 
 /** What a failed step means. `error`: whatever has no entry of its own. */
 export type Failure =
@@ -45,6 +59,8 @@ export type Failure =
   | 'unloadable'
   /** The backend's data is no longer what was opened: serving it would mix two states of it. */
   | 'changed'
+  /** The kernel did not take the device's new size; it serves with the old one. */
+  | 'unsized'
   /** No generation can ever serve this device again. */
   | 'lost'
   /** The kernel has a device that was never started, or was stopped. */
@@ -57,7 +73,7 @@ export type AfterRemoval = 'gone' | 'failed' | 'adding';
 export type Target =
   | DeviceState
   | { readonly state: 'stopping'; readonly then: AfterRemoval }
-  /** The stop under way, if any, is refused; live, degraded or failed, whichever the device still is. */
+  /** The stop or the hand-over under way, if any, is refused; live, degraded or failed, whichever the device still is. */
   | 'refuse';
 
 export interface Rule {
@@ -100,12 +116,47 @@ export const machine: Readonly<Record<DeviceState, Rule>> = {
   live: {
     steps: [],
     done: null,
-    on: { exited: 'recovering', stop: 'draining' },
+    on: { exited: 'recovering', stop: 'draining', handOver: 'handingOver' },
     failed: {},
+  },
+  // What is exchanged is the code, the options or the size; whatever fails after that goes back to what was served before.
+  // Exits are expected from the drain on.
+  handingOver: {
+    steps: [
+      'checkBackend',
+      'exchange',
+      'shrinkDevice',
+      'drainGeneration',
+      'killGeneration',
+      'checkRecoverable',
+      'beginRecovery',
+      'spawn',
+      'endRecovery',
+      'growDevice',
+    ],
+    done: 'live',
+    on: { exited: 'recovering' },
+    failed: {
+      changed: 'refuse',
+      unsized: 'refuse',
+      stuck: 'degraded',
+      lost: remove('failed'),
+      error: 'recovering',
+    },
   },
   // A stop waits until this attempt ended: killing a replacement that is fetching loses the device on some kernels.
   recovering: {
-    steps: ['killGeneration', 'checkRecoverable', 'backOff', 'checkBackend', 'beginRecovery', 'spawn', 'endRecovery'],
+    steps: [
+      'killGeneration',
+      'checkRecoverable',
+      'backOff',
+      'checkBackend',
+      'beginRecovery',
+      'spawn',
+      'endRecovery',
+      // After a crash in the middle of a change of size.
+      'growDevice',
+    ],
     done: 'live',
     on: {},
     failed: {
@@ -114,6 +165,7 @@ export const machine: Readonly<Record<DeviceState, Rule>> = {
       unloadable: 'degraded',
       parked: 'degraded',
       changed: 'degraded',
+      unsized: 'refuse',
       givenUp: remove('failed'),
       lost: remove('failed'),
       error: 'recovering',
@@ -122,7 +174,7 @@ export const machine: Readonly<Record<DeviceState, Rule>> = {
   degraded: {
     steps: [],
     done: null,
-    on: { stop: 'draining', recover: 'recovering' },
+    on: { stop: 'draining', recover: 'recovering', handOver: 'handingOver' },
     failed: {},
   },
   draining: {
@@ -170,11 +222,14 @@ const failures: Readonly<Partial<Record<Step, Readonly<Record<string, Failure>>>
   spawn: callerErrors,
   backOff: { PARKED: 'parked', GIVEN_UP: 'givenUp' },
   checkBackend: { '*': 'changed' },
+  exchange: { '*': 'changed' },
+  shrinkDevice: { '*': 'unsized' },
   killGeneration: { '*': 'stuck' },
   checkRecoverable: { '*': 'lost' },
   beginRecovery: { EBUSY: 'held', TIMEOUT: 'held', ENODEV: 'lost' },
   endRecovery: { ENODEV: 'lost', UNLOADABLE: 'unloadable' },
   adopt: { DEAD: 'dead' },
+  growDevice: { '*': 'unsized' },
 };
 
 /** Where a failed step leads. */

@@ -1,4 +1,4 @@
-import type { OpenBackend, OpenContext } from '../../backends/interface.js';
+import type { Inheritance, OpenBackend, OpenContext } from '../../backends/interface.js';
 import { SupervisorError } from '../errors.js';
 import type { LeftDevice } from './adoption.js';
 import type { BackendOptions } from '../../backends/registry.js';
@@ -6,6 +6,7 @@ import type { DeviceConfig } from '../config/types.js';
 import type { CrashFiles } from './crash-files.js';
 import type { Log } from './device-log.js';
 import { Device } from './device.js';
+import type { Served } from './hand-over.js';
 import type { DeviceState } from './machine.js';
 import type { FoundDevice, Kernel } from './kernel.js';
 import type { Journal } from './journal.js';
@@ -24,13 +25,16 @@ export interface ManagedDeviceContext {
 
 /** A device together with the backend that is open for its sake. Its name and id are taken from the beginning. */
 export class ManagedDevice {
-  readonly config: DeviceConfig;
-  /** By `add`, not by the configuration. */
-  readonly byHand: boolean;
+  /** What the configuration file says of it; null: it was added by hand. */
+  configured: DeviceConfig | null = null;
   /** Rejects when the backend cannot be opened or does not fit; then nothing is left open. */
   readonly opened: Promise<Device>;
   /** Resolves when the kernel gave the device its id, or when it will not for now. */
   readonly added: Promise<void>;
+  readonly #openBackend: (config: DeviceConfig, inherited?: Inheritance) => Promise<OpenBackend>;
+  readonly #journal: Pick<Journal, 'write' | 'remove'>;
+  readonly #kernel: Kernel;
+  #config: DeviceConfig;
   #device: Device | null = null;
   #backend: OpenBackend | null = null;
   #closed: Promise<void> | null = null;
@@ -38,13 +42,21 @@ export class ManagedDevice {
   #markAdded: () => void = () => undefined;
 
   /** `left`: what an earlier supervisor left of it. */
-  constructor(config: DeviceConfig, context: ManagedDeviceContext, byHand: boolean, left: LeftDevice | null) {
-    this.config = config;
-    this.byHand = byHand;
+  constructor(config: DeviceConfig, context: ManagedDeviceContext, left: LeftDevice | null) {
+    this.#config = config;
+    this.#openBackend = ({ name: device, blockSize, readOnly, user, backend }, inherited) =>
+      context.openBackend(backend, { device, blockSize, readOnly, user, ...(inherited ? { inherited } : {}) });
     this.added = new Promise((resolve) => {
       this.#markAdded = resolve;
     });
+    this.#kernel = context.kernel;
+    this.#journal = context.journal;
     this.opened = this.#open(context, left);
+  }
+
+  /** What it serves now. */
+  get config(): DeviceConfig {
+    return this.#config;
   }
 
   /** null until it is opened. */
@@ -58,7 +70,7 @@ export class ManagedDevice {
   }
 
   get id(): number | null {
-    return this.#device?.id ?? this.config.id ?? null;
+    return this.#device?.id ?? this.#config.id ?? null;
   }
 
   /** Resolves when the device is gone and its backend closed; `removeData` of any one caller counts for all. */
@@ -70,23 +82,82 @@ export class ManagedDevice {
     await this.#closed;
   }
 
+  /**
+   * What it would serve with another configuration, or, of a backend in JavaScript, with its code as it is now. Touches
+   * nothing; rejects when the device cannot serve that.
+   */
+  async prepare(config: DeviceConfig, size: number): Promise<Served> {
+    const device = await this.opened;
+    const current = this.#backend;
+    if (current === null) throw new TypeError(`device ${config.name} has no backend`);
+    const backend = current.module === undefined ? current : await this.#openBackend(config);
+    if (backend.size !== size) {
+      const { name } = config;
+      throw new SupervisorError(
+        `handing device ${name} over failed: its backend announces ${String(backend.size)} bytes, not ${String(size)}; ` +
+          'ublk-supervisor resize changes the size of a device',
+        { code: 'REFUSED', device: name },
+      );
+    }
+    device.specOf({ config, backend });
+    return { config, backend };
+  }
+
+  /** Replaces what is served by what `prepare` gave. `force`: shrink it even while somebody uses it. */
+  async handOver(next: Served, force = false): Promise<void> {
+    const device = await this.opened;
+    await device.handOver(next, { force });
+    this.#config = next.config;
+    this.#backend = next.backend;
+    this.#record();
+  }
+
+  /** Rejects with `EOPNOTSUPP` or `REFUSED` when this kernel, or the backend, cannot do it; then nothing is touched. */
+  async resize(size: number, force: boolean): Promise<void> {
+    const device = await this.opened;
+    const { name } = this.#config;
+    const current = this.#backend;
+    const refuse = (reason: string, code = 'REFUSED'): SupervisorError =>
+      new SupervisorError(`resizing device ${name} failed: ${reason}`, { code, device: name });
+    if (current === null || device.state !== 'live') throw refuse(`it is ${device.state}; recover it first`, 'BUSY');
+    if (!this.#kernel.resizes) throw refuse('this kernel cannot (UPDATE_SIZE, Linux 6.16)', 'EOPNOTSUPP');
+    const { blockSize } = device.status();
+    if (size % blockSize !== 0)
+      throw refuse(`${String(size)} is not a multiple of its block size ${String(blockSize)}`);
+    if (current.module !== undefined) {
+      await this.handOver(await this.prepare(this.#config, size), force);
+      return;
+    }
+    if (size === current.size) return;
+    if (current.resize === undefined) throw refuse(`its backend ${this.#config.backend.type} cannot change its size`);
+    if (size < current.size && !force) await device.assertUnused();
+    const backend = await current.resize(size);
+    try {
+      await this.handOver({ config: withSize(this.#config, size), backend }, force);
+    } catch (error) {
+      if (size > current.size) await current.trim?.();
+      throw error;
+    }
+    if (size < current.size) await backend.trim?.();
+  }
+
   async #open(context: ManagedDeviceContext, left: LeftDevice | null): Promise<Device> {
-    const { kernel, log, openBackend, clock, journal, crashFiles } = context;
-    const { name: device, blockSize, readOnly, user } = this.config;
+    const { kernel, log, clock, crashFiles } = context;
+    const { name: device, backend: options } = this.#config;
     const found = left?.found ?? undefined;
-    const inherited = {
+    const backend = await this.#openBackend(this.#config, {
       announced: found === undefined ? null : (left?.announced ?? null),
-      files: this.config.backend.type === 'module' ? [] : (found?.held?.files ?? []),
-    };
-    const backend = await openBackend(this.config.backend, { device, blockSize, readOnly, user, inherited });
+      files: options.type === 'module' ? [] : (found?.held?.files ?? []),
+    });
     const onChange = (state: DeviceState): void => {
       if (state !== 'adding') this.#markAdded();
-      if (state === 'starting') this.#record(journal, backend);
-      else if (state === 'gone') journal.remove(device);
+      if (state === 'starting') this.#record();
+      else if (state === 'gone') this.#journal.remove(device);
     };
     try {
       if (found !== undefined) assertSameSize(device, found, backend.size);
-      this.#device = new Device({ config: this.config, backend, kernel, log, clock, found, crashFiles, onChange });
+      const config = this.#config;
+      this.#device = new Device({ config, backend, kernel, log, clock, found, crashFiles, onChange });
     } catch (error) {
       await backend.close();
       if (backend.created) await backend.remove();
@@ -96,11 +167,12 @@ export class ManagedDevice {
     return this.#device;
   }
 
-  #record(journal: Pick<Journal, 'write'>, { size, blockSize, facts }: OpenBackend): void {
+  #record(): void {
     const id = this.id;
-    if (id === null) return;
+    if (id === null || this.#backend === null) return;
+    const { size, blockSize, facts } = this.#backend;
     const announced = { size, blockSize: blockSize ?? null, facts };
-    journal.write({ id, added: this.byHand, announced, config: this.config });
+    this.#journal.write({ id, added: this.configured === null, announced, config: this.#config });
   }
 
   async #close(): Promise<void> {
@@ -116,4 +188,10 @@ function assertSameSize(device: string, { id, size }: FoundDevice, now: number):
     `adopting device ${device} failed: /dev/ublkb${String(id)} has ${String(size)} bytes and its backend ` +
     `${String(now)}; it goes on being served, but is managed only when that is its size again`;
   throw new SupervisorError(message, { code: 'CONFIG', device });
+}
+
+/** The same configuration with the size that the device has by now. */
+export function withSize(config: DeviceConfig, size: number): DeviceConfig {
+  const { backend } = config;
+  return 'size' in backend && backend.size !== undefined ? { ...config, backend: { ...backend, size } } : config;
 }

@@ -1,6 +1,7 @@
 import type { DataPath } from '../../backends/interface.js';
 import type { GenerationPhase } from './kernel.js';
 import type { DeviceState } from './machine.js';
+import type { PlanEntry } from './reload-plan.js';
 import type { OperationName } from './requests.js';
 
 /** Counters of one kind of operation on one queue; latencies are from a log-scale histogram, within 13 %. */
@@ -121,7 +122,7 @@ export interface DeviceStatus {
   /** Requests that are answered with EIO, because each crashed the backend again and again. */
   readonly quarantine: readonly QuarantinedRequestStatus[];
   readonly lastBackendError: BackendErrorStatus | null;
-  /** How long the last recovery took from the exit to the device being live again, in milliseconds. */
+  /** How long the last recovery or hand-over took, from the exit or the drain to the device being live again, in milliseconds. */
   readonly lastPauseMs: number | null;
   readonly queues: readonly QueueStatus[];
 }
@@ -143,6 +144,15 @@ export interface SupervisorApi {
   remove(name: string, options: { readonly force: boolean; readonly removeData: boolean }): Promise<void>;
   /** Resolves when the device is live again; also resets the restart limit. `clearQuarantine`: nothing is refused any more. */
   recover(name: string, options?: { readonly clearQuarantine?: boolean }): Promise<DeviceStatus>;
+  /**
+   * Resolves when a new generation serves the device, its users having seen a pause; of a backend in JavaScript with its
+   * code as it is now. Code that does not load, or makes another device, is refused and the old goes on.
+   */
+  restart(name: string): Promise<DeviceStatus>;
+  /** Resolves when the device has `size` bytes. `force`: smaller also while it is open or mounted. */
+  resize(name: string, options: { readonly size: number; readonly force: boolean }): Promise<DeviceStatus>;
+  /** Reads the configuration again and makes the devices those of it; `dryRun` only says how. */
+  reload(options: { readonly dryRun: boolean }): Promise<readonly PlanEntry[]>;
   /** Stops every device, then ends the supervisor. Rejects, and stops nothing, when a device is in use and not `force`. */
   stop(options: { readonly force: boolean }): Promise<void>;
 }

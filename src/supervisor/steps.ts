@@ -20,10 +20,13 @@ import type { QueueStatus } from './status.js';
 /** How long queue processes get to end by themselves after STOP_DEV. */
 const EXIT_GRACE_MS = 1000;
 
-export type KernelStep = Exclude<Step, 'backOff' | 'checkBackend'>;
+/** How long a generation that hands over may take to finish what its backend has; the rest of it is issued again. */
+const DRAIN_DEADLINE_MS = 5000;
+
+export type KernelStep = Exclude<Step, 'backOff' | 'checkBackend' | 'exchange'>;
 
 export interface StepContext {
-  /** Stop the device even while somebody uses it. */
+  /** Stop or shrink the device even while somebody uses it. */
   readonly force: boolean;
   /** Ends a startDevice that is no longer wanted. */
   readonly cancelStart: AbortSignal;
@@ -54,7 +57,8 @@ interface KernelDeviceOptions {
 
 /** One device as the kernel and its queue processes have it, and the machine's steps, which change that. */
 export class KernelDevice {
-  readonly #spec: DeviceSpec;
+  /** What the next generation serves. */
+  spec: DeviceSpec;
   readonly #kernel: Kernel;
   readonly #clock: Clock;
   readonly #log: Log;
@@ -79,9 +83,12 @@ export class KernelDevice {
   #recoveryBegun = false;
   #lost = false;
   readonly #found: FoundDevice | null;
+  /** The size that the kernel was told last. */
+  #announcedSize: number;
 
   constructor({ spec, found, kernel, clock, log, onExit, onDeath, marked, onReport }: KernelDeviceOptions) {
-    this.#spec = spec;
+    this.spec = spec;
+    this.#announcedSize = found?.size ?? 0;
     this.#kernel = kernel;
     this.#clock = clock;
     this.#log = log;
@@ -94,9 +101,12 @@ export class KernelDevice {
     this.#steps = {
       adopt: () => this.#adopt(),
       addDevice: () => this.#addDevice(),
-      setParameters: () => this.#kernel.setParameters(this.#id(), this.#spec),
+      setParameters: () => this.#setParameters(),
       spawn: () => this.#spawn(),
       startDevice: ({ cancelStart }) => this.#startDevice(cancelStart),
+      shrinkDevice: ({ force }) => this.#shrink(force),
+      growDevice: () => this.#grow(),
+      drainGeneration: () => this.#drain(),
       killGeneration: () => this.#kill(),
       checkRecoverable: () => this.#checkRecoverable(),
       beginRecovery: () => this.#beginRecovery(),
@@ -156,8 +166,8 @@ export class KernelDevice {
    */
   async #adopt(): Promise<void> {
     const found = this.#found;
-    if (found === null) throw new TypeError(`device ${this.#spec.name} was not found in the kernel`);
-    const { state, generation } = await this.#kernel.adopt(found, this.#spec, this.#onReport);
+    if (found === null) throw new TypeError(`device ${this.spec.name} was not found in the kernel`);
+    const { state, generation } = await this.#kernel.adopt(found, this.spec, this.#onReport);
     this.#generationNumber = generation?.number ?? 0;
     if (state === 'DEAD') {
       this.#generation = generation;
@@ -176,14 +186,37 @@ export class KernelDevice {
   }
 
   async #addDevice(): Promise<void> {
-    this.#granted = await this.#kernel.addDevice(this.#spec);
+    this.#granted = await this.#kernel.addDevice(this.spec);
+  }
+
+  async #setParameters(): Promise<void> {
+    await this.#kernel.setParameters(this.#id(), this.spec);
+    this.#announcedSize = this.spec.size;
+  }
+
+  /** Before the generation that serves less: the kernel must not send what lies beyond. */
+  async #shrink(force: boolean): Promise<void> {
+    if (this.spec.size >= this.#announcedSize) return;
+    if (!this.#serving) throw this.#error('shrinking', 'it is not live', 'NOT_LIVE');
+    if (!force) await this.assertUnused();
+    await this.#updateSize();
+  }
+
+  /** After the generation that serves more. */
+  async #grow(): Promise<void> {
+    if (this.spec.size > this.#announcedSize) await this.#updateSize();
+  }
+
+  async #updateSize(): Promise<void> {
+    await this.#kernel.updateSize(this.#id(), this.spec.size);
+    this.#announcedSize = this.spec.size;
   }
 
   async #spawn(): Promise<void> {
     this.#generationNumber += 1;
     const number = this.#generationNumber;
     const marked = this.#marked();
-    this.#watch(await this.#kernel.spawn(this.#device(), this.#spec, number, this.#onReport, marked));
+    this.#watch(await this.#kernel.spawn(this.#device(), this.spec, number, this.#onReport, marked));
   }
 
   #watch(generation: Generation): void {
@@ -224,7 +257,7 @@ export class KernelDevice {
     command: (device: GrantedDevice, signal: AbortSignal) => Promise<void>,
   ): Promise<void> {
     const exited = this.#generation?.exited;
-    if (exited === undefined) throw new TypeError(`${verb} ${this.#spec.name} without a generation`);
+    if (exited === undefined) throw new TypeError(`${verb} ${this.spec.name} without a generation`);
     const signal = AbortSignal.any([exited, ...cancels]);
     try {
       if (signal.aborted) throw this.#error(verb, 'it is to be stopped', 'ABORTED');
@@ -236,6 +269,14 @@ export class KernelDevice {
       throw this.#error(verb, describeExit(exit), 'EXITED', error);
     }
     this.#serving = true;
+  }
+
+  /** What it does not finish in time is issued again to the next generation, as after a crash. */
+  async #drain(): Promise<void> {
+    if (this.#generation === null) return;
+    this.#serving = false;
+    this.#ending = true;
+    await this.#generation.drain(DRAIN_DEADLINE_MS);
   }
 
   /** Rejects when a process is left; the generation stays then and the kernel must not be asked anything. */
@@ -294,7 +335,7 @@ export class KernelDevice {
         this.#reportExit();
         throw error;
       }
-      this.#log.warn({ device: this.#spec.name, code }, messageOf(error));
+      this.#log.warn({ device: this.spec.name, code }, messageOf(error));
       // The command may still be under way and wait for these processes; their death releases it.
       this.#started = false;
       await this.#kill();
@@ -327,8 +368,8 @@ export class KernelDevice {
     try {
       if (await this.#kernel.deleteDevice(id)) return;
       this.#log.warn(
-        { device: this.#spec.name, id },
-        `device ${this.#spec.name} is still open; its id goes with its last user`,
+        { device: this.spec.name, id },
+        `device ${this.spec.name} is still open; its id goes with its last user`,
       );
     } catch (error) {
       if (!(error instanceof SupervisorError && error.code === 'ENODEV')) throw error;
@@ -343,7 +384,7 @@ export class KernelDevice {
   }
 
   #device(): GrantedDevice {
-    if (this.#granted === null) throw new TypeError(`device ${this.#spec.name} is not in the kernel`);
+    if (this.#granted === null) throw new TypeError(`device ${this.spec.name} is not in the kernel`);
     return this.#granted;
   }
 
@@ -352,7 +393,7 @@ export class KernelDevice {
   }
 
   #error(verb: string, reason: string, code: string, cause?: unknown): SupervisorError {
-    const device = this.#spec.name;
+    const device = this.spec.name;
     return new SupervisorError(`${verb} device ${device} failed: ${reason}`, { code, device, cause });
   }
 }

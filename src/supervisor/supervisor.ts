@@ -5,6 +5,8 @@ import type { Clock } from './clock.js';
 import type { CrashFiles } from './crash-files.js';
 import type { Log } from './device-log.js';
 import type { Kernel } from './kernel.js';
+import type { PlanEntry } from './reload-plan.js';
+import { reload } from './reload.js';
 import { ManagedDevice, type ManagedDeviceContext, type OpenBackendFunction } from './managed-device.js';
 import type { LeftDevice } from './adoption.js';
 import type { Journal } from './journal.js';
@@ -18,6 +20,8 @@ export interface SupervisorOptions {
   readonly kernelRelease: string;
   /** Validates what `add` is given; throws a `SupervisorError`. */
   readonly parseDevice: (input: unknown) => DeviceConfig;
+  /** Reads the configuration again; left out, there is none to read. */
+  readonly loadConfig?: (() => Promise<Config>) | undefined;
   /** Called once, when stop() is done. */
   readonly onStopped?: () => void;
   readonly openBackend?: OpenBackendFunction;
@@ -47,6 +51,7 @@ export class Supervisor implements SupervisorApi {
   readonly #version: string;
   readonly #kernelRelease: string;
   readonly #parseDevice: (input: unknown) => DeviceConfig;
+  readonly #loadConfig: (() => Promise<Config>) | undefined;
   readonly #onStopped: () => void;
   readonly #findLeftDevices: (configured: readonly DeviceConfig[]) => Promise<readonly LeftDevice[]>;
   readonly #devices = new Map<string, ManagedDevice>();
@@ -55,6 +60,7 @@ export class Supervisor implements SupervisorApi {
   /** Stops under way or done; while there are any nothing is added. */
   #stops = 0;
   #stopped = false;
+  #reloading = false;
 
   constructor(options: SupervisorOptions) {
     const { kernel, log, openBackend = openRegisteredBackend, clock, onStopped = () => undefined } = options;
@@ -65,6 +71,7 @@ export class Supervisor implements SupervisorApi {
     this.#version = options.version;
     this.#kernelRelease = options.kernelRelease;
     this.#parseDevice = options.parseDevice;
+    this.#loadConfig = options.loadConfig;
     this.#onStopped = onStopped;
   }
 
@@ -78,7 +85,7 @@ export class Supervisor implements SupervisorApi {
     const left = await this.#left;
     const fresh = devices.filter(({ name }) => !left.some(({ config }) => config.name === name));
     const open = (config: DeviceConfig, from: LeftDevice | null): Promise<ManagedDevice | undefined> =>
-      this.#open(config, from?.added ?? false, from).catch((error: unknown) => {
+      this.#open(config, from).catch((error: unknown) => {
         const failure = { name: config.name, error: known(error, `opening device ${config.name}`) };
         this.#log.error({ device: failure.name, code: failure.error.code }, failure.error.message);
         failures.push(failure);
@@ -86,6 +93,10 @@ export class Supervisor implements SupervisorApi {
       });
     const opening = [...left.map((one) => open(one.config, one)), ...fresh.map((config) => open(config, null))];
     const opened = (await Promise.all(opening)).filter((managed) => managed !== undefined);
+    for (const managed of opened) {
+      const { name } = managed.config;
+      managed.configured = devices.find((device) => device.name === name) ?? null;
+    }
     // One ADD_DEV after the other, wanted ids first: the ids that the kernel chooses are the same at every start.
     const wanted = opened.filter(({ config }) => config.id !== undefined);
     const chosen = opened.filter(({ config }) => config.id === undefined);
@@ -121,7 +132,7 @@ export class Supervisor implements SupervisorApi {
   }
 
   async add(input: unknown): Promise<DeviceStatus> {
-    const managed = await this.#open(this.#parseDevice(input), true, null);
+    const managed = await this.#open(this.#parseDevice(input), null);
     try {
       return await this.#startOne(managed);
     } catch (error) {
@@ -138,6 +149,53 @@ export class Supervisor implements SupervisorApi {
     const device = await this.#find('recovering', name).opened;
     await device.recover(options);
     return device.status();
+  }
+
+  async restart(name: string): Promise<DeviceStatus> {
+    const managed = this.#find('restarting', name);
+    const device = await managed.opened;
+    await managed.handOver(await managed.prepare(managed.config, device.status().size));
+    return device.status();
+  }
+
+  async resize(
+    name: string,
+    { size, force }: { readonly size: number; readonly force: boolean },
+  ): Promise<DeviceStatus> {
+    const managed = this.#find('resizing', name);
+    await managed.resize(size, force);
+    return (await managed.opened).status();
+  }
+
+  /** Where the code of each device's backend in JavaScript is, by the device's name. */
+  modules(): ReadonlyMap<string, string> {
+    const modules = new Map<string, string>();
+    for (const { config } of this.#devices.values()) {
+      if (config.backend.type === 'module') modules.set(config.name, config.backend.path);
+    }
+    return modules;
+  }
+
+  async reload({ dryRun }: { readonly dryRun: boolean }): Promise<readonly PlanEntry[]> {
+    const refuse = (reason: string, code: string): SupervisorError =>
+      new SupervisorError(`reloading failed: ${reason}`, { code });
+    if (this.#loadConfig === undefined) throw refuse('this supervisor has no configuration file', 'REFUSED');
+    if (this.#reloading) throw refuse('a reload is under way; wait for it', 'BUSY');
+    this.#reloading = true;
+    try {
+      const { devices } = await this.#loadConfig();
+      if (this.#stops > 0) throw refuse('the supervisor is stopping', 'STOPPING');
+      const target = {
+        devices: [...this.#devices.values()],
+        open: (config: DeviceConfig) => this.#open(config, null),
+        start: (managed: ManagedDevice) => this.#startOne(managed),
+        remove: (managed: ManagedDevice) => this.#remove(managed, { force: false, removeData: false }),
+        undo: (managed: ManagedDevice) => this.#undo(managed),
+      };
+      return await reload(target, devices, { dryRun, log: this.#log });
+    } finally {
+      this.#reloading = false;
+    }
   }
 
   /** With `force` the supervisor ends even when a device could not be removed; the promise rejects nevertheless. */
@@ -161,9 +219,9 @@ export class Supervisor implements SupervisorApi {
   }
 
   /** Takes the name and the id, then opens the backend; what fails leaves nothing. */
-  async #open(config: DeviceConfig, byHand: boolean, left: LeftDevice | null): Promise<ManagedDevice> {
+  async #open(config: DeviceConfig, left: LeftDevice | null): Promise<ManagedDevice> {
     this.#assertFree(config);
-    const managed = new ManagedDevice(config, this.#context, byHand, left);
+    const managed = new ManagedDevice(config, this.#context, left);
     this.#devices.set(config.name, managed);
     try {
       await managed.opened;

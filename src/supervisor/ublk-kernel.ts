@@ -74,6 +74,7 @@ interface DeviceRecord {
 /** The real kernel: control commands through the zygote, processes by pidfd, counters from the shared pages. */
 export class UblkKernel implements Kernel {
   readonly quirks: KernelQuirks;
+  readonly resizes: boolean;
   readonly #features: bigint;
   readonly #cookieOf: (name: string) => bigint;
   readonly #zygote: () => Promise<Zygote>;
@@ -89,6 +90,7 @@ export class UblkKernel implements Kernel {
       recoveryBeginsOnce: !this.#has('QUIESCE'),
       deathNoticedByTimeout: !this.#has('QUIESCE'),
     };
+    this.resizes = this.#has('UPDATE_SIZE');
   }
 
   /** To be called with what the zygote reports of its children. */
@@ -291,6 +293,10 @@ export class UblkKernel implements Kernel {
 
   async endRecovery({ id }: GrantedDevice, signal: AbortSignal): Promise<void> {
     await this.#serve('END_USER_RECOVERY', id, signal);
+  }
+
+  async updateSize(id: number, bytes: number): Promise<void> {
+    await this.#control('UPDATE_SIZE', id, { data: bytes / SECTOR });
   }
 
   async #serve(command: ControlCommand, id: number, signal: AbortSignal): Promise<void> {

@@ -3,6 +3,7 @@ import { lstat, mkdir, mkdtemp, open, rm, type FileHandle } from 'node:fs/promis
 import { release } from 'node:os';
 import { join } from 'node:path';
 import { parseDevice } from '../config/schema.js';
+import type { Config } from '../config/types.js';
 import { SupervisorError, messageOf } from '../errors.js';
 import { flock, ublkFeatures } from '../native/binding.js';
 import { version } from '../version.js';
@@ -27,6 +28,8 @@ export interface SupervisorPlace {
   /** Where crash reports are kept. Left out: nowhere. */
   readonly stateDir?: string | undefined;
   readonly log: Log;
+  /** Reads the configuration again, for a reload; left out, there is none to read. */
+  readonly loadConfig?: (() => Promise<Config>) | undefined;
 }
 
 /** Is given the supervisor and what resolves when it was stopped. */
@@ -37,15 +40,14 @@ type Use = (supervisor: Supervisor, stopped: Promise<void>) => Promise<void>;
  * machine or directory cannot be used, or as `use` does.
  */
 export async function withSupervisor(place: SupervisorPlace, use: Use): Promise<void> {
-  const { runtimeDir, stateDir, group, log } = place;
-  const crashFiles = stateDir === undefined ? null : new CrashFiles(stateDir, log);
+  const { runtimeDir, group, log } = place;
   assertReady((warning) => {
     log.warn({}, warning);
   });
   if (runtimeDir === undefined) {
     const directory = await mkdtemp('/run/ublk-supervisor-');
     try {
-      await runIn(directory, null, crashFiles, log, use);
+      await runIn(directory, null, place, use);
     } finally {
       await rm(directory, { recursive: true });
     }
@@ -53,7 +55,7 @@ export async function withSupervisor(place: SupervisorPlace, use: Use): Promise<
     await makeRuntimeDirectory(runtimeDir);
     const lock = await lockRuntimeDirectory(runtimeDir);
     try {
-      await runIn(runtimeDir, { path: controlSocket(runtimeDir), group }, crashFiles, log, use);
+      await runIn(runtimeDir, { path: controlSocket(runtimeDir), group }, place, use);
     } finally {
       await lock.close();
     }
@@ -65,13 +67,9 @@ interface ControlSocket {
   readonly group: string | undefined;
 }
 
-async function runIn(
-  directory: string,
-  socket: ControlSocket | null,
-  crashFiles: CrashFiles | null,
-  log: Log,
-  use: Use,
-): Promise<void> {
+async function runIn(directory: string, socket: ControlSocket | null, place: SupervisorPlace, use: Use): Promise<void> {
+  const { stateDir, log, loadConfig } = place;
+  const crashFiles = stateDir === undefined ? null : new CrashFiles(stateDir, log);
   await using control = await open('/dev/ublk-control', constants.O_RDWR);
   const instance = new Instance(directory);
   const journal = new Journal(join(directory, 'devices'), parseDevice, log);
@@ -102,6 +100,7 @@ async function runIn(
     findLeftDevices: (configured) =>
       findLeftDevices({ instance, keeper, journal, log, deleteDevice: (id) => kernel.deleteDevice(id) }, configured),
     crashFiles,
+    loadConfig,
     onStopped: () => {
       end();
     },

@@ -23,9 +23,8 @@ constexpr uint32_t kMaxIo = 64 * 1024;
 
 uint64_t pagesOf(uint64_t bytes) { return (bytes + kPage - 1) / kPage; }
 
-// As ram-file.ts makes it: the data, then the bitmap in words of 64 bits.
-uint64_t bitmapBytes(uint64_t size) { return (pagesOf(size) + 63) / 64 * 8; }
-uint64_t fileBytes(uint64_t size) { return pagesOf(size) * kPage + bitmapBytes(size); }
+// As ram-file.ts makes it: the data behind the space for the bitmap.
+uint64_t fileBytes(uint64_t size) { return RamBackend::kDataOffset + pagesOf(size) * kPage; }
 
 FileDescriptor ramFile(uint64_t size) {
   FileDescriptor file(checked(memfd_create("ram", MFD_CLOEXEC), "memfd_create"));
@@ -193,6 +192,25 @@ TEST("a RAM disk of several bitmap pages keeps its ends apart") {
     EXPECT_EQUAL(disk.client.run(Operation::read, at, kPage, data.data()), kPage);
     EXPECT_EQUAL(data[kPage - 1] == std::byte{7}, at >= 2 * size / 3);
     std::fill(data.begin(), data.end(), std::byte{7});
+  }
+}
+
+TEST("a RAM disk that grew has its data, then zeros") {
+  const uint64_t size = 100 * kPage;
+  const FileDescriptor file = ramFile(size);
+  std::vector<std::byte> data(kPage, std::byte{7});
+  {
+    Disk disk(file.get(), size, DataPath::copy);
+    EXPECT_EQUAL(disk.client.run(Operation::write, size - kPage, kPage, data.data()), kPage);
+  }
+  // A bitmap of more than a page.
+  const uint64_t larger = size + 2 * 4096ull * 8 * kPage;
+  checked(ftruncate(file.get(), static_cast<off_t>(fileBytes(larger))), "ftruncate");
+  Disk disk(file.get(), larger, DataPath::copy);
+  for (const uint64_t at : {size - kPage, size, larger - kPage}) {
+    EXPECT_EQUAL(disk.client.run(Operation::read, at, kPage, data.data()), kPage);
+    EXPECT(std::all_of(data.begin(), data.end(),
+                       [&](std::byte b) { return b == (at < size ? std::byte{7} : std::byte{0}); }));
   }
 }
 

@@ -12,6 +12,7 @@ import { parseDevice } from '../../src/config/schema.js';
 import { SupervisorError } from '../../src/errors.js';
 import { createApiServer, type ApiServer } from '../../src/supervisor/api-server.js';
 import { Peers } from '../../src/supervisor/peers.js';
+import type { PlanEntry } from '../../src/supervisor/reload-plan.js';
 import type { DeviceStatus, Status, SupervisorApi } from '../../src/supervisor/status.js';
 
 const scratch: DeviceStatus = {
@@ -63,6 +64,21 @@ class FakeSupervisor implements SupervisorApi {
   async recover(name: string, options: object): Promise<DeviceStatus> {
     this.calls.push(['recover', name, options]);
     return Promise.resolve(scratch);
+  }
+
+  async restart(name: string): Promise<DeviceStatus> {
+    this.calls.push(['restart', name]);
+    return Promise.resolve(scratch);
+  }
+
+  async resize(name: string, options: { readonly size: number }): Promise<DeviceStatus> {
+    this.calls.push(['resize', name, options]);
+    return Promise.resolve({ ...scratch, size: options.size });
+  }
+
+  async reload(options: { readonly dryRun: boolean }): Promise<readonly PlanEntry[]> {
+    this.calls.push(['reload', options]);
+    return Promise.resolve([{ device: 'scratch', action: 'keep', changes: [], reason: null }]);
   }
 
   async stop(options: object): Promise<void> {
@@ -143,6 +159,13 @@ t.test('each route reaches the supervisor', async (t) => {
   t.match(await ask(path, 'DELETE', '/v1/devices/scratch?force=true'), { status: 200 });
   t.match(await ask(path, 'POST', '/v1/devices/scratch/recover'), { status: 200, body: { state: 'live' } });
   t.match(await ask(path, 'POST', '/v1/devices/scratch/recover?clear-quarantine=true'), { status: 200 });
+  t.match(await ask(path, 'POST', '/v1/devices/scratch/restart'), { status: 200, body: { state: 'live' } });
+  t.match(await ask(path, 'POST', '/v1/devices/scratch/resize', '{"size":"2MiB"}'), {
+    status: 200,
+    body: { size: 2 ** 21 },
+  });
+  t.match(await ask(path, 'POST', '/v1/reload'), { status: 200, body: { devices: [{ action: 'keep' }] } });
+  t.match(await ask(path, 'POST', '/v1/reload', '{"dryRun":true}'), { status: 200 });
   t.match(await ask(path, 'POST', '/v1/stop', '{"force":true}'), { status: 200, headers: { connection: 'close' } });
   t.match(await ask(path, 'POST', '/v1/stop'), { status: 200 });
   t.strictSame(supervisor.calls, [
@@ -151,6 +174,10 @@ t.test('each route reaches the supervisor', async (t) => {
     ['remove', 'scratch', { force: true, removeData: false }],
     ['recover', 'scratch', { clearQuarantine: false }],
     ['recover', 'scratch', { clearQuarantine: true }],
+    ['restart', 'scratch'],
+    ['resize', 'scratch', { size: 2 ** 21, force: false }],
+    ['reload', { dryRun: false }],
+    ['reload', { dryRun: true }],
     ['stop', { force: true }],
     ['stop', { force: false }],
   ]);
@@ -200,6 +227,12 @@ t.test('requests that mean nothing are refused without effect', async (t) => {
     [400, 'POST', '/v1/devices/scratch/recover', '{}'],
     [400, 'POST', '/v1/devices/scratch/recover?clear-quarantine=1'],
     [400, 'POST', '/v1/devices/scratch/recover?clearQuarantine=true'],
+    [400, 'POST', '/v1/devices/scratch/restart', '{}'],
+    [400, 'POST', '/v1/devices/scratch/resize', '{"size":0}'],
+    [400, 'POST', '/v1/devices/scratch/resize', '{"size":"1e3"}'],
+    [400, 'POST', '/v1/devices/scratch/resize', '{"size":4096,"force":1}'],
+    [400, 'POST', '/v1/devices/scratch/resize'],
+    [400, 'POST', '/v1/reload', '{"dryrun":true}'],
     [400, 'POST', '/v1/stop', '[]'],
     [400, 'POST', '/v1/stop', 'null'],
     [400, 'POST', '/v1/stop', '{"force":true,"force":false}'],

@@ -146,6 +146,9 @@ t.test('commands that need a supervisor say that there is none: 3', async (t) =>
     ['stop'],
     ['stop', 'a'],
     ['recover', 'a'],
+    ['restart'],
+    ['reload'],
+    ['resize', 'a', '1G'],
   ]) {
     const { code, out, err } = await cli(...args, '--runtime-dir', directory);
     t.equal(code, 3, args.join(' '));
@@ -253,6 +256,32 @@ t.test('del removes the data, stop keeps it', async (t) => {
     'POST /v1/devices/..%2Fa/recover',
     'POST /v1/devices/a/recover?clear-quarantine=true',
   ]);
+});
+
+t.test('restart without a name restarts each device, resize passes the size on as it is', async (t) => {
+  const { directory, asked } = await standIn(t, status);
+  t.equal((await cli('restart', '--runtime-dir', directory)).code, 0);
+  t.equal((await cli('resize', 'a', '2GiB', '--force', '--runtime-dir', directory)).code, 0);
+  t.strictSame(asked, [
+    'GET /v1/status',
+    'POST /v1/devices/scratch/restart',
+    'POST /v1/devices/a/resize {"size":"2GiB","force":true}',
+  ]);
+});
+
+t.test('reload prints a line for each device, and fails when something would be refused', async (t) => {
+  const devices = [
+    { device: 'a', action: 'change', changes: ['requestTimeout', 'recovery.window'], reason: null },
+    { device: 'b', action: 'refuse', changes: ['queues'], reason: 'queues cannot change' },
+    { device: 'c', action: 'add', changes: [], reason: null },
+  ];
+  const { directory, asked } = await standIn(t, { devices });
+  t.strictSame(await cli('reload', '--dry-run', '--runtime-dir', directory), {
+    code: 1,
+    out: 'change a: requestTimeout, recovery.window\nrefuse b: queues cannot change\nadd c',
+    err: 'ublk-supervisor: a reload would be refused',
+  });
+  t.strictSame(asked, ['POST /v1/reload {"dryRun":true}']);
 });
 
 t.test('stop without a name returns once there is no supervisor', async (t) => {

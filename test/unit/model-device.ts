@@ -12,6 +12,8 @@ export interface Behaviour {
   readonly safeStop: boolean;
   /** There is AUTO_BUF_REG. */
   readonly zeroCopy: boolean;
+  /** There is UPDATE_SIZE. */
+  readonly resizes: boolean;
 }
 
 /** docs: reliability.md 1.3 and 1.5. */
@@ -21,18 +23,21 @@ export const behaviours: Readonly<Record<KernelVersion, Behaviour>> = {
     oneDeathQuiesces: true,
     safeStop: false,
     zeroCopy: false,
+    resizes: false,
   },
   '6.16': {
     quirks: { midFetchDeathIsFatal: true, recoveryBeginsOnce: false, deathNoticedByTimeout: false },
     oneDeathQuiesces: false,
     safeStop: false,
     zeroCopy: true,
+    resizes: true,
   },
   '7.2': {
     quirks: { midFetchDeathIsFatal: false, recoveryBeginsOnce: false, deathNoticedByTimeout: false },
     oneDeathQuiesces: false,
     safeStop: true,
     zeroCopy: true,
+    resizes: true,
   },
 };
 
@@ -40,6 +45,7 @@ export interface ModelDevice {
   readonly id: number;
   readonly name: string;
   state: 'DEAD' | 'LIVE' | 'QUIESCED';
+  size: number;
   /** Somebody has the block device open. */
   open: boolean;
   /** Its queue processes do not answer. */
@@ -61,6 +67,7 @@ export function newDevice(id: number, name: string): ModelDevice {
     id,
     name,
     state: 'DEAD',
+    size: 0,
     open: false,
     hung: false,
     wasStarted: false,

@@ -13,6 +13,8 @@ export class ModelGeneration implements Generation {
   killable = true;
   /** What it leaves when it dies. */
   left: Partial<Remains> = {};
+  /** Its backend finishes nothing. */
+  stubborn = false;
   readonly #controller = new AbortController();
   readonly #onExit: () => void;
   #killed = false;
@@ -61,6 +63,12 @@ export class ModelGeneration implements Generation {
   thaw(): void {
     this.killable = true;
     if (this.#killed) for (const queue of [...this.alive]) this.exit(queue);
+  }
+
+  async drain(): Promise<void> {
+    await Promise.resolve();
+    if (this.stubborn || !this.killable) return;
+    for (const queue of [...this.alive]) this.exit(queue, { code: 0, signal: null });
   }
 
   async kill(): Promise<void> {

@@ -28,6 +28,7 @@ export type Moment =
   | 'endRecovery:preparing'
   | 'endRecovery:fetching'
   | 'endRecovery:fetched'
+  | 'updateSize'
   | 'assertUnused'
   | 'stopDevice'
   | 'deleteDevice'
@@ -46,6 +47,7 @@ const MOST_CALLS = 3000;
 /** The kernel as tables 1.3 and 1.5 of reliability.md have it. What must never be asked of it is in `violations`. */
 export class ModelKernel implements Kernel {
   readonly quirks: KernelQuirks;
+  readonly resizes: boolean;
   readonly violations: string[] = [];
   readonly calls: Moment[] = [];
   readonly devices = new Map<number, ModelDevice>();
@@ -57,6 +59,7 @@ export class ModelKernel implements Kernel {
   constructor(version: KernelVersion) {
     this.#behaviour = behaviours[version];
     this.quirks = this.#behaviour.quirks;
+    this.resizes = this.#behaviour.resizes;
   }
 
   offers(dataPath: DataPath): boolean {
@@ -109,19 +112,21 @@ export class ModelKernel implements Kernel {
     });
   }
 
-  async setParameters(id: number): Promise<void> {
+  async setParameters(id: number, { size }: DeviceSpec): Promise<void> {
     return this.#call('setParameters', () => {
       this.#forbid(this.#device(id).generations.length > 0, 'SET_PARAMS after the device was opened');
+      this.#device(id).size = size;
     });
   }
 
-  async spawn({ id, queues }: GrantedDevice, _spec: DeviceSpec, number: number): Promise<ModelGeneration> {
+  async spawn({ id, queues }: GrantedDevice, spec: DeviceSpec, number: number): Promise<ModelGeneration> {
     return this.#call('spawn', () => {
       const device = this.#device(id);
       this.#forbid(alive(device) > 0, 'second open of the char device');
       this.#forbid(device.stopped, 'new generation after STOP_DEV');
       this.#forbid(device.burnt, 'new generation after a failed start');
       this.#forbid(device.wasStarted && !device.recoveryBegun, 'new generation without START_USER_RECOVERY');
+      this.#forbid(spec.size < device.size, 'new generation that serves less than the device has');
       const generation = new ModelGeneration(number, queues, () => {
         this.#onExit(device, generation);
       });
@@ -162,6 +167,16 @@ export class ModelKernel implements Kernel {
   async endRecovery({ id }: GrantedDevice, signal: AbortSignal): Promise<void> {
     this.#forbid(!this.#device(id).recoveryBegun, 'END_USER_RECOVERY without START_USER_RECOVERY');
     await this.#serve('endRecovery', id, signal);
+  }
+
+  async updateSize(id: number, bytes: number): Promise<void> {
+    return this.#call('updateSize', () => {
+      const device = this.#device(id);
+      this.#forbid(!this.resizes, 'UPDATE_SIZE on a kernel without it');
+      // 6.16 and 6.18 oops when there is no disk; it is only ever asked for while somebody serves.
+      this.#forbid(device.state !== 'LIVE', `UPDATE_SIZE of a device that is ${device.state}`);
+      device.size = bytes;
+    });
   }
 
   async assertUnused(id: number): Promise<void> {

@@ -1,0 +1,114 @@
+import type { DeviceConfig } from '../config/types.js';
+import { messageOf, SupervisorError } from '../errors.js';
+import type { Log } from './device-log.js';
+import type { Served } from './hand-over.js';
+import { withSize, type ManagedDevice } from './managed-device.js';
+import { planOf, type PlanEntry } from './reload-plan.js';
+
+/** What a reload does to the devices of a supervisor. */
+export interface Reloadable {
+  readonly devices: readonly ManagedDevice[];
+  /** Takes its name and opens its backend, no more. */
+  open(config: DeviceConfig): Promise<ManagedDevice>;
+  start(managed: ManagedDevice): Promise<unknown>;
+  /** Keeps the data. */
+  remove(managed: ManagedDevice): Promise<void>;
+  /** Of a device that was opened and is not to be, after all. */
+  undo(managed: ManagedDevice): Promise<void>;
+}
+
+interface Prepared {
+  readonly entry: PlanEntry;
+  readonly carryOut: () => Promise<unknown>;
+  readonly undo: () => Promise<void>;
+}
+
+/**
+ * Makes the devices those of a configuration, or says what that would take (`dryRun`). Everything that may be refused is
+ * tried first: new code is loaded, new backends are opened, and who uses a device that is to go is asked. Rejects with
+ * `REFUSED`, nothing touched; or with `RELOAD` when a step failed after all, with the others done.
+ */
+export async function reload(
+  target: Reloadable,
+  wanted: readonly DeviceConfig[],
+  { dryRun, log }: { readonly dryRun: boolean; readonly log: Log },
+): Promise<PlanEntry[]> {
+  const plan = planOf(
+    target.devices.flatMap(({ configured, config: { name }, device }) =>
+      device === null ? [] : [{ configured, name, state: device.state, size: device.status().size }],
+    ),
+    wanted,
+  );
+  if (dryRun) return plan;
+  const refused = plan.flatMap(({ reason }) => reason ?? []);
+  if (refused.length > 0) throw refusal(refused);
+  const prepared = await prepareAll(target, plan, wanted);
+  const failures: string[] = [];
+  for (const { entry, carryOut } of prepared) {
+    try {
+      await carryOut();
+      if (entry.action !== 'keep') log.info({ device: entry.device }, `reload: ${describe(entry)}`);
+    } catch (error) {
+      failures.push(messageOf(error));
+    }
+  }
+  if (failures.length > 0) throw new SupervisorError(failures.join('\n'), { code: 'RELOAD' });
+  return plan;
+}
+
+/** `change disk: recovery.window` */
+function describe({ action, device, changes }: PlanEntry): string {
+  return `${action} ${device}${changes.length === 0 ? '' : `: ${changes.join(', ')}`}`;
+}
+
+/** In the order in which they are to be carried out: what is removed may be what gives others their room. */
+async function prepareAll(
+  target: Reloadable,
+  plan: readonly PlanEntry[],
+  wanted: readonly DeviceConfig[],
+): Promise<Prepared[]> {
+  const order = ['remove', 'keep', 'change', 'add', 'refuse'];
+  const sorted = [...plan].sort((a, b) => order.indexOf(a.action) - order.indexOf(b.action));
+  const outcomes = await Promise.allSettled(
+    sorted.map((entry) =>
+      prepare(
+        target,
+        entry,
+        wanted.find(({ name }) => name === entry.device),
+      ),
+    ),
+  );
+  const failed = outcomes.flatMap((outcome) => (outcome.status === 'rejected' ? messageOf(outcome.reason) : []));
+  const prepared = outcomes.flatMap((outcome) => (outcome.status === 'fulfilled' ? outcome.value : []));
+  if (failed.length === 0) return prepared;
+  await Promise.all(prepared.map(({ undo }) => undo()));
+  throw refusal(failed);
+}
+
+async function prepare(target: Reloadable, entry: PlanEntry, wanted: DeviceConfig | undefined): Promise<Prepared> {
+  const nothing = (): Promise<void> => Promise.resolve();
+  if (entry.action === 'add' && wanted !== undefined) {
+    const added = await target.open(wanted);
+    added.configured = wanted;
+    return { entry, carryOut: () => target.start(added), undo: () => target.undo(added) };
+  }
+  const managed = target.devices.find(({ config }) => config.name === entry.device);
+  const device = managed?.device ?? null;
+  if (managed === undefined || device === null) throw new TypeError(`there is no device ${entry.device} to reload`);
+  if (wanted === undefined) {
+    await device.assertUnused();
+    return { entry, carryOut: () => target.remove(managed), undo: nothing };
+  }
+  const { size } = device.status();
+  const next: Served | null = entry.action === 'change' ? await managed.prepare(withSize(wanted, size), size) : null;
+  const carryOut = async (): Promise<void> => {
+    if (next !== null) await managed.handOver(next);
+    managed.configured = wanted;
+  };
+  return { entry, carryOut, undo: nothing };
+}
+
+function refusal(reasons: readonly string[]): SupervisorError {
+  const message = reasons.map((reason) => `reloading failed: ${reason}`).join('\n');
+  return new SupervisorError(`${message}\nnothing was changed`, { code: 'REFUSED' });
+}
