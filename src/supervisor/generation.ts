@@ -84,7 +84,7 @@ export class ProcessGeneration implements Generation {
     });
     this.#stopWatching = watchForHangs({
       deviceId,
-      queues: pids.length,
+      pids,
       pages,
       timeoutMs: requestTimeoutMs,
       onHang: (hang) => {

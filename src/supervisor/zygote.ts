@@ -1,5 +1,5 @@
 import { spawn, type ChildProcess } from 'node:child_process';
-import { closeSync, readFileSync } from 'node:fs';
+import { closeSync } from 'node:fs';
 import { rm } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
@@ -14,6 +14,7 @@ import {
   type ZygoteChannel,
   type ZygoteMessage,
 } from '../native/binding.js';
+import { isStopped } from './stopped.js';
 
 type Answer<Type extends ZygoteMessage['type']> = Extract<ZygoteMessage, { type: Type }>;
 export type ExitNotice = Answer<'exited'>;
@@ -224,15 +225,6 @@ export class Zygote {
     if (!pending) return;
     this.#pending.delete(sequence);
     act(pending);
-  }
-}
-
-/** By SIGSTOP or a debugger. */
-function isStopped(pid: number): boolean {
-  try {
-    return /^State:\s*[Tt]/m.test(readFileSync(`/proc/${String(pid)}/status`, 'utf8'));
-  } catch {
-    return false;
   }
 }
 
