@@ -34,13 +34,13 @@ export class ProcessGeneration implements Generation {
   readonly number: number;
   readonly pids: readonly number[];
   readonly exited: AbortSignal;
+  readonly allExited: Promise<void>;
   readonly #pages: SharedPages;
   readonly #members: readonly Member[];
   readonly #firstExit = new AbortController();
   /** Of the processes that ended before we ended the rest. */
   readonly #causes: MutableExit[] = [];
   #endingOthers = false;
-  readonly #allExited: Promise<void>;
   readonly #stopWatching: () => void;
   #alive: number;
 
@@ -61,7 +61,7 @@ export class ProcessGeneration implements Generation {
     this.exited = this.#firstExit.signal;
     this.#alive = pids.length;
     let allExited = (): void => undefined;
-    this.#allExited = new Promise((resolve) => {
+    this.allExited = new Promise((resolve) => {
       allExited = resolve;
     });
     this.#members = pids.map((pid, queue) => {
@@ -120,7 +120,7 @@ export class ProcessGeneration implements Generation {
       }, KILL_DEADLINE_MS);
     });
     try {
-      await Promise.race([this.#allExited, deadline]);
+      await Promise.race([this.allExited, deadline]);
     } finally {
       clearTimeout(timer);
     }

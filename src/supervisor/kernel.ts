@@ -46,6 +46,8 @@ export interface Generation {
   readonly pids: readonly number[];
   /** Aborted, with an ExitStatus as reason, when the first of the processes has exited. */
   readonly exited: AbortSignal;
+  /** Resolves when every process is gone. */
+  readonly allExited: Promise<void>;
   /** Read from the shared page, so it is valid after the processes are dead. */
   phase(): GenerationPhase;
   /** SIGKILL to every process that is left; resolves when all have exited. Rejects after a deadline (uninterruptible sleep). */
