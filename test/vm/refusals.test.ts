@@ -50,7 +50,7 @@ function assertNothingMade(): void {
   );
 }
 
-test('a broken configuration makes nothing', async () => {
+test('C1 a broken configuration makes nothing', async () => {
   const device = { name: 'a', backend: { type: 'ram', size: 0 } };
   const path = join(configs, 'broken.json');
   await writeFile(path, JSON.stringify({ devices: [{ ...device, queues: 65536, dept: 3 }] }));
@@ -64,7 +64,7 @@ test('a broken configuration makes nothing', async () => {
   assertNothingMade();
 });
 
-test('who may not serve ublk devices is told why', async () => {
+test('D4 who may not serve ublk devices is told why', async () => {
   const refusals = await Promise.all([
     startUnder('setpriv', '--reuid', '65534', '--regid', '65534', '--clear-groups'),
     startUnder('setpriv', '--bounding-set', '-sys_admin'),
@@ -74,7 +74,7 @@ test('who may not serve ublk devices is told why', async () => {
   assertNothingMade();
 });
 
-test('without io_uring', async () => {
+test('D4 without io_uring', async () => {
   await shell('echo 2 > /proc/sys/kernel/io_uring_disabled');
   assertRefused(await start(goodConfig), 69, /: io_uring: disabled for everybody; run: sysctl /);
   await shell('echo 0 > /proc/sys/kernel/io_uring_disabled');
@@ -119,7 +119,7 @@ test('with a supervisor running', async (t) => {
   assert.equal(zygotes.length, 1);
   const zygote = String(zygotes[0]);
 
-  await t.test('its queue processes are confined', async () => {
+  await t.test('A7 D2 its queue processes are confined', async () => {
     const pids = (await served.status()).devices.flatMap(({ queues }) => queues.map(({ pid }) => pid));
     assert.equal(pids.length, 3);
     for (const pid of pids) {
@@ -151,14 +151,14 @@ test('with a supervisor running', async (t) => {
     assert.equal(statSync(join(served.runtimeDir, 'control.sock')).mode & 0o7777, 0o660);
   });
 
-  await t.test('a second one for the same runtime directory is refused', async () => {
+  await t.test('F3 a second one for the same runtime directory is refused', async () => {
     const refused = await start(goodConfig, served.runtimeDir);
     assertRefused(refused, 73, /a supervisor is running already: it holds \/run\/first\/lock; /);
     assert.equal((await served.status()).devices.length, 2);
     await assertUsable(3);
   });
 
-  await t.test('its devices are foreign to another, which leaves them alone', async () => {
+  await t.test('E1 its devices are foreign to another, which leaves them alone', async () => {
     const taken = { name: 'taken', id: 3, backend: { type: 'ram', size: '16MiB' } };
     const other = await Served.start([taken, { name: 'fine', backend: { type: 'null', size: '16MiB' } }]);
     const conflict = new RegExp(`id 3 is taken by pid ${zygote}; choose another id or delete that device \\(EEXIST\\)`);
