@@ -302,6 +302,7 @@ interface ZipIndexer {
 
 interface Binding {
   flock(fd: number): boolean;
+  writeAtOnce(fd: number, bytes: Uint8Array): number;
   directIoAlignment(fd: number): DirectIoAlignment | null;
   fallocate(fd: number, mode: number, offset: number, length: number): Promise<void>;
   ublkFeatures(): bigint;
@@ -376,6 +377,14 @@ function rethrowTranslated(error: unknown): never {
 /** Takes an exclusive flock(2) without waiting; false when somebody else has it. It goes with the last dup of `fd`. */
 export function flock(fd: number): boolean {
   return translated(() => binding().flock(fd));
+}
+
+/**
+ * Writes what a pipe, socket, terminal or file takes without waiting for its reader, also where others share it without
+ * O_NONBLOCK. Returns the number of bytes, 0 for none now, or -errno.
+ */
+export function writeAtOnce(fd: number, bytes: Uint8Array): number {
+  return binding().writeAtOnce(fd, bytes);
 }
 
 /** What O_DIRECT asks of the file: null where its file system does not do direct I/O, or does not say. */

@@ -364,6 +364,8 @@ export class Device {
     const unloadable = this.#state === 'degraded' && this.#error?.code === 'UNLOADABLE';
     if (unloadable && this.#config.recovery.auto) void this.#reload(this.#interrupt.signal);
     else this.#reloading = null;
+    const stuck = this.#state === 'degraded' && this.#error?.code === 'STUCK';
+    if (stuck && this.#config.recovery.auto) void this.#recoverOnceEnded(this.#interrupt.signal);
     if (this.#state !== 'gone') return;
     this.#reason = null;
     this.#requests.gone();
@@ -374,6 +376,15 @@ export class Device {
     await this.#clock.sleep(RELOAD_INTERVAL_MS, interrupted);
     if (interrupted.aborted || this.#state !== 'degraded') return;
     this.#reloading = this.#reason;
+    this.#attempts.askedFor();
+    this.#recoverWanted = true;
+    void this.#run();
+  }
+
+  /** What kept a queue process in uninterruptible sleep may let go of it at any time. */
+  async #recoverOnceEnded(interrupted: AbortSignal): Promise<void> {
+    await this.#device.allExited;
+    if (interrupted.aborted || this.#state !== 'degraded') return;
     this.#attempts.askedFor();
     this.#recoverWanted = true;
     void this.#run();

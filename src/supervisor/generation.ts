@@ -36,6 +36,7 @@ export class ProcessGeneration implements Generation {
   readonly number: number;
   readonly pids: readonly number[];
   readonly exited: AbortSignal;
+  readonly allExited: Promise<void>;
   readonly #pages: SharedPages;
   readonly #members: readonly Member[];
   readonly #firstExit = new AbortController();
@@ -47,7 +48,6 @@ export class ProcessGeneration implements Generation {
   readonly #answeredBefore: Remains['answered'];
   /** By performance.now(), of the first of the processes. */
   #diedAt = Infinity;
-  readonly #allExited: Promise<void>;
   readonly #stopWatching: () => void;
   #alive: number;
 
@@ -70,7 +70,7 @@ export class ProcessGeneration implements Generation {
     this.#alive = pids.length;
     this.#answeredBefore = answeredCounts(pages, pids.length);
     let allExited = (): void => undefined;
-    this.#allExited = new Promise((resolve) => {
+    this.allExited = new Promise((resolve) => {
       allExited = resolve;
     });
     this.#members = processes.map(({ pid, pidfd }, queue) => {
@@ -95,7 +95,7 @@ export class ProcessGeneration implements Generation {
     });
     this.#stopWatching = watchForHangs({
       deviceId,
-      queues: pids.length,
+      pids,
       pages,
       timeoutMs: requestTimeoutMs,
       onHang: (hang) => {
@@ -142,7 +142,7 @@ export class ProcessGeneration implements Generation {
     const deadline = new Promise<void>((resolve) => {
       timer = setTimeout(resolve, deadlineMs);
     });
-    await Promise.race([this.#allExited, deadline]);
+    await Promise.race([this.allExited, deadline]);
     clearTimeout(timer);
   }
 
@@ -158,7 +158,7 @@ export class ProcessGeneration implements Generation {
       }, KILL_DEADLINE_MS);
     });
     try {
-      await Promise.race([this.#allExited, deadline]);
+      await Promise.race([this.allExited, deadline]);
     } finally {
       clearTimeout(timer);
     }

@@ -84,6 +84,8 @@ export interface Generation {
   readonly pids: readonly number[];
   /** Aborted, with an ExitStatus as reason, when the first of the processes has exited. */
   readonly exited: AbortSignal;
+  /** Resolves when every process is gone. */
+  readonly allExited: Promise<void>;
   /** Read from the shared page, so it is valid after the processes are dead. */
   phase(): GenerationPhase;
   /** To be called once the processes are dead and before there are others. */

@@ -3,12 +3,11 @@ import { isatty } from 'node:tty';
 import { pino, type Level, type Logger } from 'pino';
 import { SupervisorError, messageOf } from '../errors.js';
 import { printable } from '../printable.js';
+import { LogOutput } from './log-output.js';
 
 export type { Level, Logger };
 
 const STDERR = 2;
-/** Bytes of lines kept while they cannot be written; then lines are dropped. */
-const MOST_WAITING = 2 ** 20;
 
 /** syslog(3) priorities, as journald reads them from a line's `<N>` prefix. */
 const PRIORITIES: Readonly<Record<Level, number>> = { trace: 7, debug: 7, info: 6, warn: 4, error: 3, fatal: 2 };
@@ -21,14 +20,14 @@ type Entry = Readonly<Record<string, unknown>> & {
 
 /**
  * The daemon's log on stderr: JSON lines, short lines for a person on a terminal, `<N>message key=value` for journald.
- * Written synchronously, so that the last line before a crash is not lost.
+ * Written synchronously, so that the last line before a crash is not lost, but never waiting for its reader.
  */
 export function createLogger(level: Level): Logger {
-  const stderr = pino.destination({ fd: STDERR, sync: true, maxLength: MOST_WAITING });
-  // Neither a log reader that went away nor a full disk (ENOSPC) may take the devices with it.
-  stderr.on('error', () => undefined);
+  const stderr = new LogOutput(STDERR, (lines) => {
+    logger.warn({ lines }, 'lines of this log were lost: they were not read in time');
+  });
   const format = formatFor(STDERR);
-  return pino(
+  const logger = pino(
     {
       level,
       base: null,
@@ -36,8 +35,13 @@ export function createLogger(level: Level): Logger {
       formatters: { level: (label) => ({ level: label }) },
       serializers: { err: describe },
     },
-    { write: (line: string) => void stderr.write(`${format(line.trimEnd())}\n`) },
+    {
+      write: (line: string) => {
+        stderr.write(`${format(line.trimEnd())}\n`);
+      },
+    },
   );
+  return logger;
 }
 
 /** How lines look on file descriptor `fd`. */

@@ -137,6 +137,11 @@ export class KernelDevice {
     return this.#serving && this.#generation?.exited.aborted === true;
   }
 
+  /** Resolves when no process is left of the current generation, if there is one. */
+  get allExited(): Promise<void> {
+    return this.#generation?.allExited ?? Promise.resolve();
+  }
+
   /** The state in which the device is left alone as it now is. */
   get rest(): DeviceState {
     if (!this.#started) return 'failed';

@@ -1,5 +1,6 @@
 import { readFileSync } from 'node:fs';
 import { QueuePhase, type OutstandingRequest, type SharedPages } from '../native/binding.js';
+import { isStopped } from './processes.js';
 import { describeRequest, requestStatus } from './requests.js';
 
 /** What was seen of a generation at one moment. */
@@ -10,8 +11,10 @@ export interface Observation {
   readonly oldest: readonly (OutstandingRequest | null)[];
   /** Requests answered so far, in all queues. */
   readonly answered: number;
-  /** Requests that the block layer waits for, taken by a queue process or not; 0 while not all of them have fetched. */
+  /** Reads and writes that the block layer waits for, taken or not; 0 while not every queue process has fetched. */
   readonly waiting: number;
+  /** Queues whose process is stopped. */
+  readonly stopped: readonly number[];
 }
 
 export interface Hang {
@@ -22,7 +25,8 @@ export interface Hang {
 /**
  * Tells a generation that hangs from one that is slow. A request is overdue when its backend has had it longer than the
  * time-out; a generation is silent when the block layer waits and nobody answers anything for as long, as when a process
- * is stopped or spins. Either has to be seen twice: after the machine, or we, stood still everybody gets a moment.
+ * is stopped or spins. What a process that is stopped as long keeps waiting is not known: nobody counts flushes. Each has
+ * to be seen twice: after the machine, or we, stood still everybody gets a moment.
  */
 export class HangDetector {
   readonly #timeoutMs: number;
@@ -30,6 +34,8 @@ export class HangDetector {
   #last: Observation | null = null;
   #overdue: ReadonlySet<number> = new Set();
   #silentMs = 0;
+  /** By queue. */
+  #stoppedMs: ReadonlyMap<number, number> = new Map();
 
   /** `intervalMs`: how far two observations are apart when nothing stands still. */
   constructor(timeoutMs: number, intervalMs: number) {
@@ -48,14 +54,26 @@ export class HangDetector {
     const silent = waited && seen.answered === this.#last?.answered;
     this.#silentMs = silent ? this.#silentMs + elapsed : 0;
     this.#last = seen;
+    this.#stoppedMs = new Map(seen.stopped.map((queue) => [queue, (this.#stoppedMs.get(queue) ?? -elapsed) + elapsed]));
     const stuck = overdue.find(({ queue }) => earlier.has(queue));
     if (stuck !== undefined) return { queue: stuck.queue, reason: describe(stuck.request) };
-    if (this.#silentMs <= this.#timeoutMs) return null;
+    if (this.#silentMs <= this.#timeoutMs) return this.#longStopped();
     const queue = seen.oldest.findIndex((request) => request !== null);
     const request = seen.oldest[queue];
     if (request) return { queue, reason: describe(request) };
     const seconds = (this.#silentMs / 1000).toFixed(1);
     return { queue: 0, reason: `requests wait and none was taken for ${seconds} s` };
+  }
+
+  #longStopped(): Hang | null {
+    for (const [queue, stoppedMs] of this.#stoppedMs) {
+      if (stoppedMs <= this.#timeoutMs) continue;
+      return {
+        queue,
+        reason: `it has been stopped, by a signal or a debugger, for ${(stoppedMs / 1000).toFixed(1)} s`,
+      };
+    }
+    return null;
   }
 }
 
@@ -70,21 +88,22 @@ function describe(request: OutstandingRequest): string {
  */
 export function watchForHangs(options: {
   readonly deviceId: number;
-  readonly queues: number;
+  readonly pids: readonly number[];
   readonly pages: SharedPages;
   readonly timeoutMs: number;
   readonly onHang: (hang: Hang) => void;
 }): () => void {
-  const { deviceId, queues, pages, timeoutMs, onHang } = options;
+  const { deviceId, pids, pages, timeoutMs, onHang } = options;
   const intervalMs = Math.min(1000, timeoutMs / 4);
   const detector = new HangDetector(timeoutMs, intervalMs);
-  const indices = Array.from({ length: queues }, (_, queue) => queue);
+  const indices = [...pids.keys()];
   const timer = setInterval(() => {
     const states = indices.map((queue) => pages.readQueue(queue));
     const answered = states.flatMap(({ operations }) => operations).reduce((total, { count }) => total + count, 0);
     const waiting = states.every(({ phase }) => phase >= QueuePhase.fetched) ? waitingFor(deviceId) : 0;
     const oldest = indices.map((queue) => pages.oldestRequest(queue));
-    const hang = detector.observe({ now: performance.now(), oldest, answered, waiting });
+    const stopped = indices.filter((queue) => isStopped(pids[queue] ?? 0));
+    const hang = detector.observe({ now: performance.now(), oldest, answered, waiting, stopped });
     if (hang === null) return;
     clearInterval(timer);
     onHang(hang);

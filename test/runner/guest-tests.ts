@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import { root, type Context } from './context.js';
 import { testFiles } from './host-tests.js';
 import { endingOf, runProgram, runTap } from './program.js';
+import type { Selection } from './selection.js';
 
 /** The tests that need a kernel with ublk: each file on each kernel, in a fresh guest. */
 
@@ -18,8 +19,7 @@ interface GuestTest {
 
 export async function guestTests(context: Context): Promise<void> {
   const { selection, report, stopped } = context;
-  // These take long and are run by hand.
-  const files = testFiles('vm').filter((file) => !/soak|matrix/.test(file) && selection.wantsFile(file));
+  const files = testFiles('vm').filter((file) => selection.wantsFile(file) && wantsAtAll(file, selection));
   if (files.length === 0 || stopped()) return;
   // The downloads, before the clock of any test runs.
   for (const [program, args] of [
@@ -34,9 +34,7 @@ export async function guestTests(context: Context): Promise<void> {
       return;
     }
   }
-  const queue = files
-    .flatMap((file) => kernelsOf(file, selection.kernels).map((kernel) => ({ file, kernel })))
-    .values();
+  const queue = files.flatMap((file) => kernelsOf(file, selection).map((kernel) => ({ file, kernel }))).values();
   const worker = async (): Promise<void> => {
     // Shared by the workers: each takes what is next.
     for (const test of queue) {
@@ -65,10 +63,15 @@ function guestOptions(file: string): string[] {
   return remark(file, 'guest')?.split(/\s+/) ?? [];
 }
 
+/** A line `// run: full` in a test says that it takes too long for every day: `--full` runs it, or its name. */
+function wantsAtAll(file: string, { full, named }: Selection): boolean {
+  return full || named || remark(file, 'run') !== 'full';
+}
+
 /** A line `// kernels: newest` in a test says that it finds the same on every kernel. */
-function kernelsOf(file: string, selected: readonly string[]): readonly string[] {
-  const one = remark(file, 'kernels');
-  return one === undefined || !selected.includes(one) ? selected : [one];
+function kernelsOf(file: string, { kernels, full }: Selection): readonly string[] {
+  const one = full ? undefined : remark(file, 'kernels');
+  return one === undefined || !kernels.includes(one) ? kernels : [one];
 }
 
 function remark(file: string, key: string): string | undefined {

@@ -121,6 +121,20 @@ t.test(
   },
 );
 
+t.test('A10 it recovers by itself when the sleep ends', async (t) => {
+  const made = await liveRig('6.16');
+  const { model, device } = made;
+  const { generation } = model;
+  generation.killable = false;
+  generation.exit(0);
+  await quiet();
+  t.match(device.status(), { state: 'degraded', generation: 1 });
+  generation.thaw();
+  await quiet();
+  t.match(device.status(), { state: 'live', generation: 2, recoveries: 1 });
+  t.strictSame(faultsOf(made), []);
+});
+
 t.test('a back-off ends early by recover and by stop', async (t) => {
   const crashOnce = async () => {
     const made = await liveRig('7.2');

@@ -40,6 +40,27 @@ t.test('journald gets a priority and key=value, if the stream is really its own'
   t.match(inherited, /^\{/);
 });
 
+t.test('a log reader that does not read keeps nobody waiting, and is told what it missed', async (t) => {
+  const loop = `${script}
+    for (let i = 0; i < 2_000; i++) log.info({ i }, 'more'.repeat(1000));
+    process.stdout.write('went on');
+    setTimeout(() => {
+      log.info('the last one');
+    }, 2000);`;
+  const run = '"$1" --input-type=module -e "$2"';
+  // The reader begins only when the writer has said that it is through; a FIFO is a pipe of both kinds of readers.
+  const shell = `d=$(mktemp -d); mkfifo $d/log $d/out
+    ${run} 2> $d/log > $d/out & exec 5< $d/log 4< $d/out
+    read -rN 7 -u 4 said; cat <&5 > $d/read; tail -n 3 $d/read >&2; echo $said; rm -r $d`;
+  const { stdout, stderr } = await execa('bash', ['--norc', '-c', shell, 'bash', process.execPath, loop], {
+    extendEnv: false,
+    env,
+  });
+  t.equal(stdout, 'went on');
+  t.match(stderr, /"lines":[0-9]+,"msg":"lines of this log were lost/);
+  t.match(stderr, /"msg":"the last one"/);
+});
+
 t.test('a log reader that went away or a full disk does not end the process', async (t) => {
   const loop = `${script}
     const before = process.memoryUsage().rss;

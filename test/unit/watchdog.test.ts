@@ -8,7 +8,7 @@ function watch(timeoutMs: number, seen: readonly Partial<Observation>[], jump?: 
   const detector = new HangDetector(timeoutMs, 1000);
   return seen.flatMap((partial, index) => {
     const now = index * 1000 + (jump && index >= jump.at ? jump.ms : 0);
-    const hang = detector.observe({ now, oldest: [null], answered: 0, waiting: 0, ...partial });
+    const hang = detector.observe({ now, oldest: [null], answered: 0, waiting: 0, stopped: [], ...partial });
     return hang === null ? [] : [{ ...hang, reason: `${String(index)}: ${hang.reason}` }];
   });
 }
@@ -38,5 +38,14 @@ t.test('waiting requests that nobody takes are a hang, as long as nothing at all
 
 t.test('a jump of the clock counts as no more than two intervals of silence', (t) => {
   t.strictSame(watch(3500, times(3, { waiting: 1 }), { at: 1, ms: 1e6 }), []);
+  t.end();
+});
+
+t.test('a process that is stopped for longer than the time-out is a hang, whoever waits', (t) => {
+  const [hang] = watch(3500, times(8, { stopped: [1] }));
+  t.strictSame(hang, { queue: 1, reason: '4: it has been stopped, by a signal or a debugger, for 4.0 s' });
+  const briefly = times(8, 0).map((_, index) => ({ stopped: index === 3 ? [] : [1] }));
+  t.strictSame(watch(3500, briefly.slice(0, 7)), []);
+  t.strictSame(watch(3500, times(3, { stopped: [0] }), { at: 1, ms: 1e6 }), [], 'a jump of the clock');
   t.end();
 });

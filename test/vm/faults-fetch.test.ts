@@ -6,7 +6,7 @@ import { Witness } from './witness.js';
 
 const ram = { type: 'ram', size: '16MiB' };
 
-test('a replacement that dies between the FETCHes of its queues', async () => {
+test('A6 a replacement that dies between the FETCHes of its queues', async () => {
   await installFaultPoints();
   const served = await Served.start([
     { name: 'witness', backend: ram },

@@ -41,7 +41,7 @@ test('faults before a generation serves', async (t) => {
       },
     );
 
-  await t.test('a first generation that dies is followed by another on a device made anew', async () => {
+  await t.test('A6 a first generation that dies is followed by another on a device made anew', async () => {
     for (const point of ['preparing', 'fetching', 'fetched', 'announced'] as const) {
       await arm(point, 1, 'SIGKILL');
       await add(point, { queues: 2 });
@@ -54,7 +54,7 @@ test('faults before a generation serves', async (t) => {
     }
   });
 
-  await t.test('so does one of which only a part had fetched', async () => {
+  await t.test('A6 so does one of which only a part had fetched', async () => {
     await arm('fetching', 1, 'SIGSTOP');
     const adding = add('half', { queues: 2 });
     await untilStruck();
@@ -67,7 +67,7 @@ test('faults before a generation serves', async (t) => {
     await remove('half');
   });
 
-  await t.test('a replacement that dies before its FETCHes is followed by another', async () => {
+  await t.test('A6 a replacement that dies before its FETCHes is followed by another', async () => {
     await arm('preparing', 1, 'SIGKILL');
     const before = await served.device('twin');
     process.kill(queuePid(before, 0), 'SIGKILL');
@@ -100,7 +100,7 @@ test('faults before a generation serves', async (t) => {
     },
   };
   for (const [how, end] of Object.entries(ends)) {
-    await t.test(`so is one ${how}`, async () => {
+    await t.test(`A6 so is one ${how}`, async () => {
       await arm('fetched', 1, 'SIGSTOP');
       const before = await served.device('twin');
       process.kill(queuePid(before, 0), 'SIGKILL');
@@ -116,8 +116,9 @@ test('faults before a generation serves', async (t) => {
     });
   }
 
-  await t.test('a crash loop ends at the restart limit, with the I/O waiting', async () => {
+  await t.test('D1 a crash loop ends at the restart limit, with the I/O waiting', async () => {
     await arm('preparing', 0, 'SIGKILL', 1000);
+    const logged = served.log.length;
     const before = await served.device('loop');
     process.kill(queuePid(before, 1), 'SIGKILL');
     const parked = await waitFor('the device being parked', async () => {
@@ -126,6 +127,12 @@ test('faults before a generation serves', async (t) => {
     });
     assert.equal(parked.generation, 4, parked.reason ?? '');
     assert.match(parked.reason ?? '', /queue process 0 .* was killed by SIGKILL; the limit of 3 restarts in 60 s/);
+    // A few lines a restart, and none while it rests.
+    const lines = served.log
+      .slice(logged)
+      .split('\n')
+      .filter((line) => line.includes('"loop"'));
+    assert.ok(lines.length <= 4 * 3, lines.join('\n'));
     const reading = read(before);
     await disarm();
     assert.equal((await served.api('POST', '/v1/devices/loop/recover')).status, 200);
@@ -133,7 +140,7 @@ test('faults before a generation serves', async (t) => {
     assert.equal((await served.device('loop')).state, 'live');
   });
 
-  await t.test('a crash loop at the first start ends at the limit and leaves nothing', async () => {
+  await t.test('D1 a crash loop at the first start ends at the limit and leaves nothing', async () => {
     await arm('fetching', 0, 'SIGKILL', 1000);
     const device = { name: 'never', queues: 2, backend: ram, recovery: { maxRestarts: 3 } };
     const { body } = await served.api('POST', '/v1/devices', device);
@@ -142,7 +149,7 @@ test('faults before a generation serves', async (t) => {
     assert.equal((await served.api('GET', '/v1/devices/never')).status, 404);
   });
 
-  await t.test('a generation that hangs is ended at the deadline, at a first start and as replacement', async () => {
+  await t.test('A8 a generation that hangs is ended at the deadline, at a first start and as replacement', async () => {
     const begun = performance.now();
     await arm('preparing', 1, 'SIGSTOP');
     const before = await served.device('twin');
@@ -171,7 +178,7 @@ test('faults before a generation serves', async (t) => {
   assert.deepEqual([state, recoveries, lastExit], ['live', 0, null]);
 
   const { generation: settled } = await served.device('twin');
-  await t.test('a zygote that dies in the middle of a start takes no device along', async () => {
+  await t.test('A2 a zygote that dies in the middle of a start takes no device along', async () => {
     await arm('preparing', 0, 'SIGSTOP');
     const adding = add('orphaned');
     await untilStruck();
@@ -183,7 +190,7 @@ test('faults before a generation serves', async (t) => {
     await read(await served.untilGeneration('twin', settled + 1));
   });
 
-  await t.test('nor does one that is stopped: it is ended at the deadline', async () => {
+  await t.test('A8 nor does one that is stopped: it is ended at the deadline', async () => {
     await arm('preparing', 0, 'SIGSTOP');
     const adding = add('unheard');
     await untilStruck();

@@ -3,6 +3,7 @@ import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { chmod, chown, mkdtemp, stat, writeFile } from 'node:fs/promises';
 import { request } from 'node:http';
 import { dirname, join } from 'node:path';
+import type { Readable } from 'node:stream';
 import { after } from 'node:test';
 import { setTimeout } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
@@ -105,13 +106,15 @@ export class Served {
   readonly runtimeDir: string;
   /** Resolves with the exit code when the supervisor ends; a signal counts as 128 + number would in a shell. */
   readonly exit: Promise<number>;
+  readonly #stderr: Readable;
   #log = '';
 
   private constructor(child: ReturnType<typeof spawn>, runtimeDir: string) {
     assert.ok(child.pid);
     this.pid = child.pid;
     this.runtimeDir = runtimeDir;
-    child.stderr?.setEncoding('utf8').on('data', (text: string) => {
+    assert.ok(child.stderr);
+    this.#stderr = child.stderr.setEncoding('utf8').on('data', (text: string) => {
       this.#log += text;
     });
     supervisors.add(child);
@@ -150,6 +153,16 @@ export class Served {
       throw new Error(`the supervisor is not ready: ${served.log}`, { cause: error });
     });
     return served;
+  }
+
+  /** Nobody reads its log until `use` is done. */
+  async withLogStuck(use: () => Promise<void>): Promise<void> {
+    this.#stderr.pause();
+    try {
+      await use();
+    } finally {
+      this.#stderr.resume();
+    }
   }
 
   /** Everything it logged so far, JSON lines. */

@@ -95,7 +95,7 @@ test('backends that misbehave', async (t) => {
   const hangingDisk = await DirectFile.open(await pathOf('hanging'));
   const generations = { faulty: 1, hanging: 1 };
   for (const [index, name] of deathNames.entries()) {
-    await t.test(`a backend that ${name}`, async () => {
+    await t.test(`A8 B4 a backend that ${name}`, async () => {
       const expected = exits[name] ?? assert.fail(`no exit for ${name}`);
       const on = expected.reason === hang ? 'hanging' : 'faulty';
       const offset = (faultNames.length + index) * BLOCK;

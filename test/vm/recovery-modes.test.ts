@@ -132,7 +132,7 @@ test('devices that may not simply recover', { timeout: 500_000 }, async (t) => {
   });
 
   await t.test(
-    'too many restarts, park: I/O waits until somebody says recover, which allows as many again',
+    'D1 too many restarts, park: I/O waits until somebody says recover, which allows as many again',
     async () => {
       const before = await served.device('parks');
       let recoveries = 0;
@@ -156,7 +156,7 @@ test('devices that may not simply recover', { timeout: 500_000 }, async (t) => {
     },
   );
 
-  await t.test('too many restarts, stop: the device goes and I/O fails', async () => {
+  await t.test('D1 too many restarts, stop: the device goes and I/O fails', async () => {
     const before = await served.device('stops');
     {
       await using direct = await DirectFile.open(pathOf(before));

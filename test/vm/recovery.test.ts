@@ -67,7 +67,7 @@ test('users of a device see neither errors nor wrong data', { timeout: 560_000 }
     await waitFor('the load going on', async () => sum(await served.device('killed')) > before);
   }
 
-  await t.test('one queue process killed, again and again', async () => {
+  await t.test('A1 one queue process killed, again and again', async () => {
     await wrote();
     let files = 0;
     const hit = [0, 0];
@@ -87,7 +87,7 @@ test('users of a device see neither errors nor wrong data', { timeout: 560_000 }
     await wrote();
   });
 
-  await t.test('all queue processes of the device killed at once', async () => {
+  await t.test('A2 all queue processes of the device killed at once', async () => {
     for (let kill = 0; kill < WHOLE_KILLS; kill++) {
       await survive((device) => {
         for (const pid of pidsOf(device)) killIfAlive(pid);
@@ -98,7 +98,7 @@ test('users of a device see neither errors nor wrong data', { timeout: 560_000 }
     await wrote();
   });
 
-  await t.test('the zygote killed, and with it every queue process', async () => {
+  await t.test('A2 the zygote killed, and with it every queue process', async () => {
     const files = openFiles(served.pid);
     for (let kill = 1; kill <= ZYGOTE_KILLS; kill++) {
       const [zygote, ...others] = processesNamed('ublk-zygote');

@@ -9,7 +9,7 @@ import { Served, assertNothingLeft, ok, root, supervisorCommand } from './harnes
 const modules = `/lib/modules/${release()}`;
 const device = { name: 'n', backend: { type: 'null', size: '1GiB' } };
 
-test('without the ublk driver', async () => {
+test('D4 without the ublk driver', async () => {
   const directory = await mkdtemp('/tmp/no-ublk-');
   const config = join(directory, 'config.json');
   await writeFile(config, JSON.stringify({ devices: [device] }));

@@ -54,7 +54,7 @@ test('C1 a broken configuration makes nothing', async () => {
   assertNothingMade();
 });
 
-test('who may not serve ublk devices is told why', async () => {
+test('D4 who may not serve ublk devices is told why', async () => {
   const refusals = await Promise.all([
     startUnder('setpriv', '--reuid', '65534', '--regid', '65534', '--clear-groups'),
     startUnder('setpriv', '--bounding-set', '-sys_admin'),
@@ -64,7 +64,7 @@ test('who may not serve ublk devices is told why', async () => {
   assertNothingMade();
 });
 
-test('without io_uring', async () => {
+test('D4 without io_uring', async () => {
   await shell('echo 2 > /proc/sys/kernel/io_uring_disabled');
   assertRefused(await start(goodConfig), 69, /: io_uring: disabled for everybody; run: sysctl /);
   await shell('echo 0 > /proc/sys/kernel/io_uring_disabled');
@@ -109,7 +109,7 @@ test('with a supervisor running', async (t) => {
   assert.equal(zygotes.length, 1);
   const zygote = String(zygotes[0]);
 
-  await t.test('its queue processes are confined', async () => {
+  await t.test('A7 D2 its queue processes are confined', async () => {
     const pids = (await served.status()).devices.flatMap(({ queues }) => queues.map(({ pid }) => pid));
     assert.equal(pids.length, 3);
     for (const pid of pids) {
@@ -148,7 +148,7 @@ test('with a supervisor running', async (t) => {
     await assertUsable(3);
   });
 
-  await t.test('its devices are foreign to another, which leaves them alone', async () => {
+  await t.test('E1 its devices are foreign to another, which leaves them alone', async () => {
     const taken = { name: 'taken', id: 3, backend: { type: 'ram', size: '16MiB' } };
     const other = await Served.start([taken, { name: 'fine', backend: { type: 'null', size: '16MiB' } }]);
     const conflict = new RegExp(`id 3 is taken by pid ${zygote}; choose another id or delete that device \\(EEXIST\\)`);

@@ -83,7 +83,7 @@ async function mountWithDirtyFile(path: string, mountPoint: string): Promise<Buf
 test('stopping devices', async (t) => {
   const served = await Served.start(devices);
 
-  await t.test('a mounted device is refused, with the mount named, and goes on', async () => {
+  await t.test('E4 a mounted device is refused, with the mount named, and goes on', async () => {
     const { id, path } = await identify(served, 'mounted');
     await mountWithDirtyFile(path, '/mnt/with space');
     const { code, stdout, stderr } = await served.command('stop', 'mounted');
@@ -99,7 +99,7 @@ test('stopping devices', async (t) => {
     await ok('e2fsck', ['-fn', ramFile('mounted')]);
   });
 
-  await t.test('a device that a process has open is refused, with the pid named', async () => {
+  await t.test('E4 a device that a process has open is refused, with the pid named', async () => {
     const { id, path } = await identify(served, 'held');
     const file = await open(path, 'r');
     const { status, body } = await served.api('DELETE', '/v1/devices/held');
@@ -113,7 +113,7 @@ test('stopping devices', async (t) => {
     await isGone(served, 'held', id);
   });
 
-  await t.test('a device that is mounted in another mount namespace is refused', async () => {
+  await t.test('E4 a device that is mounted in another mount namespace is refused', async () => {
     const { id, path } = await identify(served, 'elsewhere');
     await ok('mkfs.ext4', ['-q', path]);
     await mkdir('/mnt/elsewhere');
@@ -133,7 +133,7 @@ test('stopping devices', async (t) => {
     await isGone(served, 'elsewhere', id);
   });
 
-  await t.test('forced, a mounted device is written back and goes; its id is free after umount', async () => {
+  await t.test('E4 forced, a mounted device is written back and goes; its id is free after umount', async () => {
     const { id, path } = await identify(served, 'forced');
     const data = await mountWithDirtyFile(path, '/mnt/forced');
     assert.deepEqual(await served.command('stop', 'forced', '--force'), { code: 0, stdout: '', stderr: '' });
@@ -146,7 +146,7 @@ test('stopping devices', async (t) => {
     await stops(served, 'again');
   });
 
-  await t.test('forced, an open device is written back first', async () => {
+  await t.test('E4 forced, an open device is written back first', async () => {
     const { id, path } = await identify(served, 'dirty');
     const data = randomBytes(4 * 2 ** 20);
     const file = await open(path, 'r+');
@@ -157,7 +157,7 @@ test('stopping devices', async (t) => {
     await isGone(served, 'dirty', id);
   });
 
-  await t.test('a degraded device stops, and by force even under a reader', async () => {
+  await t.test('E5 a degraded device stops, and by force even under a reader', async () => {
     const { id, path } = await identify(served, 'weak');
     await mkdir('/mnt/weak');
     const killQueueProcess = async (): Promise<void> => {
@@ -194,7 +194,7 @@ test('stopping devices', async (t) => {
     await isGone(served, 'dead', id);
   });
 
-  await t.test('SIGTERM with a mounted device goes on serving; the second one forces', async () => {
+  await t.test('E4 SIGTERM with a mounted device goes on serving; the second one forces', async () => {
     const { id, path } = await identify(served, 'last');
     const data = await mountWithDirtyFile(path, '/mnt/last');
     process.kill(served.pid, 'SIGTERM');

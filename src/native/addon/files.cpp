@@ -1,7 +1,13 @@
 // What Node does not offer of files, for the backends that have one.
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/file.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <climits>
 
 #include "../file_descriptor.hpp"
 #include "bindings.hpp"
@@ -31,6 +37,21 @@ Napi::Value directIoAlignment(const Napi::CallbackInfo& info) {
     alignment.Set("offset", status.stx_dio_offset_align);
     return alignment;
   });
+}
+
+// writeAtOnce(fd, bytes): how many were written, 0 when there is no room now, or -errno. The file may be shared with processes that
+// do not expect O_NONBLOCK, so it is left as it is: a pipe or terminal that poll calls writable takes PIPE_BUF bytes.
+Napi::Value writeAtOnce(const Napi::CallbackInfo& info) {
+  const int file = info[0].As<Napi::Number>().Int32Value();
+  const auto bytes = info[1].As<Napi::Uint8Array>();
+  ssize_t written = send(file, bytes.Data(), bytes.ByteLength(), MSG_DONTWAIT | MSG_NOSIGNAL);
+  if (written < 0 && errno == ENOTSOCK) {
+    pollfd target{file, POLLOUT, 0};
+    if (poll(&target, 1, 0) == 0) return Napi::Number::New(info.Env(), 0);
+    written = write(file, bytes.Data(), std::min<size_t>(bytes.ByteLength(), PIPE_BUF));
+  }
+  if (written < 0) written = errno == EAGAIN || errno == EINTR ? 0 : -errno;
+  return Napi::Number::New(info.Env(), static_cast<double>(written));
 }
 
 class Fallocate final : public Napi::AsyncWorker {
@@ -78,6 +99,7 @@ Napi::Value fallocateFile(const Napi::CallbackInfo& info) {
 
 void exportFiles(Napi::Env env, Napi::Object exports) {
   exports.Set("flock", Napi::Function::New(env, lockFile));
+  exports.Set("writeAtOnce", Napi::Function::New(env, writeAtOnce));
   exports.Set("directIoAlignment", Napi::Function::New(env, directIoAlignment));
   exports.Set("fallocate", Napi::Function::New(env, fallocateFile));
 }

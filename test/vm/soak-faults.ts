@@ -1,0 +1,181 @@
+import { open } from 'node:fs/promises';
+import { join } from 'node:path';
+import { setTimeout } from 'node:timers/promises';
+import { sharedMemoryOf } from '../../backends/module/module.js';
+import type { DeviceStatus } from '../../src/supervisor/status.js';
+import { processesNamed, shell, waitFor, type Served } from './harness.js';
+import type { Random } from './random.js';
+
+/** What a soak does to its devices, as data: a new fault is one entry here. */
+
+export interface Fault {
+  readonly name: string;
+  /** How often, compared with the others. */
+  readonly weight: number;
+  /** Resolves when it was done, with what to print of it; the devices recover meanwhile or afterwards. */
+  readonly strike: (soak: Soak, random: Random) => Promise<string>;
+}
+
+/** What a fault may reach for. */
+export interface Soak {
+  readonly served: Served;
+  /** Names of the devices that may suffer. */
+  readonly victims: readonly string[];
+  /** Of them, the ones with a backend of soak-backend.js. */
+  readonly scripts: readonly string[];
+}
+
+const ORDERS = { abort: 1, 'never answer': 2, 'loop for ever': 3, 'throw an uncaught error': 4 } as const;
+const orderNames = Object.keys(ORDERS) as (keyof typeof ORDERS)[];
+
+function pick<Item>(items: readonly Item[], random: Random): Item {
+  const item = items[random(items.length)];
+  if (item === undefined) throw new TypeError('nothing to pick from');
+  return item;
+}
+
+const pidsOf = ({ queues }: DeviceStatus): number[] => queues.flatMap(({ pid }) => pid ?? []);
+
+/** It may have died meanwhile. */
+function signal(pid: number, name: NodeJS.Signals): void {
+  try {
+    process.kill(pid, name);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw error;
+  }
+}
+
+/** Sends a signal to `choose`n queue processes of a victim. */
+async function toQueues(
+  { served, victims }: Soak,
+  random: Random,
+  name: NodeJS.Signals,
+  choose: (pids: readonly number[]) => readonly number[],
+): Promise<string> {
+  const device = await served.device(pick(victims, random));
+  const pids = choose(pidsOf(device));
+  for (const pid of pids) signal(pid, name);
+  return `${name} to ${device.name}, ${pids.join(' and ')}`;
+}
+
+export const faults: readonly Fault[] = [
+  {
+    name: 'kill one',
+    weight: 6,
+    strike: (soak, random) => toQueues(soak, random, 'SIGKILL', (pids) => pids.slice(-1 - random(2)).slice(0, 1)),
+  },
+  { name: 'kill all', weight: 4, strike: (soak, random) => toQueues(soak, random, 'SIGKILL', (pids) => pids) },
+  {
+    name: 'kill the zygote',
+    weight: 2,
+    strike: async () => {
+      const zygotes = processesNamed('ublk-zygote');
+      for (const pid of zygotes) signal(pid, 'SIGKILL');
+      return zygotes.join(' and ');
+    },
+  },
+  {
+    name: 'stop one',
+    weight: 2,
+    strike: (soak, random) => toQueues(soak, random, 'SIGSTOP', (pids) => pids.slice(0, 1)),
+  },
+  {
+    name: 'stop one for a moment',
+    weight: 2,
+    strike: async (soak, random) => {
+      let stopped: readonly number[] = [];
+      const said = await toQueues(soak, random, 'SIGSTOP', (pids) => (stopped = pids.slice(-1)));
+      await setTimeout(random(1000));
+      for (const pid of stopped) signal(pid, 'SIGCONT');
+      return said;
+    },
+  },
+  {
+    name: 'stop the supervisor for a moment',
+    weight: 2,
+    strike: async ({ served }, random) => {
+      process.kill(served.pid, 'SIGSTOP');
+      const milliseconds = random(6000);
+      await setTimeout(milliseconds);
+      process.kill(served.pid, 'SIGCONT');
+      return `${String(milliseconds)} ms`;
+    },
+  },
+  {
+    name: 'order a backend',
+    weight: 5,
+    strike: async ({ scripts }, random) => {
+      const device = pick(scripts, random);
+      const order = pick(orderNames, random);
+      const file = await open(join(sharedMemoryOf(device), 'orders'), 'r+');
+      await file.write(Uint8Array.of(ORDERS[order]), 0, 1, 0);
+      await file.close();
+      return `${device} to ${order}`;
+    },
+  },
+  {
+    name: 'be short of memory',
+    weight: 2,
+    strike: async (_soak, random) => {
+      const mebibytes = 100 + random(400);
+      await shell(`head -c ${String(mebibytes)}M /dev/zero | tail > /dev/null`);
+      return `${String(mebibytes)} MiB taken and given back`;
+    },
+  },
+  { name: 'drop caches', weight: 1, strike: async () => shell('sync; echo 1 > /proc/sys/vm/drop_caches') },
+  {
+    name: 'keep the CPUs busy',
+    weight: 2,
+    strike: async (_soak, random) => {
+      const seconds = 1 + random(5);
+      await shell(`for i in 1 2 3 4; do timeout ${String(seconds)} sh -c 'while :; do :; done' & done; wait`);
+      return `${String(seconds)} s`;
+    },
+  },
+  {
+    name: 'add and remove another',
+    weight: 3,
+    strike: async ({ served }, random) => {
+      const queues = 1 + random(3);
+      await served.add({ name: 'passing', queues, backend: { type: 'ram', size: '16MiB' } });
+      await served.remove('passing');
+      return `${String(queues)} queues`;
+    },
+  },
+  {
+    name: 'ask for the status',
+    weight: 2,
+    strike: async ({ served }, random) => {
+      const times = 20 + random(200);
+      await Promise.all(Array.from({ length: times }, () => served.status()));
+      return `${String(times)} times at once`;
+    },
+  },
+  {
+    name: 'recover what is well',
+    weight: 1,
+    strike: async ({ served, victims }, random) => {
+      const name = pick(victims, random);
+      const { status } = await served.api('POST', `/v1/devices/${name}/recover`);
+      return `${name}, answered with ${String(status)}`;
+    },
+  },
+  {
+    name: 'a CPU goes and comes back',
+    weight: 1,
+    strike: async () =>
+      shell('echo 0 > /sys/devices/system/cpu/cpu1/online; sleep 1; echo 1 > /sys/devices/system/cpu/cpu1/online'),
+  },
+];
+
+/** Everybody serves again. */
+export async function untilAllLive({ served, victims }: Soak, timeoutMs: number): Promise<void> {
+  await waitFor(
+    'every device being live',
+    async () => {
+      const { devices } = await served.status();
+      return victims.every((name) => devices.some((device) => device.name === name && device.state === 'live'));
+    },
+    timeoutMs,
+  );
+}
