@@ -60,7 +60,10 @@ test('G2 mount namespaces', { timeout: 500_000 }, async (t) => {
       exec 3> /mnt/outside/file
       umount -l /mnt/outside
       : > /run/holds
-      until [ -e /run/let-go ]; do head -c 64K /dev/urandom >&3; sync -d /proc/self/fd/3 || exit 1; done`;
+      until [ -e /run/let-go ]; do
+        dd if=/dev/urandom of=/proc/self/fd/3 bs=64k count=1 conv=notrunc,fsync status=none
+        sleep 0.1
+      done`;
     const holder = spawn('unshare', ['--mount', 'bash', '-ec', script], { stdio: 'inherit' });
     const ended = once(holder, 'exit') as Promise<[number | null]>;
     await waitFor('the file system being held', () => existsSync('/run/holds'));
