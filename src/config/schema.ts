@@ -34,9 +34,12 @@ const duration = z.string().transform((text, context) => {
 
 const LARGEST_ID = 2 ** 32 - 2;
 
+/** What passwd(5) can have: libc would end a name at a NUL, and look up another. */
+const USER_NAME = /^[!-9;-~]{1,256}$/;
+
 /** A uid that nobody has a name for is its own group. */
-const user = z.union([z.string().min(1), integer(0, LARGEST_ID)]).transform((nameOrUid, context) => {
-  const found = userOf(nameOrUid);
+const user = z.union([z.string(), integer(0, LARGEST_ID)]).transform((nameOrUid, context) => {
+  const found = typeof nameOrUid === 'number' || USER_NAME.test(nameOrUid) ? userOf(nameOrUid) : null;
   if (found) return found;
   if (typeof nameOrUid === 'number') return { uid: nameOrUid, gid: nameOrUid };
   context.addIssue({ code: 'custom', message: `expected a user of this machine, got ${show(nameOrUid)}` });

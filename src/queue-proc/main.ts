@@ -28,8 +28,10 @@ if (inherited) channel.unref();
 else channel.on('close', () => process.exit());
 // Terminals and process managers signal whole groups; only the supervisor ends a queue process.
 for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) process.on(signal, () => undefined);
-process.on('uncaughtExceptionMonitor', (error) => {
+// The log shows it. Node would write it to standard error as it is, with whatever somebody put into its message.
+process.on('uncaughtException', (error) => {
   tell({ type: 'ending', ...described(error) });
+  process.exit(1);
 });
 const draining = new AbortController();
 

@@ -77,6 +77,16 @@ t.test('the limits themselves are allowed', async (t) => {
   t.match(parseDevice({ ...smallest, backend: { type: 'ram', size: 2 ** 52 } }), { backend: { size: 2 ** 52 } });
 });
 
+t.test('a user is one of this machine, by name or by number', async (t) => {
+  const user = (value: unknown): unknown => parseDevice({ ...smallest, user: value }).user;
+  t.strictSame(user('root'), { uid: 0, gid: 0 });
+  t.strictSame(user(0), { uid: 0, gid: 0 });
+  t.strictSame(user(4_000_000_000), { uid: 4_000_000_000, gid: 4_000_000_000 }, 'nobody has it: its own group');
+  for (const bad of ['no-such-user', '', 'root\0x', -1, 1.5, 2 ** 32 - 1, null, {}]) {
+    t.throws(() => user(bad), { code: 'CONFIG', message: /^device: user: expected [^\n]+$/ }, JSON.stringify(bad));
+  }
+});
+
 t.test('1024 devices are the most', async (t) => {
   const many = (count: number): string =>
     JSON.stringify({

@@ -126,17 +126,29 @@ export class Served {
     });
   }
 
-  /** Starts a supervisor with `devices` and waits until none of them is on its way any more. */
+  /**
+   * Starts a supervisor with `devices` and waits until none of them is on its way any more. `under`: a command that runs
+   * it in its own place; `args`: more arguments.
+   */
   static async start(
     devices: readonly object[],
-    options: { node?: string; nodeOptions?: readonly string[]; runtimeDir?: string; stateDir?: string } = {},
+    options: {
+      node?: string;
+      nodeOptions?: readonly string[];
+      runtimeDir?: string;
+      stateDir?: string;
+      under?: readonly string[];
+      args?: readonly string[];
+    } = {},
   ): Promise<Served> {
     const directory = options.runtimeDir ?? (await mkdtemp('/run/supervisor-'));
     const config = join(await mkdtemp('/tmp/config-'), 'config.json');
     await writeFile(config, JSON.stringify({ devices }));
     const places = ['--runtime-dir', directory, '--state-dir', options.stateDir ?? join(directory, 'state')];
-    const command = [...(options.nodeOptions ?? []), cli, 'start', config, ...places];
-    const child = spawn(options.node ?? process.execPath, command, {
+    const [program, ...args] = [...(options.under ?? []), options.node ?? process.execPath];
+    assert.ok(program);
+    args.push(...(options.nodeOptions ?? []), cli, 'start', config, ...places, ...(options.args ?? []));
+    const child = spawn(program, args, {
       stdio: ['ignore', 'inherit', 'pipe'],
       env: { PATH: process.env.PATH },
     });

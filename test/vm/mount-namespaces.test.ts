@@ -1,0 +1,112 @@
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { constants, existsSync, readFileSync, readlinkSync } from 'node:fs';
+import { open } from 'node:fs/promises';
+import { test } from 'node:test';
+import { Served, kernelComplaints, ok, processesNamed, run, shell, waitFor } from './harness.js';
+
+/** Mounts of a device where its own queue processes could be the last to have them. */
+
+const devices = ['outside', 'inside', 'last'].map((name, id) => ({
+  name,
+  id,
+  backend: { type: 'ram', size: '16MiB' },
+}));
+
+const namespaceOf = (pid: number): string => readlinkSync(`/proc/${String(pid)}/ns/mnt`);
+const mountsOf = (pid: number): string => readFileSync(`/proc/${String(pid)}/mountinfo`, 'utf8');
+
+async function onlyZygote(): Promise<number> {
+  const [pid] = await waitFor('there being a zygote', () => {
+    const pids = processesNamed('ublk-zygote');
+    return pids.length === 1 && pids;
+  });
+  assert.ok(pid);
+  return pid;
+}
+
+/** Whether somebody has the device mounted, in whatever namespace. */
+async function isClaimed(path: string): Promise<boolean> {
+  try {
+    await (await open(path, constants.O_RDONLY | constants.O_EXCL)).close();
+    return false;
+  } catch (error) {
+    assert.match(String(error), /EBUSY/);
+    return true;
+  }
+}
+
+test('G2 mount namespaces', { timeout: 500_000 }, async (t) => {
+  // As systemd has it.
+  await ok('mount', ['--make-rshared', '/']);
+  // The supervisor is in a namespace that others mount in, and that ends with it.
+  const served = await Served.start(devices, { under: ['unshare', '--mount', '--propagation', 'private'] });
+  const inNamespace = (...args: readonly string[]): Promise<string> =>
+    ok('nsenter', ['--mount', `--target=${String(served.pid)}`, ...args]);
+
+  await t.test('queue processes are in one of their own', async () => {
+    const zygote = await onlyZygote();
+    const namespaces = new Set(processesNamed('ublk/').map(namespaceOf));
+    assert.deepEqual([...namespaces], [namespaceOf(zygote)]);
+    assert.notEqual(namespaceOf(zygote), namespaceOf(served.pid));
+    assert.notEqual(namespaceOf(zygote), namespaceOf(process.pid));
+  });
+
+  await t.test('umount -l in another namespace, with a file open, while queue processes are killed', async () => {
+    await ok('mkfs.ext4', ['-q', '/dev/ublkb0']);
+    await shell('mkdir -p /mnt/outside');
+    const script = `mount /dev/ublkb0 /mnt/outside
+      exec 3> /mnt/outside/file
+      umount -l /mnt/outside
+      : > /run/holds
+      until [ -e /run/let-go ]; do
+        dd if=/dev/urandom of=/proc/self/fd/3 bs=64k count=1 conv=notrunc,fsync status=none
+        sleep 0.1
+      done`;
+    const holder = spawn('unshare', ['--mount', 'bash', '-ec', script], { stdio: 'inherit' });
+    const ended = once(holder, 'exit') as Promise<[number | null]>;
+    await waitFor('the file system being held', () => existsSync('/run/holds'));
+    for (let kill = 1; kill <= 3; kill++) {
+      const pid = (await served.device('outside')).queues[0]?.pid;
+      assert.ok(pid);
+      process.kill(pid, 'SIGKILL');
+      await served.untilLive('outside', kill);
+    }
+    assert.equal((await served.api('DELETE', '/v1/devices/outside')).status, 409);
+    await shell(': > /run/let-go');
+    assert.deepEqual((await ended)[0], 0, 'the holder met an error');
+    await waitFor('the file system being let go of', async () => !(await isClaimed('/dev/ublkb0')));
+    assert.equal((await served.api('DELETE', '/v1/devices/outside')).status, 200);
+    await ok('e2fsck', ['-fn', '/dev/shm/ublk-supervisor/outside.ram']);
+  });
+
+  await t.test('a zygote that starts while the device is mounted does not keep it mounted', async () => {
+    await ok('mkfs.ext4', ['-q', '/dev/ublkb1']);
+    await shell('mkdir -p "/mnt/in side"');
+    await inNamespace('mount', '/dev/ublkb1', '/mnt/in side');
+    const before = await onlyZygote();
+    process.kill(before, 'SIGKILL');
+    await served.untilLive('inside', 1, 60_000);
+    const zygote = await onlyZygote();
+    assert.match(mountsOf(served.pid), /\/dev\/ublkb1 /);
+    assert.doesNotMatch(mountsOf(zygote), /\/dev\/ublkb/);
+    await inNamespace('umount', '/mnt/in side');
+    assert.equal(await isClaimed('/dev/ublkb1'), false);
+    assert.equal((await served.api('DELETE', '/v1/devices/inside')).status, 200);
+  });
+
+  await t.test('what ends with the namespace of a mount is not what serves it', async () => {
+    await ok('mkfs.ext4', ['-q', '/dev/ublkb2']);
+    await inNamespace('mount', '/dev/ublkb2', '/mnt');
+    await inNamespace('bash', '-ec', 'head -c 1M /dev/urandom > /mnt/file');
+    process.kill(served.pid, 'SIGKILL');
+    await served.exit;
+    await waitFor('the namespace taking its mount away', async () => !(await isClaimed('/dev/ublkb2')), 60_000);
+    assert.equal(processesNamed('ublk/').length, 1);
+    assert.equal((await run('e2fsck', ['-fn', '/dev/ublkb2'])).code, 0);
+    assert.deepEqual(await kernelComplaints(), []);
+    process.kill(await onlyZygote(), 'SIGKILL');
+    await waitFor('everything ending', () => processesNamed('ublk').length === 0);
+  });
+});
