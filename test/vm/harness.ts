@@ -105,10 +105,12 @@ export class Served {
   readonly runtimeDir: string;
   /** Resolves with the exit code when the supervisor ends; a signal counts as 128 + number would in a shell. */
   readonly exit: Promise<number>;
+  readonly #config: string;
   #log = '';
 
-  private constructor(child: ReturnType<typeof spawn>, runtimeDir: string) {
+  private constructor(child: ReturnType<typeof spawn>, runtimeDir: string, config: string) {
     assert.ok(child.pid);
+    this.#config = config;
     this.pid = child.pid;
     this.runtimeDir = runtimeDir;
     child.stderr?.setEncoding('utf8').on('data', (text: string) => {
@@ -126,16 +128,17 @@ export class Served {
   /** Starts a supervisor with `devices` and waits until none of them is on its way any more. */
   static async start(
     devices: readonly object[],
-    options: { node?: string; runtimeDir?: string } = {},
+    options: { node?: string; runtimeDir?: string; arguments?: readonly string[] } = {},
   ): Promise<Served> {
     const directory = options.runtimeDir ?? (await mkdtemp('/run/supervisor-'));
     const config = join(await mkdtemp('/tmp/config-'), 'config.json');
     await writeFile(config, JSON.stringify({ devices }));
-    const child = spawn(options.node ?? process.execPath, [cli, 'start', config, '--runtime-dir', directory], {
+    const args = ['start', config, '--runtime-dir', directory, ...(options.arguments ?? [])];
+    const child = spawn(options.node ?? process.execPath, [cli, ...args], {
       stdio: ['ignore', 'inherit', 'pipe'],
       env: { PATH: process.env.PATH },
     });
-    const served = new Served(child, directory);
+    const served = new Served(child, directory, config);
     let ended: number | undefined;
     void served.exit.then((code) => {
       ended = code;
@@ -148,6 +151,11 @@ export class Served {
       throw new Error(`the supervisor is not ready: ${served.log}`, { cause: error });
     });
     return served;
+  }
+
+  /** Writes other devices into its configuration, for it to reload. */
+  configure(devices: readonly object[]): Promise<void> {
+    return writeFile(this.#config, JSON.stringify({ devices }));
   }
 
   /** Everything it logged so far, JSON lines. */
