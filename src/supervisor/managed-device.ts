@@ -23,6 +23,11 @@ export interface ManagedDeviceContext {
   readonly crashFiles: CrashFiles | null;
 }
 
+/** What a device could serve instead of what it serves. */
+export interface Prepared extends Served {
+  readonly replaces: OpenBackend;
+}
+
 /** A device together with the backend that is open for its sake. Its name and id are taken from the beginning. */
 export class ManagedDevice {
   /** What the configuration file says of it; null: it was added by hand. */
@@ -39,6 +44,7 @@ export class ManagedDevice {
   #backend: OpenBackend | null = null;
   #closed: Promise<void> | null = null;
   #removeData = false;
+  #lastTurn: Promise<void> = Promise.resolve();
   #markAdded: () => void = () => undefined;
 
   /** `left`: what an earlier supervisor left of it. */
@@ -82,11 +88,19 @@ export class ManagedDevice {
     await this.#closed;
   }
 
+  /** Replaces its generation; of a backend in JavaScript the code, too. */
+  restart(): Promise<void> {
+    return this.#inTurn(async () => {
+      const { size } = (await this.opened).status();
+      await this.#handOver(await this.prepare(this.#config, size), false);
+    });
+  }
+
   /**
    * What it would serve with another configuration, or, of a backend in JavaScript, with its code as it is now. Touches
    * nothing; rejects when the device cannot serve that.
    */
-  async prepare(config: DeviceConfig, size: number): Promise<Served> {
+  async prepare(config: DeviceConfig, size: number): Promise<Prepared> {
     const device = await this.opened;
     const current = this.#backend;
     if (current === null) throw new TypeError(`device ${config.name} has no backend`);
@@ -100,11 +114,23 @@ export class ManagedDevice {
       );
     }
     device.specOf({ config, backend });
-    return { config, backend };
+    return { config, backend, replaces: current };
   }
 
-  /** Replaces what is served by what `prepare` gave. `force`: shrink it even while somebody uses it. */
-  async handOver(next: Served, force = false): Promise<void> {
+  /** Replaces what is served by what `prepare` gave. Rejects with `BUSY` when something else came in between. */
+  handOver(next: Prepared): Promise<void> {
+    return this.#inTurn(async () => {
+      if (next.replaces === this.#backend) {
+        await this.#handOver(next, false);
+        return;
+      }
+      const { name } = this.#config;
+      const message = `handing device ${name} over failed: it was changed in the meantime; try again`;
+      throw new SupervisorError(message, { code: 'BUSY', device: name });
+    });
+  }
+
+  async #handOver(next: Served, force: boolean): Promise<void> {
     const device = await this.opened;
     await device.handOver(next, { force });
     this.#config = next.config;
@@ -113,7 +139,18 @@ export class ManagedDevice {
   }
 
   /** Rejects with `EOPNOTSUPP` or `REFUSED` when this kernel, or the backend, cannot do it; then nothing is touched. */
-  async resize(size: number, force: boolean): Promise<void> {
+  resize(size: number, force: boolean): Promise<void> {
+    return this.#inTurn(() => this.#resize(size, force));
+  }
+
+  /** One after the other: what the next one replaces is what this one leaves. */
+  #inTurn(act: () => Promise<void>): Promise<void> {
+    const done = this.#lastTurn.then(act);
+    this.#lastTurn = done.catch(() => undefined);
+    return done;
+  }
+
+  async #resize(size: number, force: boolean): Promise<void> {
     const device = await this.opened;
     const { name } = this.#config;
     const current = this.#backend;
@@ -125,7 +162,7 @@ export class ManagedDevice {
     if (size % blockSize !== 0)
       throw refuse(`${String(size)} is not a multiple of its block size ${String(blockSize)}`);
     if (current.module !== undefined) {
-      await this.handOver(await this.prepare(this.#config, size), force);
+      await this.#handOver(await this.prepare(this.#config, size), force);
       return;
     }
     if (size === current.size) return;
@@ -133,7 +170,7 @@ export class ManagedDevice {
     if (size < current.size && !force) await device.assertUnused();
     const backend = await current.resize(size);
     try {
-      await this.handOver({ config: withSize(this.#config, size), backend }, force);
+      await this.#handOver({ config: withSize(this.#config, size), backend }, force);
     } catch (error) {
       if (size > current.size) await current.trim?.();
       throw error;

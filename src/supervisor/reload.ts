@@ -1,8 +1,7 @@
 import type { DeviceConfig } from '../config/types.js';
 import { messageOf, SupervisorError } from '../errors.js';
 import type { Log } from './device-log.js';
-import type { Served } from './hand-over.js';
-import { withSize, type ManagedDevice } from './managed-device.js';
+import { withSize, type ManagedDevice, type Prepared as PreparedDevice } from './managed-device.js';
 import { planOf, type PlanEntry } from './reload-plan.js';
 
 /** What a reload does to the devices of a supervisor. */
@@ -100,7 +99,8 @@ async function prepare(target: Reloadable, entry: PlanEntry, wanted: DeviceConfi
     return { entry, carryOut: () => target.remove(managed), undo: nothing };
   }
   const { size } = device.status();
-  const next: Served | null = entry.action === 'change' ? await managed.prepare(withSize(wanted, size), size) : null;
+  const next: PreparedDevice | null =
+    entry.action === 'change' ? await managed.prepare(withSize(wanted, size), size) : null;
   const carryOut = async (): Promise<void> => {
     if (next !== null) await managed.handOver(next);
     managed.configured = wanted;

@@ -153,9 +153,8 @@ export class Supervisor implements SupervisorApi {
 
   async restart(name: string): Promise<DeviceStatus> {
     const managed = this.#find('restarting', name);
-    const device = await managed.opened;
-    await managed.handOver(await managed.prepare(managed.config, device.status().size));
-    return device.status();
+    await managed.restart();
+    return (await managed.opened).status();
   }
 
   async resize(

@@ -115,6 +115,13 @@ t.test('E3 restart opens a module again and nothing else', async (t) => {
   t.strictSame([...made.supervisor.modules()], [['js', '/m.js']]);
 });
 
+t.test('E2 what is asked of a device at once is done in turn', async (t) => {
+  const made = await rig(js({}));
+  const both = [made.supervisor.restart('js'), made.supervisor.restart('js'), made.supervisor.restart('js')];
+  t.match(await Promise.all(both), [{ state: 'live' }, { state: 'live' }, { generation: 4 }]);
+  t.strictSame(made.model.violations, []);
+});
+
 t.test('without a configuration there is nothing to reload', async (t) => {
   const { supervisor } = await rig();
   const options = { kernel: new ModelKernel('7.2'), log: silent, version: '', kernelRelease: '' };

@@ -107,10 +107,12 @@ export class Served {
   /** Resolves with the exit code when the supervisor ends; a signal counts as 128 + number would in a shell. */
   readonly exit: Promise<number>;
   readonly #stderr: Readable;
+  readonly #config: string;
   #log = '';
 
-  private constructor(child: ReturnType<typeof spawn>, runtimeDir: string) {
+  private constructor(child: ReturnType<typeof spawn>, runtimeDir: string, config: string) {
     assert.ok(child.pid);
+    this.#config = config;
     this.pid = child.pid;
     this.runtimeDir = runtimeDir;
     assert.ok(child.stderr);
@@ -152,7 +154,7 @@ export class Served {
       stdio: ['ignore', 'inherit', 'pipe'],
       env: { PATH: process.env.PATH },
     });
-    const served = new Served(child, directory);
+    const served = new Served(child, directory, config);
     let ended: number | undefined;
     void served.exit.then((code) => {
       ended = code;
@@ -175,6 +177,11 @@ export class Served {
     } finally {
       this.#stderr.resume();
     }
+  }
+
+  /** Writes other devices into its configuration, for it to reload. */
+  configure(devices: readonly object[]): Promise<void> {
+    return writeFile(this.#config, JSON.stringify({ devices }));
   }
 
   /** Everything it logged so far, JSON lines. */
