@@ -41,6 +41,11 @@ export class DeviceCrashes {
     return this.#quarantine.quarantined.map(quarantinedStatus);
   }
 
+  /** What an earlier supervisor had marked, when its device is adopted. */
+  restore(marked: readonly MarkedRequest[]): void {
+    this.#quarantine.restore(marked);
+  }
+
   /** What the next generation has to know. */
   get marked(): readonly MarkedRequest[] {
     return this.#quarantine.marked;

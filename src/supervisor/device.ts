@@ -93,6 +93,9 @@ export class Device {
       if (this.#reloading === null) this.#crashes.died(death);
     };
     const marked = (): readonly MarkedRequest[] => this.#crashes.marked;
+    const onMarked = (earlier: readonly MarkedRequest[]): void => {
+      this.#crashes.restore(earlier);
+    };
     this.#crashes = new DeviceCrashes({
       device: config.name,
       backend: this.#spec.backend.name,
@@ -109,6 +112,7 @@ export class Device {
       onExit,
       onDeath,
       marked,
+      onMarked,
       onReport,
     });
     this.#attempts = new Attempts(config.recovery, clock);

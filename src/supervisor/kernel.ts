@@ -48,6 +48,15 @@ export interface FoundDevice extends GrantedDevice {
 /** `DEAD`: not started, or stopped. `QUIESCED`: its server is gone; also where new requests fail meanwhile. */
 export type KernelDeviceState = 'DEAD' | 'LIVE' | 'QUIESCED';
 
+/** What there is of a device that an earlier supervisor left. */
+export interface Adopted {
+  readonly state: KernelDeviceState;
+  /** null: nobody knows of one. */
+  readonly generation: Generation | null;
+  /** Of the requests that the generation got to know. */
+  readonly marked: readonly MarkedRequest[];
+}
+
 export interface QueueReport {
   readonly queue: number;
   readonly report: BackendReport;
@@ -143,15 +152,8 @@ export interface Kernel {
   ): Promise<Generation>;
   /** The device's queues forget what was marked, at once. */
   unmark(id: number): void;
-  /**
-   * Takes a generation over that an earlier supervisor had forked; null when there is none. `state`: of the
-   * device in the kernel.
-   */
-  adopt(
-    found: FoundDevice,
-    spec: DeviceSpec,
-    onReport: (report: QueueReport) => void,
-  ): Promise<{ readonly state: KernelDeviceState; readonly generation: Generation | null }>;
+  /** Takes a device over that an earlier supervisor left. */
+  adopt(found: FoundDevice, spec: DeviceSpec, onReport: (report: QueueReport) => void): Promise<Adopted>;
   /**
    * START_DEV, which makes /dev/ublkbN, once every FETCH is in. Not sent while a queue process is dead, or about to be,
    * so `signal` has to cancel then.

@@ -52,6 +52,8 @@ interface KernelDeviceOptions {
   readonly onDeath: (death: Death) => void;
   /** Requests that the queues of a generation treat with care. */
   readonly marked: () => readonly MarkedRequest[];
+  /** What an earlier supervisor had marked. */
+  readonly onMarked: (marked: readonly MarkedRequest[]) => void;
   readonly onReport: (report: QueueReport) => void;
 }
 
@@ -65,6 +67,7 @@ export class KernelDevice {
   readonly #onExit: (status: ExitStatus) => void;
   readonly #onDeath: (death: Death) => void;
   readonly #marked: () => readonly MarkedRequest[];
+  readonly #onMarked: (marked: readonly MarkedRequest[]) => void;
   readonly #onReport: (report: QueueReport) => void;
   readonly #steps: Readonly<Record<KernelStep, (context: StepContext) => Promise<void>>>;
 
@@ -86,16 +89,17 @@ export class KernelDevice {
   /** The size that the kernel was told last. */
   #announcedSize: number;
 
-  constructor({ spec, found, kernel, clock, log, onExit, onDeath, marked, onReport }: KernelDeviceOptions) {
+  constructor({ spec, found, kernel, clock, log, ...hooks }: KernelDeviceOptions) {
     this.spec = spec;
     this.#announcedSize = found?.size ?? 0;
     this.#kernel = kernel;
     this.#clock = clock;
     this.#log = log;
-    this.#onExit = onExit;
-    this.#onDeath = onDeath;
-    this.#marked = marked;
-    this.#onReport = onReport;
+    this.#onExit = hooks.onExit;
+    this.#onDeath = hooks.onDeath;
+    this.#marked = hooks.marked;
+    this.#onMarked = hooks.onMarked;
+    this.#onReport = hooks.onReport;
     this.#found = found;
     this.#granted = found;
     this.#steps = {
@@ -172,7 +176,8 @@ export class KernelDevice {
   async #adopt(): Promise<void> {
     const found = this.#found;
     if (found === null) throw new TypeError(`device ${this.spec.name} was not found in the kernel`);
-    const { state, generation } = await this.#kernel.adopt(found, this.spec, this.#onReport);
+    const { state, generation, marked } = await this.#kernel.adopt(found, this.spec, this.#onReport);
+    this.#onMarked(marked);
     this.#generationNumber = generation?.number ?? 0;
     if (state === 'DEAD') {
       this.#generation = generation;

@@ -26,12 +26,12 @@ import { stateOf } from './found-devices.js';
 import { parentOf } from './processes.js';
 import { ProcessGeneration } from './generation.js';
 import type {
+  Adopted,
   DeviceSpec,
   FoundDevice,
   Generation,
   GrantedDevice,
   Kernel,
-  KernelDeviceState,
   KernelQuirks,
   QueueReport,
   StopOptions,
@@ -192,15 +192,11 @@ export class UblkKernel implements Kernel {
     return record.generation;
   }
 
-  async adopt(
-    found: FoundDevice,
-    spec: DeviceSpec,
-    onReport: (report: QueueReport) => void,
-  ): Promise<{ readonly state: KernelDeviceState; readonly generation: Generation | null }> {
+  async adopt(found: FoundDevice, spec: DeviceSpec, onReport: (report: QueueReport) => void): Promise<Adopted> {
     const { id, held } = found;
     const state = stateOf(ublkDeviceInfo(id));
     if (state !== 'DEAD') await this.#noticeDeathsSoon(id);
-    if (held === null) return { state, generation: null };
+    if (held === null) return { state, generation: null, marked: [] };
     const record = this.#newRecord(found, spec, reopenSharedPages(held.queues, held.depth, held.sharedPage));
     const zygote = await this.#zygote();
     record.openerPid = zygote.pid;
@@ -226,7 +222,7 @@ export class UblkKernel implements Kernel {
     });
     record.generation = generation;
     for (const process of held.processes) if (!process.running) generation.onNotice(process);
-    return { state, generation };
+    return { state, generation, marked: record.pages.marked() };
   }
 
   #newRecord({ id }: GrantedDevice, spec: DeviceSpec, pages: SharedPages): DeviceRecord {

@@ -9,8 +9,8 @@ import type { Selection } from './selection.js';
 
 /** As many as there are CPUs here, at most: an emulated guest keeps more than one busy only at times. */
 const GUESTS_AT_A_TIME = 2;
-/** Against a guest that hangs; on a machine with nothing else to do no file takes a third of it. */
-const TIMEOUT_SECONDS = 600;
+/** Against a guest that hangs. Emulated on a slow or busy machine a file may take many times the minute that it should. */
+const TIMEOUT_SECONDS = 1200;
 
 interface GuestTest {
   readonly file: string;

@@ -2,10 +2,10 @@ import type { DataPath } from '../../backends/interface.js';
 import { SupervisorError } from '../../src/errors.js';
 import type {
   DeviceSpec,
+  Adopted,
   FoundDevice,
   GrantedDevice,
   Kernel,
-  KernelDeviceState,
   KernelQuirks,
   StopOptions,
 } from '../../src/supervisor/kernel.js';
@@ -135,13 +135,11 @@ export class ModelKernel implements Kernel {
     });
   }
 
-  async adopt({
-    id,
-  }: FoundDevice): Promise<{ readonly state: KernelDeviceState; readonly generation: ModelGeneration | null }> {
+  async adopt({ id }: FoundDevice): Promise<Adopted> {
     return this.#call('adopt', () => {
       const device = this.#device(id);
       device.adopted = true;
-      return { state: device.state, generation: device.generations.at(-1) ?? null };
+      return { state: device.state, generation: device.generations.at(-1) ?? null, marked: [] };
     });
   }
 

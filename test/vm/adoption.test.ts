@@ -54,7 +54,7 @@ async function assertData({ path, size }: DeviceStatus): Promise<void> {
   assert.ok(pattern.equals(await file.read(size - BLOCK, BLOCK)), 'it has other data');
 }
 
-test('the successor of a supervisor', { timeout: 560_000 }, async (t) => {
+test('the successor of a supervisor', { timeout: 1_100_000 }, async (t) => {
   await mkdir(moduleDirectory, { mode: 0o755 });
   await copyFile(join(root, 'test/vm/async-ram-backend.js'), modulePath);
   let served = await start();

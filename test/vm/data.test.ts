@@ -50,7 +50,7 @@ async function queueOfCpu(disk: Disk, queues: number): Promise<number[]> {
 const memoryOf = async (name: string): Promise<number> =>
   (await stat(`/dev/shm/ublk-supervisor/${name}.ram`)).blocks * 512;
 
-test('data is where it was written', { timeout: 560_000 }, async (t) => {
+test('data is where it was written', { timeout: 1_100_000 }, async (t) => {
   assert.equal(availableParallelism(), CPUS, 'run this in a guest with four CPUs');
   t.diagnostic(`seed ${String(seed)}`);
   const served = await Served.start(configurations);

@@ -13,7 +13,7 @@ const SIZE = 8 * 2 ** 20 + 4096;
 const usual = { size: SIZE, kills: 2 };
 const archived = { size: IMAGE_BYTES, readOnly: true, writeCache: false, discard: false, writeZeroes: false, kills: 2 };
 
-test('every native backend', { timeout: 560_000 }, async (t) => {
+test('every native backend', { timeout: 1_100_000 }, async (t) => {
   t.diagnostic(`seed ${String(seed)}`);
   await shell(`
     modprobe loop

@@ -60,7 +60,7 @@ const storeContent = async (path: string): Promise<Buffer> => {
   return readFile(path);
 };
 
-test('files and block devices as stores', { timeout: 500_000 }, async (t) => {
+test('files and block devices as stores', { timeout: 1_100_000 }, async (t) => {
   await shell(`
     modprobe loop
     mkdir -p /mnt/tmpfs /mnt/ext4 /mnt/open

@@ -1,3 +1,4 @@
+// kernels: newest
 import assert from 'node:assert/strict';
 import { mkdir, readFile, rename, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -41,7 +42,7 @@ async function letterOf(device: DeviceStatus): Promise<string> {
 const capacityOf = async (device: DeviceStatus): Promise<number> =>
   Number(await readFile(`/sys/block/ublkb${String(device.id)}/size`, 'utf8')) * 512;
 
-test('hand-over', { timeout: 560_000 }, async (t) => {
+test('hand-over', { timeout: 1_100_000 }, async (t) => {
   await mkdir(DIRECTORY, { mode: 0o755 });
   await save(letters('a'));
   await trust(MODULE);

@@ -15,7 +15,7 @@ const SIZE = 4 * 2 ** 20 + 4096;
 
 const example = (name: string): string => join(root, 'examples', `${name}-backend.js`);
 
-test('every backend in JavaScript', { timeout: 560_000 }, async (t) => {
+test('every backend in JavaScript', { timeout: 1_100_000 }, async (t) => {
   t.diagnostic(`seed ${String(seed)}`);
   await mkdir('/run/backends', { mode: 0o755 });
   await copyFile(join(root, 'test/vm/async-ram-backend.js'), '/run/backends/async-ram.mjs');

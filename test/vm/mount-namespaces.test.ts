@@ -1,3 +1,4 @@
+// kernels: newest
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -37,7 +38,7 @@ async function isClaimed(path: string): Promise<boolean> {
   }
 }
 
-test('G2 mount namespaces', { timeout: 500_000 }, async (t) => {
+test('G2 mount namespaces', { timeout: 1_100_000 }, async (t) => {
   // As systemd has it.
   await ok('mount', ['--make-rshared', '/']);
   // The supervisor is in a namespace that others mount in, and that ends with it.

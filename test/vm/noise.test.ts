@@ -20,7 +20,7 @@ const stopped = /^it has been stopped, by a signal or a debugger, for [3-9]/;
 
 const pidsOf = ({ queues }: DeviceStatus): number[] => queues.flatMap(({ pid }) => pid ?? []);
 
-test('a device in a restless machine', { timeout: 500_000 }, async (t) => {
+test('a device in a restless machine', { timeout: 1_100_000 }, async (t) => {
   await shell(`
     modprobe loop
     mkdir -p /mnt/store /mnt/image /mnt/files

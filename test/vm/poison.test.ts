@@ -1,3 +1,4 @@
+// kernels: newest
 import assert from 'node:assert/strict';
 import { copyFile, mkdir, readdir, readFile, stat, symlink, writeFile } from 'node:fs/promises';
 import { basename, join } from 'node:path';
@@ -50,7 +51,7 @@ async function reportsOf(generation: number): Promise<CrashStatus> {
   return JSON.parse(await readFile(join(directory, name), 'utf8')) as CrashStatus;
 }
 
-test('requests that crash their backend', { timeout: 600_000 }, async (t) => {
+test('requests that crash their backend', { timeout: 1_100_000 }, async (t) => {
   await mkdir(DIRECTORY, { mode: 0o755 });
   const module = join(DIRECTORY, 'poison.mjs');
   await copyFile(join(root, 'test/vm/poison-backend.js'), module);

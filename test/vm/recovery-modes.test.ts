@@ -77,7 +77,7 @@ class SeparateWrite {
   }
 }
 
-test('devices that may not simply recover', { timeout: 500_000 }, async (t) => {
+test('devices that may not simply recover', { timeout: 1_100_000 }, async (t) => {
   t.diagnostic(`seed ${String(seed)}`);
   const served = await Served.start(devices);
   const canFailIo = (ublkFeatures() & featureFlag('USER_RECOVERY_FAIL_IO')) !== 0n;

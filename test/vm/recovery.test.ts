@@ -26,7 +26,7 @@ const pidsOf = (device: DeviceStatus): number[] => device.queues.map(({ pid }) =
 
 const openFiles = (pid: number): number => readdirSync(`/proc/${String(pid)}/fd`).length;
 
-test('users of a device see neither errors nor wrong data', { timeout: 560_000 }, async (t) => {
+test('users of a device see neither errors nor wrong data', { timeout: 1_100_000 }, async (t) => {
   t.diagnostic(`seed ${String(seed)}`);
   const served = await Served.start(devices);
   const { path } = await served.device('killed');

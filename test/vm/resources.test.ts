@@ -40,7 +40,7 @@ const hog = (mebibytes: number): string => `head -c ${String(mebibytes)}M /dev/z
 const inGroup = (group: Cgroup, script: string) =>
   run('bash', ['-ec', `echo 0 > ${group.path}/cgroup.procs; ${script}`], 300_000);
 
-test('a device in a machine that is short of something', { timeout: 560_000 }, async (t) => {
+test('a device in a machine that is short of something', { timeout: 1_100_000 }, async (t) => {
   await mkdir('/run/backends');
   await copyFile(join(root, 'test/vm/async-ram-backend.js'), '/run/backends/async-ram.mjs');
   await shell(`

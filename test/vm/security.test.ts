@@ -1,5 +1,5 @@
+// run: full
 // kernels: newest
-// guest: --timeout 900
 import assert from 'node:assert/strict';
 import { existsSync, readFileSync, statSync, symlinkSync } from 'node:fs';
 import { chmod, copyFile, mkdir, mkdtemp, writeFile } from 'node:fs/promises';
@@ -55,7 +55,7 @@ interface Outcome {
 }
 type Attack = Record<string, Outcome> & { readonly refused: number };
 
-test('security', { timeout: 850_000 }, async (t) => {
+test('security', { timeout: 1_100_000 }, async (t) => {
   await mkdir('/run/backends', { mode: 0o755 });
   const module = '/run/backends/confined.mjs';
   await writeFile(module, confinedBackend, { mode: 0o644 });
