@@ -90,7 +90,7 @@ TEST("messages have the sizes of protocol version 2") {
   EXPECT_EQUAL(kProtocolVersion, 2u);
   EXPECT_EQUAL(sizeof(MessageHeader), 16u);
   expectMessage<HelloMessage>(20);
-  expectMessage<SpawnMessage>(96);
+  expectMessage<SpawnMessage>(104);
   expectMessage<SpawnedMessage>(600);
   expectMessage<ControlMessage>(112);
   expectMessage<ControlledMessage>(88);
