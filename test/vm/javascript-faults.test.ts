@@ -33,7 +33,7 @@ const answers: Readonly<Record<string, { readonly code: string | null; readonly 
   answersTwice: { code: null },
 };
 
-const hang = /a read of 8 sectors at \d+ is unanswered after [3-9]/;
+const hang = /a read of 8 sectors at \d+ is unanswered after (?:[3-9]|\d\d)/;
 
 const exits: Readonly<Record<string, { readonly signal?: string; readonly code?: number; readonly reason?: RegExp }>> =
   {
