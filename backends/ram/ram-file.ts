@@ -24,7 +24,7 @@ const PUNCH_HOLE = 2;
 
 const PAGE = 4096;
 /** Where the data is, behind a bitmap with a bit for each page of it; ram.hpp says why. */
-const DATA_OFFSET = 2 ** 37;
+export const DATA_OFFSET = 2 ** 37;
 
 function fileBytes(size: number): number {
   return DATA_OFFSET + Math.ceil(size / PAGE) * PAGE;

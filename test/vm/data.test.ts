@@ -4,8 +4,10 @@ import { readFile, stat, statfs } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
 import { test } from 'node:test';
 import { Disk, counted, fresh, isZero, pathOf, testRefusal } from './device-suite.js';
+import { DATA_OFFSET } from '../../backends/ram/ram-file.js';
 import { DirectFile } from '../../src/backend/conformance/direct-file.js';
 import { Served, assertNothingLeft, ok } from './harness.js';
+import { ramFile } from './ram-data.js';
 import { seed } from './random.js';
 
 const KiB = 2 ** 10;
@@ -47,8 +49,7 @@ async function queueOfCpu(disk: Disk, queues: number): Promise<number[]> {
   return map;
 }
 
-const memoryOf = async (name: string): Promise<number> =>
-  (await stat(`/dev/shm/ublk-supervisor/${name}.ram`)).blocks * 512;
+const memoryOf = async (name: string): Promise<number> => (await stat(ramFile(name))).blocks * 512;
 
 test('data is where it was written', { timeout: 1_100_000 }, async (t) => {
   assert.equal(availableParallelism(), CPUS, 'run this in a guest with four CPUs');
@@ -197,8 +198,7 @@ test('data is where it was written', { timeout: 1_100_000 }, async (t) => {
       assert.equal((await direct.read(full * step, MiB)).length, MiB, 'a read of what could not be written');
       if (dataPath === 'user-copy') {
         // Memory that goes behind the backend's back is noticed by the kernel, in the middle of copying.
-        const file = `/dev/shm/ublk-supervisor/${name}.ram`;
-        await ok('fallocate', ['-p', '-o', String(LOST), '-l', String(PAGE), file]);
+        await ok('fallocate', ['-p', '-o', String(DATA_OFFSET + LOST), '-l', String(PAGE), ramFile(name)]);
         await direct.write(50 * MiB, fresh(PAGE));
         await assert.rejects(direct.write(LOST, fresh(PAGE)), { code: 'ENOSPC' });
         await assert.rejects(direct.read(LOST, PAGE), { code: 'EIO' });

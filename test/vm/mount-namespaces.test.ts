@@ -3,9 +3,10 @@ import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { constants, existsSync, readFileSync, readlinkSync } from 'node:fs';
-import { open } from 'node:fs/promises';
+import { open, writeFile } from 'node:fs/promises';
 import { test } from 'node:test';
 import { Served, kernelComplaints, ok, processesNamed, run, shell, waitFor } from './harness.js';
+import { ramData } from './ram-data.js';
 
 /** Mounts of a device where its own queue processes could be the last to have them. */
 
@@ -79,7 +80,8 @@ test('G2 mount namespaces', { timeout: 1_100_000 }, async (t) => {
     assert.deepEqual((await ended)[0], 0, 'the holder met an error');
     await waitFor('the file system being let go of', async () => !(await isClaimed('/dev/ublkb0')));
     assert.equal((await served.api('DELETE', '/v1/devices/outside')).status, 200);
-    await ok('e2fsck', ['-fn', '/dev/shm/ublk-supervisor/outside.ram']);
+    await writeFile('/run/outside.img', await ramData('outside'));
+    await ok('e2fsck', ['-fn', '/run/outside.img']);
   });
 
   await t.test('a zygote that starts while the device is mounted does not keep it mounted', async () => {

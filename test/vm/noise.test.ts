@@ -1,6 +1,8 @@
 // run: full
 // kernels: newest
 import assert from 'node:assert/strict';
+import { DATA_OFFSET } from '../../backends/ram/ram-file.js';
+import { ramFile } from './ram-data.js';
 import { spawn } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { open, readFile, writeFile } from 'node:fs/promises';
@@ -58,7 +60,13 @@ test('a device in a restless machine', { timeout: 1_100_000 }, async (t) => {
     table.writeUInt32LE(2048, 454);
     table.writeUInt32LE(2048, 458);
     table.writeUInt16LE(0xaa55, 510);
-    await writeFile('/dev/shm/ublk-supervisor/parted.ram', Buffer.concat([table], 16 * 2 ** 20 + 512));
+    {
+      await using file = await open(ramFile('parted'), 'w', 0o600);
+      await file.truncate(DATA_OFFSET + 16 * 2 ** 20);
+      // The bit that says that the first page was written.
+      await file.write(Buffer.from([1]), 0, 1, 0);
+      await file.write(table, 0, table.length, DATA_OFFSET);
+    }
     const { id, queues } = await served.add({ name: 'parted', id: 30, backend: { type: 'ram', size: '16MiB' } });
     assert.deepEqual([id, queues[0]?.read.count], [30, 0], 'somebody read the device');
     assert.equal((await readFile('/sys/block/ublkb30/partscan', 'utf8')).trim(), '0');

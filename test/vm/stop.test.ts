@@ -5,6 +5,7 @@ import { existsSync } from 'node:fs';
 import { mkdir, open, readFile, writeFile } from 'node:fs/promises';
 import { test } from 'node:test';
 import { Served, assertNothingLeft, ok, run, shell, traces, waitFor } from './harness.js';
+import { ramData, ramFile } from './ram-data.js';
 
 /** Stopping: refused while somebody uses the device, and nothing that was written is lost by it. */
 
@@ -33,9 +34,7 @@ const expectedComplaints = new RegExp(
   ].join('|'),
 );
 
-const ramFile = (name: string): string => `/dev/shm/ublk-supervisor/${name}.ram`;
-const firstBytes = async (name: string, length: number): Promise<Buffer> =>
-  (await readFile(ramFile(name))).subarray(0, length);
+const firstBytes = async (name: string, length: number): Promise<Buffer> => (await ramData(name)).subarray(0, length);
 
 interface Refusal {
   readonly error: { readonly code: string; readonly message: string };
@@ -96,7 +95,8 @@ test('stopping devices', async (t) => {
     assert.deepEqual(await served.command('stop', 'mounted'), { code: 0, stdout: '', stderr: '' });
     await isGone(served, 'mounted', id);
     // Stopping keeps the data.
-    await ok('e2fsck', ['-fn', ramFile('mounted')]);
+    await writeFile('/run/mounted.img', await ramData('mounted'));
+    await ok('e2fsck', ['-fn', '/run/mounted.img']);
   });
 
   await t.test('E4 a device that a process has open is refused, with the pid named', async () => {
@@ -137,7 +137,7 @@ test('stopping devices', async (t) => {
     const { id, path } = await identify(served, 'forced');
     const data = await mountWithDirtyFile(path, '/mnt/forced');
     assert.deepEqual(await served.command('stop', 'forced', '--force'), { code: 0, stdout: '', stderr: '' });
-    assert.ok((await readFile(ramFile('forced'))).includes(data), 'the dirty file was not written back');
+    assert.ok((await ramData('forced')).includes(data), 'the dirty file was not written back');
     assert.equal((await served.api('GET', '/v1/devices/forced')).status, 404);
     await ok('umount', ['/mnt/forced']);
     await isGone(served, 'forced', id);
@@ -201,7 +201,7 @@ test('stopping devices', async (t) => {
     await waitFor('the refusal', () => /in use by a mount at \/mnt\/last[^\n]*still serving/.test(served.log));
     await isServing(served, 'last');
     assert.equal(await served.terminate(), 0);
-    assert.ok((await readFile(ramFile('last'))).includes(data), 'the dirty file was not written back');
+    assert.ok((await ramData('last')).includes(data), 'the dirty file was not written back');
     await ok('umount', ['/mnt/last']);
     await waitFor('the device leaving the kernel', () => traces(id).length === 0, 5_000);
   });
