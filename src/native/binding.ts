@@ -239,6 +239,7 @@ interface Binding {
   listenSeqpacket(path: string): number;
   ZygoteChannel: new (path: string, onMessage: (message: ZygoteMessage) => void, onClose: () => void) => ZygoteChannel;
   ProcessWatch: new (pidfd: number, onExit: () => void) => ProcessWatch;
+  sendDatagram(address: string, text: string): void;
   streamPair(): readonly [number, number];
   dropPrivileges(): void;
   inheritedQueue(): InheritedQueue | null;
@@ -348,6 +349,13 @@ export function watchProcess(pidfd: number, onExit: () => void): ProcessWatch {
 
 export function createSharedPages(queues: number, depth: number): SharedPages {
   return translated(() => new (binding().SharedPages)(queues, depth));
+}
+
+/** One datagram to a unix socket: a path, or `@` and an abstract name. Throws `EAGAIN` rather than wait. */
+export function sendDatagram(address: string, text: string): void {
+  translated(() => {
+    binding().sendDatagram(address, text);
+  });
 }
 
 /** The two ends of a stream socket, as descriptors that the caller owns. */

@@ -1,9 +1,15 @@
+import { setTimeout } from 'node:timers/promises';
 import type { Config } from '../config/types.js';
 import { messageOf } from '../errors.js';
 import { DaemonExit } from './exit-codes.js';
 import type { Log } from './device-log.js';
+import { takeNotifier, type Notifier } from './notify.js';
+import type { DeviceStatus } from './status.js';
 import type { Supervisor } from './supervisor.js';
 import { withSupervisor } from './with-supervisor.js';
+
+/** How often a stop is tried again that a service manager wants while somebody uses a device. */
+const STOP_RETRY_MS = 500;
 
 export interface DaemonOptions {
   readonly config: Config;
@@ -16,12 +22,20 @@ export interface DaemonOptions {
  * when it cannot begin. A device that does not start does not keep the others from being served.
  */
 export async function runDaemon({ config, runtimeDir, log }: DaemonOptions): Promise<number> {
-  await withSupervisor({ runtimeDir, log }, async (supervisor, stopped) => {
-    const signals = listenForSignals(supervisor, log);
+  const notifier = takeNotifier(log);
+  const onDeviceChange = ({ name, state }: DeviceStatus): void => {
+    notifier.deviceChanged(name, state);
+  };
+  await withSupervisor({ runtimeDir, log, onDeviceChange }, async (supervisor, stopped) => {
+    const signals = listenForSignals(supervisor, notifier, log);
     try {
       const failures = await supervisor.start(config);
+      const known = new Set(supervisor.status().devices.map(({ name }) => name));
+      // Of a device whose backend could not be opened nothing was heard.
+      for (const { name } of failures) if (!known.has(name)) notifier.deviceChanged(name, 'failed');
       const live = config.devices.length - failures.length;
       log.info({ devices: live, failed: failures.length }, 'serving');
+      notifier.ready();
       await stopped;
     } finally {
       signals.release();
@@ -32,24 +46,35 @@ export async function runDaemon({ config, runtimeDir, log }: DaemonOptions): Pro
 }
 
 /** TERM and INT stop gracefully, a second one by force; HUP does nothing yet; USR2 dumps the status to the log. */
-function listenForSignals(supervisor: Supervisor, log: Log): { release: () => void } {
+function listenForSignals(supervisor: Supervisor, notifier: Notifier, log: Log): { release: () => void } {
   let stops = 0;
-  const stop = (signal: NodeJS.Signals): void => {
+  const stop = async (signal: NodeJS.Signals): Promise<void> => {
     const force = stops++ > 0;
     log.info({ signal, force }, 'stopping');
-    supervisor.stop({ force }).catch((error: unknown) => {
-      log.error({}, `${messageOf(error)}; still serving`);
-    });
+    for (let said = ''; ;) {
+      try {
+        await notifier.whileStopping(() => supervisor.stop({ force }));
+        return;
+      } catch (error) {
+        const reason = messageOf(error);
+        if (reason !== said) log.error({}, `${reason}; still serving`);
+        said = reason;
+        // Where a shutdown unmounts a file system as it stops us, the one may come a moment after the other.
+        if (force || !notifier.managed) return;
+        notifier.stopPutOff(reason);
+        await setTimeout(STOP_RETRY_MS);
+      }
+    }
+  };
+  /** Must not reject. */
+  const reload = (): Promise<void> => {
+    log.info({}, 'SIGHUP is ignored');
+    return Promise.resolve();
   };
   const handlers: readonly (readonly [NodeJS.Signals, (signal: NodeJS.Signals) => void])[] = [
-    ['SIGTERM', stop],
-    ['SIGINT', stop],
-    [
-      'SIGHUP',
-      () => {
-        log.info({}, 'SIGHUP is ignored');
-      },
-    ],
+    ['SIGTERM', (signal) => void stop(signal)],
+    ['SIGINT', (signal) => void stop(signal)],
+    ['SIGHUP', () => void notifier.whileReloading(reload)],
     [
       'SIGUSR2',
       () => {

@@ -4,6 +4,7 @@ import type { DeviceConfig } from '../config/types.js';
 import type { Log } from './device-log.js';
 import { Device } from './device.js';
 import type { Kernel } from './kernel.js';
+import type { DeviceStatus } from './status.js';
 import type { Clock } from './clock.js';
 
 export type OpenBackendFunction = (options: BackendOptions, context: OpenContext) => Promise<OpenBackend>;
@@ -13,6 +14,8 @@ export interface ManagedDeviceContext {
   readonly log: Log;
   readonly openBackend: OpenBackendFunction;
   readonly clock: Clock | undefined;
+  /** Called after every change of state, before anything follows from it; must not throw. */
+  readonly onDeviceChange: (device: DeviceStatus) => void;
 }
 
 /** A device together with the backend that is open for its sake. Its name and id are taken from the beginning. */
@@ -59,11 +62,12 @@ export class ManagedDevice {
     await this.#closed;
   }
 
-  async #open({ kernel, log, openBackend, clock }: ManagedDeviceContext): Promise<Device> {
+  async #open({ kernel, log, openBackend, clock, onDeviceChange }: ManagedDeviceContext): Promise<Device> {
     const { name: device, blockSize, readOnly } = this.config;
     const backend = await openBackend(this.config.backend, { device, blockSize, readOnly });
     const onChange = (state: string): void => {
       if (state !== 'adding') this.#markAdded();
+      if (this.#device) onDeviceChange(this.#device.status());
     };
     try {
       this.#device = new Device({ config: this.config, backend, kernel, log, clock, onChange });

@@ -17,6 +17,8 @@ export interface SupervisorOptions {
   readonly parseDevice: (input: unknown) => DeviceConfig;
   /** Called once, when stop() is done. */
   readonly onStopped?: () => void;
+  /** Called after every change of a device's state, before anything follows from it; must not throw. */
+  readonly onDeviceChange?: (device: DeviceStatus) => void;
   readonly openBackend?: OpenBackendFunction;
   readonly clock?: Clock;
 }
@@ -46,7 +48,8 @@ export class Supervisor implements SupervisorApi {
 
   constructor(options: SupervisorOptions) {
     const { kernel, log, openBackend = openRegisteredBackend, clock, onStopped = () => undefined } = options;
-    this.#context = { kernel, log, openBackend, clock };
+    const { onDeviceChange = () => undefined } = options;
+    this.#context = { kernel, log, openBackend, clock, onDeviceChange };
     this.#log = log;
     this.#version = options.version;
     this.#kernelRelease = options.kernelRelease;

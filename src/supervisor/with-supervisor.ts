@@ -8,11 +8,13 @@ import { SupervisorError, messageOf } from '../errors.js';
 import { flock, ublkFeatures } from '../native/binding.js';
 import { version } from '../version.js';
 import { createApiServer } from './api-server.js';
+import { DeviceLinks } from './device-links.js';
 import type { Log } from './device-log.js';
 import { assertReady } from './preflight.js';
 import { controlSocket, lockFile } from './runtime-dir.js';
 import { Supervisor } from './supervisor.js';
 import { UblkKernel } from './ublk-kernel.js';
+import type { DeviceStatus } from './status.js';
 import { servingZygote } from './zygote.js';
 import { ZygoteKeeper } from './zygote-keeper.js';
 
@@ -20,6 +22,8 @@ export interface SupervisorPlace {
   /** For one supervisor at a time, with its control socket. Left out: a private one, and no control socket. */
   readonly runtimeDir?: string | undefined;
   readonly log: Log;
+  /** Called after every change of a device's state; must not throw. */
+  readonly onDeviceChange?: (device: DeviceStatus) => void;
 }
 
 /** Is given the supervisor and what resolves when it was stopped. */
@@ -29,14 +33,15 @@ type Use = (supervisor: Supervisor, stopped: Promise<void>) => Promise<void>;
  * Runs a supervisor for as long as `use` takes; afterwards no process, socket or lock of it is left. Rejects when this
  * machine or directory cannot be used, or as `use` does.
  */
-export async function withSupervisor({ runtimeDir, log }: SupervisorPlace, use: Use): Promise<void> {
+export async function withSupervisor(place: SupervisorPlace, use: Use): Promise<void> {
+  const { runtimeDir, log } = place;
   assertReady((warning) => {
     log.warn({}, warning);
   });
   if (runtimeDir === undefined) {
     const directory = await mkdtemp('/run/ublk-supervisor-');
     try {
-      await runIn(directory, null, log, use);
+      await runIn(directory, null, place, use);
     } finally {
       await rm(directory, { recursive: true });
     }
@@ -45,14 +50,15 @@ export async function withSupervisor({ runtimeDir, log }: SupervisorPlace, use: 
     const lock = await lockRuntimeDirectory(runtimeDir);
     try {
       await refuseOrphans(zygoteSocket(runtimeDir));
-      await runIn(runtimeDir, controlSocket(runtimeDir), log, use);
+      await runIn(runtimeDir, controlSocket(runtimeDir), place, use);
     } finally {
       await lock.close();
     }
   }
 }
 
-async function runIn(directory: string, socketPath: string | null, log: Log, use: Use): Promise<void> {
+async function runIn(directory: string, socketPath: string | null, place: SupervisorPlace, use: Use): Promise<void> {
+  const { log, onDeviceChange } = place;
   await using control = await open('/dev/ublk-control', constants.O_RDWR);
   const keeper: ZygoteKeeper = new ZygoteKeeper({
     socketPath: zygoteSocket(directory),
@@ -71,12 +77,18 @@ async function runIn(directory: string, socketPath: string | null, log: Log, use
   const stopped = new Promise<void>((resolve) => {
     end = resolve;
   });
+  const links = new DeviceLinks(log);
+  links.removeStale();
   const supervisor = new Supervisor({
     kernel,
     log,
     version,
     kernelRelease: release(),
     parseDevice,
+    onDeviceChange: (device) => {
+      links.deviceChanged(device);
+      onDeviceChange?.(device);
+    },
     onStopped: () => {
       end();
     },
