@@ -29,8 +29,6 @@ export interface DeviceOptions {
   readonly crashFiles?: CrashFiles | null;
   /** Called after every change of state; must not throw. */
   readonly onChange?: ((state: DeviceState) => void) | undefined;
-  /** Called after a hand-over to another configuration; must not throw. */
-  readonly onConfigChanged?: ((config: DeviceConfig) => void) | undefined;
 }
 
 /** How often a backend that cannot be loaded is tried again. */
@@ -50,7 +48,6 @@ export class Device {
   readonly #clock: Clock;
   readonly #log: Log;
   readonly #onChange: (state: DeviceState) => void;
-  readonly #onConfigChanged: (config: DeviceConfig) => void;
   readonly #device: KernelDevice;
   #attempts: Attempts;
   readonly #history: DeviceHistory;
@@ -81,7 +78,6 @@ export class Device {
     this.#log = log;
     this.#kernel = kernel;
     this.#onChange = hooks.onChange ?? (() => undefined);
-    this.#onConfigChanged = hooks.onConfigChanged ?? (() => undefined);
     const onExit = (status: ExitStatus): void => {
       this.#onExit(status);
     };
@@ -304,7 +300,6 @@ export class Device {
       return;
     }
     this.#requests.handedOver();
-    if (this.#previous?.config !== this.#config) this.#onConfigChanged(this.#config);
     this.#previous = null;
   }
 

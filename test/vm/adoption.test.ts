@@ -11,7 +11,6 @@ import { COMMAND_TIMEOUT_MS, Served, assertNothingLeft, processesNamed, root, ru
 
 const runtimeDir = '/run/adoption';
 const journal = join(runtimeDir, 'devices');
-const CRASH_AT = '/run/crash-at';
 const BLOCK = 4096;
 
 const moduleDirectory = '/run/adoption-backends';
@@ -23,13 +22,7 @@ const devices = [
   { name: 'script', recovery, backend: { type: modulePath } },
 ];
 
-const start = (
-  configured: readonly object[] = devices,
-  options: { nodeOptions?: readonly string[] } = {},
-): Promise<Served> => Served.start(configured, { runtimeDir, ...options });
-
-const withCrashes = { nodeOptions: ['--import', join(root, 'test/vm/crash-at.js')] };
-const crashAt = (when: string, step: string): Promise<void> => writeFile(CRASH_AT, `${when} ${step}\n`);
+const start = (configured: readonly object[] = devices): Promise<Served> => Served.start(configured, { runtimeDir });
 
 async function kill(served: Served): Promise<void> {
   process.kill(served.pid, 'SIGKILL');
@@ -127,15 +120,25 @@ test('the successor of a supervisor', { timeout: 1_100_000 }, async (t) => {
   });
 
   await t.test('C3 does without the journal: torn, garbage, of another boot, unwritable, missing', async () => {
-    const damages: Readonly<Record<string, () => Promise<unknown>>> = {
-      torn: () => run('truncate', ['-s', '40', join(journal, 'ram.json')]),
-      garbage: () => run('dd', ['if=/dev/urandom', `of=${join(journal, 'ram.json')}`, 'bs=1k', 'count=1']),
-      'of another boot': () => run('sed', ['-i', 's/"boot":"[^"]*"/"boot":"x"/', join(journal, 'ram.json')]),
-      missing: () => rm(journal, { recursive: true }),
-      unwritable: () => writeFile(journal, 'a file is in its place'),
-    };
     const before = pids(await served.device('ram'));
-    for (const [what, damage] of Object.entries(damages)) {
+    const damages: readonly (readonly [string, () => Promise<unknown>])[] = [
+      [
+        'torn, garbage and of another boot',
+        async () => {
+          await run('truncate', ['-s', '40', join(journal, 'ram.json')]);
+          await run('dd', ['if=/dev/urandom', `of=${join(journal, 'file.json')}`, 'bs=1k', 'count=1']);
+          await run('sed', ['-i', 's/"boot":"[^"]*"/"boot":"x"/', join(journal, 'script.json')]);
+        },
+      ],
+      [
+        'unwritable',
+        async () => {
+          await rm(journal, { recursive: true });
+          await writeFile(journal, 'a file is in its place');
+        },
+      ],
+    ];
+    for (const [what, damage] of damages) {
       await kill(served);
       await damage();
       served = await start();
@@ -158,47 +161,6 @@ test('the successor of a supervisor', { timeout: 1_100_000 }, async (t) => {
     await served.remove('unrecorded');
   });
 
-  await t.test('A5 whatever a recovery or a stop was doing', async () => {
-    const recovering = ['killGeneration', 'beginRecovery', 'spawn', 'endRecovery'];
-    const stopping = ['assertUnused', 'stopDevice', 'endGeneration', 'deleteDevice', 'release'];
-    await kill(served);
-    served = await start(devices, withCrashes);
-    const bystander = pids(await served.device('file'));
-    for (const [steps, provoke] of [
-      [recovering, async () => process.kill((await served.device('ram')).queues[0]?.pid ?? 0, 'SIGKILL')],
-      [stopping, () => served.api('DELETE', '/v1/devices/ram').catch(() => undefined)],
-    ] as const) {
-      for (const step of steps) {
-        for (const when of ['during', 'after']) {
-          await crashAt(when, step);
-          await provoke();
-          await served.exit;
-          await rm(CRASH_AT);
-          served = await start(devices, withCrashes);
-          const at = `${when} ${step}: ${served.log}`;
-          assert.deepEqual(await statesOf(served), ALL_LIVE, at);
-          await assertData(await served.device('ram'));
-          assert.deepEqual(pids(await served.device('file')), bystander, at);
-          assert.equal(processesNamed('ublk/').length, 4, at);
-        }
-      }
-    }
-    assert.equal(await served.terminate(), 0);
-  });
-
-  await t.test('A5 whatever a start was doing', async () => {
-    for (const step of ['addDevice', 'setParameters', 'spawn', 'startDevice']) {
-      for (const when of ['during', 'after']) {
-        await crashAt(when, step);
-        await assert.rejects(start(devices, withCrashes), /the supervisor ended with/);
-      }
-      await rm(CRASH_AT);
-      served = await start();
-      assert.deepEqual(await statesOf(served), ALL_LIVE, `${step}: ${served.log}`);
-      await assertData(await served.device('ram'));
-      assert.equal(await served.terminate(), 0);
-    }
-  });
-
+  assert.equal(await served.terminate(), 0);
   await assertNothingLeft(runtimeDir);
 });
