@@ -86,13 +86,13 @@ export async function waitFor<Value>(
 }
 
 const supervisors = new Set<ReturnType<typeof spawn>>();
+/** Which a zygote keeps open when its supervisor is gone. */
+const logs = new Set<Readable>();
 
 // After a test that failed, what it left running must not keep the report from coming; the guest ends the rest.
 after(() => {
-  for (const child of supervisors) {
-    child.kill('SIGKILL');
-    child.stderr?.destroy();
-  }
+  for (const child of supervisors) child.kill('SIGKILL');
+  for (const log of logs) log.destroy();
 });
 
 export interface ApiResponse {
@@ -120,6 +120,7 @@ export class Served {
       this.#log += text;
     });
     supervisors.add(child);
+    logs.add(this.#stderr);
     this.exit = new Promise((resolve) => {
       child.once('exit', (code, signal) => {
         supervisors.delete(child);

@@ -166,10 +166,15 @@ test('with a supervisor running', async (t) => {
     assert.deepEqual([untouched, recoveries], ['live', 0]);
   });
 
-  await t.test('its devices outlive it', async () => {
+  await t.test('its devices outlive it, until its successor ends them', async () => {
     process.kill(served.pid, 'SIGKILL');
     await served.exit;
-    assert.equal(processesNamed('ublk/').length, 3);
+    const serving = processesNamed('ublk/');
+    assert.equal(serving.length, 3);
     await assertUsable(3);
+    const next = await Served.start(firstDevices, { runtimeDir: served.runtimeDir });
+    assert.deepEqual(processesNamed('ublk/'), serving);
+    assert.equal(await next.terminate(), 0);
+    assert.deepEqual(processesNamed('ublk'), []);
   });
 });
