@@ -132,7 +132,7 @@ test('faults before a generation serves', async (t) => {
       .slice(logged)
       .split('\n')
       .filter((line) => line.includes('"loop"'));
-    assert.ok(lines.length <= 4 * 3, lines.join('\n'));
+    assert.ok(lines.length <= 4 * 4, lines.join('\n'));
     const reading = read(before);
     await disarm();
     assert.equal((await served.api('POST', '/v1/devices/loop/recover')).status, 200);
@@ -171,7 +171,7 @@ test('faults before a generation serves', async (t) => {
     assert.equal(generation, before.generation + 2);
     await reading;
     const took = performance.now() - begun;
-    assert.ok(took > 9_000 && took < 30_000, `it took ${String(took)} ms`);
+    assert.ok(took > 9_000 && took < 120_000, `it took ${String(took)} ms`);
   });
 
   const { state, recoveries, lastExit } = await served.device('witness');
