@@ -2,13 +2,16 @@ import { closeSync, constants, fstat, fsync, ftruncate, type Stats } from 'node:
 import { open, unlink, type FileHandle } from 'node:fs/promises';
 import { promisify } from 'node:util';
 import { SupervisorError, errnoOf, reasonOf } from '../../src/errors.js';
-import { directIoAlignment, fallocate, flock, type DirectIoAlignment } from '../../src/native/binding.js';
+import {
+  directIoAlignment,
+  fallocate,
+  flock,
+  KEEP_SIZE,
+  PUNCH_HOLE,
+  type DirectIoAlignment,
+} from '../../src/native/binding.js';
 import { describeBlockDevice } from './block-device.js';
 import { locate, pathOf } from './locate.js';
-
-/** Of fallocate(2). */
-const KEEP_SIZE = 1;
-const PUNCH_HOLE = 2;
 
 const statOf = promisify(fstat);
 const truncateTo = promisify(ftruncate);

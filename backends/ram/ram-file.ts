@@ -2,7 +2,7 @@ import { closeSync, constants, fstatSync, ftruncateSync, openSync } from 'node:f
 import { unlink } from 'node:fs/promises';
 import { join } from 'node:path';
 import { SupervisorError, messageOf } from '../../src/errors.js';
-import { fallocate, flock } from '../../src/native/binding.js';
+import { fallocate, flock, KEEP_SIZE, PUNCH_HOLE } from '../../src/native/binding.js';
 import { SHARED_MEMORY_DIRECTORY, ensureSharedMemoryDirectory } from '../shared-memory.js';
 
 export interface RamFile {
@@ -17,10 +17,6 @@ export interface RamFile {
   trim(size: number): Promise<void>;
   remove(): Promise<void>;
 }
-
-/** Of fallocate(2). */
-const KEEP_SIZE = 1;
-const PUNCH_HOLE = 2;
 
 const PAGE = 4096;
 /** Where the data is, behind a bitmap with a bit for each page of it; ram.hpp says why. */

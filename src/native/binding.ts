@@ -392,6 +392,10 @@ export function directIoAlignment(fd: number): DirectIoAlignment | null {
   return translated(() => binding().directIoAlignment(fd));
 }
 
+/** Modes of fallocate(2), to be combined. */
+export const KEEP_SIZE = 1;
+export const PUNCH_HOLE = 2;
+
 /** fallocate(2), in a thread of its own: it may take long. Rejects with the errno's name as code. */
 export async function fallocate(fd: number, mode: number, offset: number, length: number): Promise<void> {
   await binding().fallocate(fd, mode, offset, length).catch(rethrowTranslated);

@@ -14,7 +14,6 @@ import type { ZygoteKeeper } from './zygote-keeper.js';
 export interface LeftDevice {
   /** As it was made, where that is known, else as the configuration has it now. */
   readonly config: DeviceConfig;
-  readonly added: boolean;
   readonly announced: JournalEntry['announced'] | null;
   /** null: the kernel does not have it. */
   readonly found: FoundDevice | null;
@@ -59,7 +58,6 @@ export async function findLeftDevices(
     }
     left.push({
       config,
-      added: entry?.added ?? false,
       announced: entry?.announced ?? null,
       found: device === undefined ? null : await asFound(device, held),
     });
