@@ -38,6 +38,7 @@
         'src/native/addon/accounts.cpp',
         'src/native/addon/files.cpp',
         'src/native/addon/js_queue.cpp',
+        'src/native/addon/notify.cpp',
         'src/native/addon/process_watch.cpp',
         'src/native/addon/shared_pages.cpp',
         'src/native/addon/system.cpp',

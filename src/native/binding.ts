@@ -312,6 +312,7 @@ interface Binding {
   ZygoteChannel: new (path: string, onMessage: (message: ZygoteMessage) => void, onClose: () => void) => ZygoteChannel;
   ProcessWatch: new (pidfd: number, onExit: () => void) => ProcessWatch;
   openPidfd(pid: number): number;
+  sendDatagram(address: string, text: string): void;
   streamPair(): readonly [number, number];
   dropPrivileges(uid: number, gid: number): void;
   userOf(nameOrUid: string | number): User | null;
@@ -447,6 +448,13 @@ export function createSharedPages(queues: number, depth: number): SharedPages {
 /** A shared page that an earlier supervisor made. Takes `memfd` over. */
 export function reopenSharedPages(queues: number, depth: number, memfd: number): SharedPages {
   return translated(() => new (binding().SharedPages)(queues, depth, memfd));
+}
+
+/** One datagram to a unix socket: a path, or `@` and an abstract name. Throws `EAGAIN` rather than wait. */
+export function sendDatagram(address: string, text: string): void {
+  translated(() => {
+    binding().sendDatagram(address, text);
+  });
 }
 
 /** The two ends of a stream socket, as descriptors that the caller owns. */

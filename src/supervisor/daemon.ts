@@ -1,10 +1,16 @@
+import { setTimeout } from 'node:timers/promises';
 import type { Config } from '../config/types.js';
 import { messageOf } from '../errors.js';
 import { DaemonExit } from './exit-codes.js';
 import type { Log } from './device-log.js';
+import { takeNotifier, type Notifier } from './notify.js';
+import type { DeviceStatus } from './status.js';
 import type { Supervisor } from './supervisor.js';
 import { watchModules } from './watch.js';
 import { withSupervisor } from './with-supervisor.js';
+
+/** How often a stop is tried again that a service manager wants while somebody uses a device. */
+const STOP_RETRY_MS = 500;
 
 export interface DaemonOptions {
   readonly config: Config;
@@ -25,13 +31,21 @@ export interface DaemonOptions {
  */
 export async function runDaemon(options: DaemonOptions): Promise<number> {
   const { config, watch, log, ...place } = options;
-  await withSupervisor({ ...place, log }, async (supervisor, stopped) => {
-    const signals = listenForSignals(supervisor, log);
+  const notifier = takeNotifier(log);
+  const onDeviceChange = ({ name, state }: DeviceStatus): void => {
+    notifier.deviceChanged(name, state);
+  };
+  await withSupervisor({ ...place, log, onDeviceChange }, async (supervisor, stopped) => {
+    const signals = listenForSignals(supervisor, notifier, log);
     const stopWatching = watch ? watchModules(supervisor, log) : () => undefined;
     try {
       const failures = await supervisor.start(config);
+      const known = new Set(supervisor.status().devices.map(({ name }) => name));
+      // Of a device whose backend could not be opened nothing was heard.
+      for (const { name } of failures) if (!known.has(name)) notifier.deviceChanged(name, 'failed');
       const live = config.devices.length - failures.length;
       log.info({ devices: live, failed: failures.length }, 'serving');
+      notifier.ready();
       await stopped;
     } finally {
       stopWatching();
@@ -53,24 +67,30 @@ async function reload(supervisor: Supervisor, log: Log): Promise<void> {
 }
 
 /** TERM and INT stop gracefully, a second one by force; HUP reloads; USR2 dumps the status to the log. */
-function listenForSignals(supervisor: Supervisor, log: Log): { release: () => void } {
+function listenForSignals(supervisor: Supervisor, notifier: Notifier, log: Log): { release: () => void } {
   let stops = 0;
-  const stop = (signal: NodeJS.Signals): void => {
+  const stop = async (signal: NodeJS.Signals): Promise<void> => {
     const force = stops++ > 0;
     log.info({ signal, force }, 'stopping');
-    supervisor.stop({ force }).catch((error: unknown) => {
-      log.error({}, `${messageOf(error)}; still serving`);
-    });
+    for (let said = ''; ;) {
+      try {
+        await notifier.whileStopping(() => supervisor.stop({ force }));
+        return;
+      } catch (error) {
+        const reason = messageOf(error);
+        if (reason !== said) log.error({}, `${reason}; still serving`);
+        said = reason;
+        // Where a shutdown unmounts a file system as it stops us, the one may come a moment after the other.
+        if (force || !notifier.managed) return;
+        notifier.stopPutOff(reason);
+        await setTimeout(STOP_RETRY_MS);
+      }
+    }
   };
   const handlers: readonly (readonly [NodeJS.Signals, (signal: NodeJS.Signals) => void])[] = [
-    ['SIGTERM', stop],
-    ['SIGINT', stop],
-    [
-      'SIGHUP',
-      () => {
-        void reload(supervisor, log);
-      },
-    ],
+    ['SIGTERM', (signal) => void stop(signal)],
+    ['SIGINT', (signal) => void stop(signal)],
+    ['SIGHUP', () => void notifier.whileReloading(() => reload(supervisor, log))],
     [
       'SIGUSR2',
       () => {

@@ -10,6 +10,7 @@ import type { Served } from './hand-over.js';
 import type { DeviceState } from './machine.js';
 import type { FoundDevice, Kernel } from './kernel.js';
 import type { Journal } from './journal.js';
+import type { DeviceStatus } from './status.js';
 import type { Clock } from './clock.js';
 
 export type OpenBackendFunction = (options: BackendOptions, context: OpenContext) => Promise<OpenBackend>;
@@ -21,6 +22,8 @@ export interface ManagedDeviceContext {
   readonly clock: Clock | undefined;
   readonly journal: Pick<Journal, 'write' | 'remove'>;
   readonly crashFiles: CrashFiles | null;
+  /** Called after every change of state, before anything follows from it; must not throw. */
+  readonly onDeviceChange: (device: DeviceStatus) => void;
 }
 
 /** What a device could serve instead of what it serves. */
@@ -179,7 +182,7 @@ export class ManagedDevice {
   }
 
   async #open(context: ManagedDeviceContext, left: LeftDevice | null): Promise<Device> {
-    const { kernel, log, clock, crashFiles } = context;
+    const { kernel, log, clock, crashFiles, onDeviceChange } = context;
     const { name: device, backend: options } = this.#config;
     const found = left?.found ?? undefined;
     const backend = await this.#openBackend(this.#config, {
@@ -190,6 +193,7 @@ export class ManagedDevice {
       if (state !== 'adding') this.#markAdded();
       if (state === 'starting') this.#record();
       else if (state === 'gone') this.#journal.remove(device);
+      if (this.#device) onDeviceChange(this.#device.status());
     };
     try {
       if (found !== undefined) assertSameSize(device, found, backend.size);

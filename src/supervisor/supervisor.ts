@@ -24,6 +24,8 @@ export interface SupervisorOptions {
   readonly loadConfig?: (() => Promise<Config>) | undefined;
   /** Called once, when stop() is done. */
   readonly onStopped?: () => void;
+  /** Called after every change of a device's state, before anything follows from it; must not throw. */
+  readonly onDeviceChange?: (device: DeviceStatus) => void;
   readonly openBackend?: OpenBackendFunction;
   readonly clock?: Clock;
   readonly journal?: Pick<Journal, 'write' | 'remove'>;
@@ -64,8 +66,8 @@ export class Supervisor implements SupervisorApi {
 
   constructor(options: SupervisorOptions) {
     const { kernel, log, openBackend = openRegisteredBackend, clock, onStopped = () => undefined } = options;
-    const { journal = NO_JOURNAL, crashFiles = null } = options;
-    this.#context = { kernel, log, openBackend, clock, journal, crashFiles };
+    const { journal = NO_JOURNAL, crashFiles = null, onDeviceChange = () => undefined } = options;
+    this.#context = { kernel, log, openBackend, clock, journal, crashFiles, onDeviceChange };
     this.#findLeftDevices = options.findLeftDevices ?? (() => Promise.resolve([]));
     this.#log = log;
     this.#version = options.version;

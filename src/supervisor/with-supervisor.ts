@@ -10,6 +10,7 @@ import { version } from '../version.js';
 import { findLeftDevices } from './adoption.js';
 import { createApiServer } from './api-server.js';
 import { CrashFiles } from './crash-files.js';
+import { DeviceLinks } from './device-links.js';
 import type { Log } from './device-log.js';
 import { Instance } from './instance.js';
 import { Journal } from './journal.js';
@@ -18,6 +19,7 @@ import { controlSocket, lockFile } from './runtime-dir.js';
 import { shareWithGroup } from './socket-group.js';
 import { Supervisor } from './supervisor.js';
 import { UblkKernel } from './ublk-kernel.js';
+import type { DeviceStatus } from './status.js';
 import { ZygoteKeeper } from './zygote-keeper.js';
 
 export interface SupervisorPlace {
@@ -30,6 +32,8 @@ export interface SupervisorPlace {
   readonly log: Log;
   /** Reads the configuration again, for a reload; left out, there is none to read. */
   readonly loadConfig?: (() => Promise<Config>) | undefined;
+  /** Called after every change of a device's state; must not throw. */
+  readonly onDeviceChange?: (device: DeviceStatus) => void;
 }
 
 /** Is given the supervisor and what resolves when it was stopped. */
@@ -68,7 +72,7 @@ interface ControlSocket {
 }
 
 async function runIn(directory: string, socket: ControlSocket | null, place: SupervisorPlace, use: Use): Promise<void> {
-  const { stateDir, log, loadConfig } = place;
+  const { stateDir, log, loadConfig, onDeviceChange } = place;
   const crashFiles = stateDir === undefined ? null : new CrashFiles(stateDir, log);
   await using control = await open('/dev/ublk-control', constants.O_RDWR);
   const instance = new Instance(directory);
@@ -90,6 +94,8 @@ async function runIn(directory: string, socket: ControlSocket | null, place: Sup
   const stopped = new Promise<void>((resolve) => {
     end = resolve;
   });
+  const links = new DeviceLinks(log);
+  links.removeStale();
   const supervisor = new Supervisor({
     kernel,
     log,
@@ -101,6 +107,10 @@ async function runIn(directory: string, socket: ControlSocket | null, place: Sup
       findLeftDevices({ instance, keeper, journal, log, deleteDevice: (id) => kernel.deleteDevice(id) }, configured),
     crashFiles,
     loadConfig,
+    onDeviceChange: (device) => {
+      links.deviceChanged(device);
+      onDeviceChange?.(device);
+    },
     onStopped: () => {
       end();
     },

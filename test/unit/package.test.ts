@@ -36,7 +36,14 @@ t.test('it has what runs, what that was compiled from, and what one reads; no mo
   const paths = packed.files.map(({ path }) => path);
   const wanted = [
     ...['build/Release/ublk.node', 'build/Release/zygote.so', 'binding.gyp', 'backends/registry.cpp'],
-    ...['src/native/queue.hpp', 'man/ublk-supervisor.8', 'examples/config.json', 'README.md', 'LICENSE'],
+    ...[
+      'src/native/queue.hpp',
+      'man/ublk-supervisor.8',
+      'deploy/ublk-supervisor.service',
+      'examples/config.json',
+      'README.md',
+      'LICENSE',
+    ],
   ];
   t.strictSame(
     wanted.filter((path) => !paths.includes(path)),

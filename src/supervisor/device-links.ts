@@ -1,0 +1,139 @@
+import { existsSync, lstatSync, mkdirSync, readdirSync, readFileSync, readlinkSync } from 'node:fs';
+import { renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { deviceNumber } from '../device-number.js';
+import { messageOf } from '../errors.js';
+import type { Log } from './device-log.js';
+import type { DeviceState } from './machine.js';
+import type { DeviceStatus } from './status.js';
+
+const PARENT = '/dev/ublk';
+const DIRECTORY = `${PARENT}/by-name`;
+const SECTOR = 512;
+/** How our links look; whatever else is in the directory is not touched. */
+const TARGET = /^\.\.\/\.\.\/(ublkb[0-9]+)$/;
+
+/** In these the device may be gone, or is about to go. */
+const WITHOUT_DEVICE: ReadonlySet<DeviceState> = new Set(['adding', 'starting', 'stopping', 'failed', 'gone']);
+
+type LinkedDevice = Pick<DeviceStatus, 'name' | 'id' | 'state' | 'size'>;
+
+/**
+ * The links /dev/ublk/by-name/NAME. One is there while its device can be used: it is made when the device is live, and
+ * removed before the device is. Everything here is a few system calls on files in memory, none of which can wait for a
+ * device, so it is done at once and in order.
+ */
+export class DeviceLinks {
+  readonly #log: Log;
+  /** Of our devices, by name. */
+  readonly #targets = new Map<string, string>();
+
+  constructor(log: Log) {
+    this.#log = log;
+  }
+
+  /** Removes the links of devices that do not exist, which supervisors left that were killed. */
+  removeStale(): void {
+    if (!existsSync(DIRECTORY)) return;
+    this.#try('removing stale links', () => {
+      assertSafe();
+      for (const name of readdirSync(DIRECTORY)) {
+        const node = TARGET.exec(targetOf(name) ?? '')?.[1];
+        if (node !== undefined && !existsSync(`/dev/${node}`)) rmSync(join(DIRECTORY, name));
+      }
+    });
+  }
+
+  /** To be told of every change of a device's state, before anything follows from it. */
+  deviceChanged(device: LinkedDevice): void {
+    if (device.state === 'live') {
+      this.#try(`making ${join(DIRECTORY, device.name)}`, () => {
+        this.#make(device);
+      });
+    } else if (WITHOUT_DEVICE.has(device.state)) {
+      this.#try(`removing ${join(DIRECTORY, device.name)}`, () => {
+        this.#remove(device.name);
+      });
+    }
+  }
+
+  #make({ name, id, size }: LinkedDevice): void {
+    const node = `ublkb${String(id)}`;
+    const target = `../../${node}`;
+    // A recovery leaves the device, and so its link, as it was.
+    if (this.#targets.get(name) === target) return;
+    makeDirectory();
+    assertSafe();
+    assertDevice(node, size);
+    const found = TARGET.exec(targetOf(name) ?? '')?.[1];
+    const path = join(DIRECTORY, name);
+    if (found === undefined ? isThere(path) : found !== node && existsSync(`/dev/${found}`)) {
+      throw new Error('the name is taken by something else');
+    }
+    // No device's name begins with a dot.
+    const temporary = join(DIRECTORY, `.${name}`);
+    rmSync(temporary, { force: true });
+    symlinkSync(target, temporary);
+    renameSync(temporary, path);
+    this.#targets.set(name, target);
+    // With our rules udev tells systemd of the new name when it looks at the device again.
+    writeFileSync(`/sys/block/${node}/uevent`, 'change');
+  }
+
+  #remove(name: string): void {
+    const target = this.#targets.get(name);
+    if (target === undefined) return;
+    this.#targets.delete(name);
+    if (targetOf(name) === target) rmSync(join(DIRECTORY, name));
+  }
+
+  /** A device without its link is better than none. */
+  #try(operation: string, act: () => void): void {
+    try {
+      act();
+    } catch (error) {
+      this.#log.warn({}, `${operation} failed: ${messageOf(error)}`);
+    }
+  }
+}
+
+/** null: it is no link. */
+function targetOf(name: string): string | null {
+  try {
+    return readlinkSync(join(DIRECTORY, name));
+  } catch {
+    return null;
+  }
+}
+
+const isThere = (path: string): boolean => lstatSync(path, { throwIfNoEntry: false }) !== undefined;
+
+/** Everybody may read it, whatever the umask is. */
+function makeDirectory(): void {
+  const umask = process.umask(0o022);
+  try {
+    mkdirSync(DIRECTORY, { recursive: true });
+  } finally {
+    process.umask(umask);
+  }
+}
+
+function assertSafe(): void {
+  for (const place of [PARENT, DIRECTORY]) {
+    const found = lstatSync(place);
+    if (!found.isDirectory() || found.uid !== process.geteuid?.() || (found.mode & 0o022) !== 0) {
+      throw new Error(`${place} is not a directory that only we can write to`);
+    }
+  }
+}
+
+/** That the node is this device's. Nothing is opened: that could wait for I/O, and would look like a user. */
+function assertDevice(node: string, size: number): void {
+  const attribute = (name: string): string => readFileSync(`/sys/block/${node}/${name}`, 'utf8').trim();
+  const found = lstatSync(`/dev/${node}`);
+  if (!found.isBlockDevice() || deviceNumber(found.rdev) !== attribute('dev')) {
+    throw new Error(`/dev/${node} is not the block device of that name`);
+  }
+  const bytes = Number(attribute('size')) * SECTOR;
+  if (bytes !== size) throw new Error(`/dev/${node} has ${String(bytes)} bytes and not ${String(size)}`);
+}

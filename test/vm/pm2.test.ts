@@ -1,0 +1,73 @@
+// run: full
+// kernels: newest
+import assert from 'node:assert/strict';
+import { existsSync, readFileSync } from 'node:fs';
+import { mkdir, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { after, test } from 'node:test';
+import { assertNothingLeft, hasEnded, ok, processesNamed, root, shell, waitFor } from './harness.js';
+
+/** deploy/ecosystem.config.cjs, run by pm2. */
+
+process.env.PM2_HOME = '/run/pm2';
+process.env.PM2_DISCRETE_MODE = 'true';
+const RUNTIME_DIR = '/run/ublk-supervisor';
+const LINK = '/dev/ublk/by-name/disk';
+const LOG = '/run/pm2/logs/ublk-supervisor-error-0.log';
+const devices = [{ name: 'disk', queues: 2, backend: { type: 'ram', size: '32MiB' } }];
+
+const pm2 = (...args: string[]): Promise<string> =>
+  ok(process.execPath, [join(root, 'node_modules/pm2/bin/pm2'), ...args]);
+const pid = async (): Promise<number> => Number((await pm2('pid', 'ublk-supervisor')).trim());
+const isReadable = (): Promise<string> =>
+  ok('dd', [`if=${LINK}`, 'of=/dev/null', 'bs=4k', 'count=8', 'iflag=direct', 'status=none']);
+
+after(() => pm2('kill'));
+
+test('under pm2', { timeout: 560_000 }, async (t) => {
+  await mkdir('/etc/ublk-supervisor');
+  await writeFile('/etc/ublk-supervisor/config.json', JSON.stringify({ devices }));
+  const ecosystem = join(root, 'deploy/ecosystem.config.cjs');
+  let first = 0;
+
+  await t.test('start returns when the devices are live', async () => {
+    await pm2('start', ecosystem);
+    await isReadable();
+    first = await pid();
+    for (const child of processesNamed('ublk')) {
+      assert.doesNotMatch(readFileSync(`/proc/${String(child)}/environ`, 'utf8'), /pm_|PM2|NODE_CHANNEL|NODE_APP/);
+    }
+  });
+
+  await t.test('reload stops the devices in order and starts them again', async () => {
+    await shell(`printf kept | dd of=${LINK} conv=fsync status=none`);
+    await pm2('reload', 'ublk-supervisor');
+    await isReadable();
+    assert.equal(await ok('head', ['-c4', LINK]), 'kept');
+    assert.notEqual(await pid(), first);
+    assert.ok(hasEnded(first));
+    assert.match(readFileSync(LOG, 'utf8'), /"msg":"stopped"/);
+  });
+
+  await t.test('stop leaves nothing', async () => {
+    await pm2('stop', 'ublk-supervisor');
+    assert.ok(!existsSync(LINK));
+    await assertNothingLeft(RUNTIME_DIR);
+  });
+
+  await t.test('a supervisor that was killed is started again, and its devices are served meanwhile', async () => {
+    await pm2('start', 'ublk-supervisor');
+    await isReadable();
+    const serving = processesNamed('ublk/');
+    assert.equal(serving.length, 2);
+    const killed = await pid();
+    process.kill(killed, 'SIGKILL');
+    await waitFor('the restart', async () => ![0, killed].includes(await pid()), 60_000);
+    await isReadable();
+    assert.deepEqual(processesNamed('ublk/'), serving);
+    await waitFor('its successor serving', () => readFileSync(LOG, 'utf8').split('"serving"').length > 4, 60_000);
+    assert.deepEqual(processesNamed('ublk/'), serving);
+    await pm2('stop', 'ublk-supervisor');
+    await assertNothingLeft(RUNTIME_DIR);
+  });
+});
