@@ -74,6 +74,7 @@ export class ModelGeneration implements Generation {
   async kill(): Promise<void> {
     await Promise.resolve();
     this.#killed = true;
+    if (this.alive.size === 0) return;
     if (!this.killable) throw new SupervisorError('ending queue processes failed: uninterruptible', { code: 'STUCK' });
     for (const queue of [...this.alive]) this.exit(queue);
   }
