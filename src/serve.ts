@@ -75,7 +75,7 @@ export async function serve<const Name extends string>(options: ServeOptions<Nam
 function serving<Name extends string>(
   supervisor: SupervisorApi,
   names: readonly Name[],
-  ended: Promise<void>,
+  ended: Promise<unknown>,
 ): Serving<Name> {
   const stop = async ({ force = false }: StopOptions = {}): Promise<void> => {
     await supervisor.stop({ force });

@@ -12,6 +12,7 @@ export interface Client {
   restart(name: string): Promise<DeviceStatus>;
   resize(name: string, options: { readonly size: string; readonly force: boolean }): Promise<DeviceStatus>;
   reload(options: { readonly dryRun: boolean }): Promise<readonly PlanEntry[]>;
+  upgrade(options: { readonly self: boolean }): Promise<void>;
   stop(options: { readonly force: boolean }): Promise<void>;
 }
 
@@ -46,6 +47,9 @@ export function createClient(runtimeDir: string): Client {
     reload: async (options) => {
       const { devices } = (await call('POST', '/v1/reload', options)) as { readonly devices: readonly PlanEntry[] };
       return devices;
+    },
+    upgrade: async (options) => {
+      await call('POST', '/v1/upgrade', options);
     },
     stop: async ({ force }) => {
       await call('POST', '/v1/stop', { force });

@@ -21,6 +21,7 @@ import { startCommand } from './start.js';
 import { statusCommand } from './status.js';
 import { stopCommand } from './stop.js';
 import { testBackendCommand } from './test-backend.js';
+import { upgradeCommand } from './upgrade.js';
 
 const commands = [
   startCommand,
@@ -32,6 +33,7 @@ const commands = [
   recoverCommand,
   restartCommand,
   reloadCommand,
+  upgradeCommand,
   resizeCommand,
   checkCommand,
   schemaCommand,

@@ -40,6 +40,7 @@ async function start(path: string, options: StartOptions): Promise<number> {
     const config = await loadConfig(path);
     return await runDaemon({
       config,
+      configPath: path,
       loadConfig: () => loadConfig(path),
       watch,
       runtimeDir: runtimeDirectory(runtimeDir),

@@ -106,7 +106,7 @@ export interface ControlRequest {
 
 /** `sequence` is that of the request which the message answers, 0 where it answers none. */
 export type ZygoteMessage = { readonly sequence: number } & (
-  | { readonly type: 'hello'; readonly pid: number }
+  | { readonly type: 'hello'; readonly pid: number; readonly expiring: boolean }
   | {
       readonly type: 'spawned';
       /** 0, or the errno of `step`. */
@@ -167,6 +167,8 @@ export interface ZygoteChannel {
   retire(): void;
   inventory(): number;
   forget(deviceId: number): number;
+  /** It ends once it serves nothing. */
+  expire(): void;
   close(): void;
 }
 
@@ -314,6 +316,8 @@ interface Binding {
   openPidfd(pid: number): number;
   sendDatagram(address: string, text: string): void;
   streamPair(): readonly [number, number];
+  replaceProcess(path: string, argv: readonly string[], environment: readonly string[], fd: number): never;
+  reap(pid: number): void;
   dropPrivileges(uid: number, gid: number): void;
   userOf(nameOrUid: string | number): User | null;
   groupOf(name: string): number | null;
@@ -455,6 +459,24 @@ export function sendDatagram(address: string, text: string): void {
   translated(() => {
     binding().sendDatagram(address, text);
   });
+}
+
+/**
+ * execve(2): this process goes on as another program. Descriptors are closed but for the standard streams and, unless it is
+ * negative, `fd`. Throws when the program cannot be run.
+ */
+export function replaceProcess(
+  path: string,
+  argv: readonly string[],
+  environment: readonly string[],
+  fd: number,
+): never {
+  return translated(() => binding().replaceProcess(path, argv, environment, fd));
+}
+
+/** Collects the exit status of a child that has ended and that Node does not know; harmless for whatever else it is. */
+export function reap(pid: number): void {
+  binding().reap(pid);
 }
 
 /** The two ends of a stream socket, as descriptors that the caller owns. */

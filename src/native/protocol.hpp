@@ -12,7 +12,7 @@
 namespace ublk {
 
 constexpr uint32_t kProtocolMagic = 0x7a6c6275;  // "ublz"
-constexpr uint16_t kProtocolVersion = 2;
+constexpr uint16_t kProtocolVersion = 3;
 constexpr uint32_t kMaxBackendFiles = kMaxQueues;
 
 enum class MessageType : uint16_t {
@@ -30,6 +30,7 @@ enum class MessageType : uint16_t {
   inventoried,  // the end of the answer
   forget,       // supervisor -> zygote: let go of a device's shared page and files
   forgotten,    // answer
+  expire,       // supervisor -> zygote: end yourself once you serve nothing
 };
 
 struct MessageHeader {
@@ -47,6 +48,7 @@ constexpr MessageHeader headerOf(MessageType type, uint32_t sequence = 0) {
 struct HelloMessage {
   MessageHeader header;
   int32_t pid;
+  uint32_t expiring;  // it was told to
 };
 
 struct SpawnMessage {

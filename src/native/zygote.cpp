@@ -90,18 +90,19 @@ class Zygote {
     HelloMessage hello{};
     hello.header = headerOf(MessageType::hello);
     hello.pid = getpid();
+    hello.expiring = expiring_;
     send(&hello, sizeof hello);
   }
 
   // The queue processes do not need a supervisor. What it was having done is given up, so that its successor, who does
-  // not know of it, finds nothing that changes. A zygote that serves nothing is of no use to anybody.
+  // not know of it, finds nothing that changes.
   void letSupervisorGo() {
     if (!supervisor_) return;
     supervisor_.reset();
     for (const auto& child : children_) {
       if (child.controlSequence != 0) kill(child.pid, SIGKILL);
     }
-    if (held_.empty() && children_.empty()) _exit(0);
+    endIfUseless();
   }
 
   // A supervisor that does not read is let go of.
@@ -138,6 +139,9 @@ class Zygote {
           return inventory(message.header.sequence);
         case MessageType::forget:
           return forget(message.forget);
+        case MessageType::expire:
+          expiring_ = true;
+          return endIfUseless();
         default:
           return letSupervisorGo();
       }
@@ -297,6 +301,7 @@ class Zygote {
     held_.forget(request.deviceId);
     const MessageHeader answer = headerOf(MessageType::forgotten, request.header.sequence);
     send(&answer, sizeof answer);
+    endIfUseless();
   }
 
   // ---- life --------------------------------------------------------------------------------------------------------
@@ -328,7 +333,12 @@ class Zygote {
       held_.exited(pid, status);
       send(&message, sizeof message);
     }
-    if (!supervisor_ && held_.empty() && children_.empty()) _exit(0);
+    endIfUseless();
+  }
+
+  // A zygote that serves nothing is of no use where nobody, or another zygote, starts more.
+  void endIfUseless() const {
+    if ((!supervisor_ || expiring_) && held_.empty() && children_.empty()) _exit(0);
   }
 
   [[noreturn]] void retire() {
@@ -340,6 +350,7 @@ class Zygote {
   sigset_t inheritedMask_{};
   FileDescriptor childSignals_;
   FileDescriptor supervisor_;
+  bool expiring_ = false;
   std::vector<Child> children_;
   HeldGenerations held_;
 };

@@ -1,12 +1,12 @@
 import { isDeepStrictEqual } from 'node:util';
 import type { DeviceConfig } from '../config/types.js';
-import { SupervisorError, messageOf } from '../errors.js';
-import { openPidfd, watchProcess, type HeldGeneration } from '../native/binding.js';
+import { messageOf } from '../errors.js';
+import { openPidfd, watchProcess } from '../native/binding.js';
 import type { Log } from './device-log.js';
 import { dataPathOf, devicesInKernel, sizeOf, stateOf, type KernelDevice } from './found-devices.js';
 import type { Instance } from './instance.js';
 import type { Journal, JournalEntry } from './journal.js';
-import type { FoundDevice } from './kernel.js';
+import type { FoundDevice, HeldByZygote } from './kernel.js';
 import { nameOf } from './processes.js';
 import type { ZygoteKeeper } from './zygote-keeper.js';
 
@@ -38,7 +38,7 @@ export async function findLeftDevices(
 ): Promise<readonly LeftDevice[]> {
   const { instance, journal, log } = options;
   const entries = await journal.load();
-  const held = await adoptZygote(options);
+  const held = await adoptZygotes(options);
   // Asked for only now: what the zygote's control processes were doing is done.
   const ours = (await devicesInKernel()).filter(({ cookie }) => instance.owns(cookie));
   const inConfiguration = new Map(configured.map((config) => [config.name, config]));
@@ -49,10 +49,10 @@ export async function findLeftDevices(
     const wanted = inConfiguration.get(name);
     const device = deviceOf(name, ours, instance, entry);
     if (device !== undefined) known.add(device);
-    const config = device === undefined ? (wanted ?? entry?.config) : (entry?.config ?? wanted);
-    // What the kernel does not have and the configuration no longer names was removed from both.
-    if (config === undefined || (device === undefined && wanted === undefined && entry?.added !== true)) continue;
-    if (device === undefined && entry === undefined) continue;
+    // What the kernel does not have is made anew, as the configuration has it, or as it was added by hand.
+    if (device === undefined && (wanted !== undefined || entry?.added !== true)) continue;
+    const config = entry?.config ?? wanted;
+    if (config === undefined) continue;
     if (wanted !== undefined && !isDeepStrictEqual(wanted, config)) {
       log.warn({ device: name }, `device ${name} is served as it was added; its configuration is another by now`);
     }
@@ -81,7 +81,7 @@ function deviceOf(
   );
 }
 
-async function asFound(device: KernelDevice, held: readonly HeldGeneration[]): Promise<FoundDevice> {
+async function asFound(device: KernelDevice, held: readonly HeldByZygote[]): Promise<FoundDevice> {
   const { id, queues, depth } = device;
   return {
     id,
@@ -93,21 +93,16 @@ async function asFound(device: KernelDevice, held: readonly HeldGeneration[]): P
   };
 }
 
-/** A zygote that does not answer, or not as one of this build, is ended: its devices recover with the next one. */
-async function adoptZygote({ keeper, instance, log }: AdoptionOptions): Promise<readonly HeldGeneration[]> {
-  try {
-    const held = await keeper.adopt();
-    if (held !== null) return held;
-  } catch (error) {
-    if (!(error instanceof SupervisorError)) throw error;
-    log.warn({ code: error.code }, `${messageOf(error)}; its devices go on with another one`);
-  }
+/** A zygote that does not answer, or not as one of this build, is ended: its devices recover with another one. */
+async function adoptZygotes({ keeper, instance }: AdoptionOptions): Promise<readonly HeldByZygote[]> {
+  const { held, pids, unusable } = await keeper.adopt();
+  if (!unusable) return held;
   const servers = (await devicesInKernel())
     .filter(({ cookie }) => instance.owns(cookie))
     .map(({ ownerPid }) => ownerPid)
-    .filter((pid) => pid > 0);
+    .filter((pid) => pid > 0 && !pids.includes(pid));
   await Promise.all([...new Set(servers)].map(endZygote));
-  return [];
+  return held;
 }
 
 /** The kernel says that it opened a device of ours; its name, that its number is not somebody else's by now. */

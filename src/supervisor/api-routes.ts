@@ -41,6 +41,8 @@ const stopRequest = z.strictObject({ force: z.boolean().default(false) }).prefau
 const resizeRequest = z.strictObject({ size: deviceSize, force: z.boolean().default(false) });
 const reloadRequest = z.strictObject({ dryRun: z.boolean().default(false) }).prefault({});
 
+const upgradeRequest = z.strictObject({ self: z.boolean().default(false) }).prefault({});
+
 const DEVICE = /^\/v1\/devices\/([^/]+)$/;
 
 const ROUTES: readonly Route[] = [
@@ -92,6 +94,17 @@ const ROUTES: readonly Route[] = [
       status: 200,
       body: { devices: await api.reload(validate(reloadRequest, body, 'body')) },
     }),
+  },
+  {
+    method: 'POST',
+    path: /^\/v1\/upgrade$/,
+    takesBody: true,
+    run: async (api, { body }) => {
+      const { self } = validate(upgradeRequest, body, 'body');
+      if (!self) await api.upgrade();
+      else await api.upgradeSelf();
+      return { status: 200, body: {}, headers: self ? { connection: 'close' } : {} };
+    },
   },
   {
     method: 'POST',

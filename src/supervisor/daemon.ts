@@ -4,6 +4,7 @@ import { messageOf } from '../errors.js';
 import { DaemonExit } from './exit-codes.js';
 import type { Log } from './device-log.js';
 import { takeNotifier, type Notifier } from './notify.js';
+import { assertReplaceable, replaceSelf } from './replacement.js';
 import type { DeviceStatus } from './status.js';
 import type { Supervisor } from './supervisor.js';
 import { watchModules } from './watch.js';
@@ -14,6 +15,7 @@ const STOP_RETRY_MS = 500;
 
 export interface DaemonOptions {
   readonly config: Config;
+  readonly configPath: string;
   /** Reads it again. */
   readonly loadConfig: () => Promise<Config>;
   /** Hand over to the code of backends in JavaScript whenever it is saved. */
@@ -30,12 +32,14 @@ export interface DaemonOptions {
  * when it cannot begin. A device that does not start does not keep the others from being served.
  */
 export async function runDaemon(options: DaemonOptions): Promise<number> {
-  const { config, watch, log, ...place } = options;
+  const { config, configPath, watch, log, ...place } = options;
   const notifier = takeNotifier(log);
   const onDeviceChange = ({ name, state }: DeviceStatus): void => {
     notifier.deviceChanged(name, state);
   };
-  await withSupervisor({ ...place, log, onDeviceChange }, async (supervisor, stopped) => {
+  const replaceable = (): Promise<void> => assertReplaceable(configPath);
+  const daemon = { ...place, log, onDeviceChange, assertReplaceable: replaceable };
+  const end = await withSupervisor(daemon, async (supervisor, ended) => {
     const signals = listenForSignals(supervisor, notifier, log);
     const stopWatching = watch ? watchModules(supervisor, log) : () => undefined;
     try {
@@ -46,12 +50,16 @@ export async function runDaemon(options: DaemonOptions): Promise<number> {
       const live = config.devices.length - failures.length;
       log.info({ devices: live, failed: failures.length }, 'serving');
       notifier.ready();
-      await stopped;
+      await ended;
     } finally {
       stopWatching();
       signals.release();
     }
   });
+  if (end === 'replaced') {
+    log.info({}, 'going on as what is installed now');
+    replaceSelf(notifier.environment);
+  }
   log.info({}, 'stopped');
   return DaemonExit.ok;
 }

@@ -1,10 +1,9 @@
-import type { OpenBackend } from '../../backends/interface.js';
-import type { DeviceConfig } from '../config/types.js';
 import { SupervisorError } from '../errors.js';
+import type { Served } from './hand-over.js';
 import type { DeviceSpec, Kernel } from './kernel.js';
 
 /** What a configured device and its open backend come to. Throws `CONFIG` where the two do not fit. */
-export function deviceSpec(config: DeviceConfig, backend: OpenBackend, kernel: Pick<Kernel, 'offers'>): DeviceSpec {
+export function deviceSpec({ config, backend, zygote }: Served, kernel: Pick<Kernel, 'offers'>): DeviceSpec {
   const refuse = (reason: string): SupervisorError =>
     new SupervisorError(`configuring device ${config.name} failed: ${reason}`, { code: 'CONFIG', device: config.name });
   if (config.recovery.mode === 'reissue' && !backend.facts.idempotentWrites) {
@@ -37,6 +36,7 @@ export function deviceSpec(config: DeviceConfig, backend: OpenBackend, kernel: P
     requestTimeoutMs: config.requestTimeoutMs,
     user: config.user,
     coreDump: config.coreDump,
+    zygote,
     facts: { ...backend.facts, readOnly: backend.facts.readOnly || config.readOnly },
     backend: {
       name: backend.module?.path ?? config.backend.type,

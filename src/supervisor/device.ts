@@ -71,7 +71,8 @@ export class Device {
   constructor(options: DeviceOptions) {
     const { config, backend, kernel, log, found = null, clock = monotonicClock, ...hooks } = options;
     this.#config = config;
-    this.#spec = deviceSpec(found === null ? config : { ...config, dataPath: found.dataPath }, backend, kernel);
+    const served = { config: found === null ? config : { ...config, dataPath: found.dataPath }, backend };
+    this.#spec = deviceSpec({ ...served, zygote: found?.held?.zygote ?? null }, kernel);
     this.#state = found === null ? 'adding' : 'adopting';
     this.#clock = clock;
     this.#backend = backend;
@@ -163,8 +164,8 @@ export class Device {
   }
 
   /** What `next` comes to. Throws when this device cannot serve it. */
-  specOf({ config, backend }: Served): DeviceSpec {
-    const spec = deviceSpec(config, backend, this.#kernel);
+  specOf(next: Served): DeviceSpec {
+    const spec = deviceSpec(next, this.#kernel);
     assertSameDevice(this.#spec, spec);
     return spec;
   }
@@ -276,7 +277,8 @@ export class Device {
   #exchange(): void {
     const next = this.#requests.handOver;
     if (next === null) return;
-    this.#previous = { config: this.#config, backend: this.#backend, spec: this.#spec, force: true };
+    const { zygote } = this.#spec;
+    this.#previous = { config: this.#config, backend: this.#backend, zygote, spec: this.#spec, force: true };
     this.#serve(next);
   }
 

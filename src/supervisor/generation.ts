@@ -138,30 +138,26 @@ export class ProcessGeneration implements Generation {
     // From here on no exit is a failure, and none ends the others.
     this.#endingOthers = true;
     this.#pages.drain();
-    let timer: NodeJS.Timeout | undefined;
-    const deadline = new Promise<void>((resolve) => {
-      timer = setTimeout(resolve, deadlineMs);
-    });
-    await Promise.race([this.allExited, deadline]);
-    clearTimeout(timer);
+    await this.#allExitWithin(deadlineMs);
   }
 
   async kill(): Promise<void> {
     this.#stopWatching();
     for (const { watch } of this.#members) watch?.kill();
-    let timer: NodeJS.Timeout | undefined;
-    const deadline = new Promise<never>((_, reject) => {
-      timer = setTimeout(() => {
-        const stuck = this.#members.filter(({ exit }) => exit.at === '').map(({ pid }) => String(pid));
-        const message = `ending queue process ${stuck.join(', ')} failed: it is in uninterruptible sleep; free what it waits for`;
-        reject(new SupervisorError(message, { code: 'STUCK' }));
-      }, KILL_DEADLINE_MS);
+    if (await this.#allExitWithin(KILL_DEADLINE_MS)) return;
+    const stuck = this.#members.filter(({ exit }) => exit.at === '').map(({ pid }) => String(pid));
+    const message = `ending queue process ${stuck.join(', ')} failed: it is in uninterruptible sleep; free what it waits for`;
+    throw new SupervisorError(message, { code: 'STUCK' });
+  }
+
+  #allExitWithin(deadlineMs: number): Promise<boolean> {
+    return new Promise((resolve) => {
+      const deadline = setTimeout(resolve, deadlineMs, false);
+      void this.allExited.then(() => {
+        clearTimeout(deadline);
+        resolve(true);
+      });
     });
-    try {
-      await Promise.race([this.allExited, deadline]);
-    } finally {
-      clearTimeout(timer);
-    }
   }
 
   /** Ended from here it says nothing itself, so its exit says what we saw. */

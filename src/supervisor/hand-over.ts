@@ -3,10 +3,12 @@ import type { DeviceConfig } from '../config/types.js';
 import { SupervisorError } from '../errors.js';
 import type { DeviceSpec } from './kernel.js';
 
-/** What a device serves: its configuration, and the backend that is open for it. */
+/** What a device serves: its configuration, the backend that is open for it, and the native code. */
 export interface Served {
   readonly config: DeviceConfig;
   readonly backend: OpenBackend;
+  /** See `DeviceSpec`. */
+  readonly zygote: number | null;
 }
 
 export interface HandOver extends Served {

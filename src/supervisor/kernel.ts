@@ -20,6 +20,8 @@ export interface DeviceSpec {
   /** Whom the queue processes run as; undefined: as the supervisor, without its capabilities. */
   readonly user: User | undefined;
   readonly coreDump: boolean;
+  /** Which zygote forks its queue processes, as long as that one runs; null: the one that forks what is new. */
+  readonly zygote: number | null;
   readonly facts: BackendFacts;
   readonly backend: {
     readonly name: string;
@@ -36,13 +38,18 @@ export interface GrantedDevice {
   readonly depth: number;
 }
 
+/** A generation that a zygote holds for the successor of a supervisor that is gone. */
+export interface HeldByZygote extends HeldGeneration {
+  readonly zygote: number;
+}
+
 /** A device that an earlier supervisor made and the kernel still has. */
 export interface FoundDevice extends GrantedDevice {
   readonly dataPath: DataPath;
   /** Bytes; null: it has no block device. */
   readonly size: number | null;
   /** Its last generation, where there still is the zygote that forked it. */
-  readonly held: HeldGeneration | null;
+  readonly held: HeldByZygote | null;
 }
 
 /** `DEAD`: not started, or stopped. `QUIESCED`: its server is gone; also where new requests fail meanwhile. */

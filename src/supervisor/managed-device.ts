@@ -91,11 +91,14 @@ export class ManagedDevice {
     await this.#closed;
   }
 
-  /** Replaces its generation; of a backend in JavaScript the code, too. */
-  restart(): Promise<void> {
+  /**
+   * Replaces its generation; of a backend in JavaScript the code, too. `zygote`: which one is to fork it; null: the one
+   * that forks what is new.
+   */
+  restart(zygote: number | null = null): Promise<void> {
     return this.#inTurn(async () => {
       const { size } = (await this.opened).status();
-      await this.#handOver(await this.prepare(this.#config, size), false);
+      await this.#handOver({ ...(await this.prepare(this.#config, size)), zygote }, false);
     });
   }
 
@@ -116,8 +119,9 @@ export class ManagedDevice {
         { code: 'REFUSED', device: name },
       );
     }
-    device.specOf({ config, backend });
-    return { config, backend, replaces: current };
+    const served = { config, backend, zygote: null };
+    device.specOf(served);
+    return { ...served, replaces: current };
   }
 
   /** Replaces what is served by what `prepare` gave. Rejects with `BUSY` when something else came in between. */
@@ -173,7 +177,7 @@ export class ManagedDevice {
     if (size < current.size && !force) await device.assertUnused();
     const backend = await current.resize(size);
     try {
-      await this.#handOver({ config: withSize(this.#config, size), backend }, force);
+      await this.#handOver({ config: withSize(this.#config, size), backend, zygote: null }, force);
     } catch (error) {
       if (size > current.size) await current.trim?.();
       throw error;

@@ -20,6 +20,8 @@ export interface NotifierOptions {
   readonly watchdogMs: number | null;
   /** Tells a process manager that is our parent; null: there is none. */
   readonly tellParent: ((message: string) => void) | null;
+  /** The variables that say all this. */
+  readonly environment?: Readonly<Record<string, string>>;
   readonly log: Log;
   /** Milliseconds of a monotonic clock. */
   readonly now?: () => number;
@@ -32,6 +34,8 @@ export interface NotifierOptions {
 export class Notifier {
   /** Somebody started us who, told to stop us, kills us in the end: a stop cannot be refused, only put off. */
   readonly managed: boolean;
+  /** What a successor in this process has to find in its environment. */
+  readonly environment: Readonly<Record<string, string>>;
   readonly #socket: string | null;
   readonly #watchdogMs: number | null;
   readonly #tellParent: ((message: string) => void) | null;
@@ -45,8 +49,10 @@ export class Notifier {
   #withheld = false;
   #status = '';
 
-  constructor({ socket, watchdogMs, tellParent, log, now = () => performance.now() }: NotifierOptions) {
+  constructor(options: NotifierOptions) {
+    const { socket, watchdogMs, tellParent, environment = {}, log, now = () => performance.now() } = options;
     this.managed = socket !== null || tellParent !== null;
+    this.environment = environment;
     this.#socket = socket;
     this.#watchdogMs = watchdogMs;
     this.#tellParent = tellParent;
@@ -157,9 +163,15 @@ export class Notifier {
  */
 export function takeNotifier(log: Log): Notifier {
   const { NOTIFY_SOCKET: address = '', WATCHDOG_USEC: interval = '', WATCHDOG_PID: pid = '' } = process.env;
-  delete process.env.NOTIFY_SOCKET;
-  delete process.env.WATCHDOG_USEC;
-  delete process.env.WATCHDOG_PID;
+  const environment: Record<string, string> = {};
+  for (const name of ['NOTIFY_SOCKET', 'WATCHDOG_USEC', 'WATCHDOG_PID']) {
+    const value = process.env[name];
+    if (value !== undefined) environment[name] = value;
+    Reflect.deleteProperty(process.env, name);
+  }
+  // Node takes it out of the environment itself.
+  const { fd } = (process.channel ?? {}) as { readonly fd?: number };
+  if (fd !== undefined) environment.NODE_CHANNEL_FD = String(fd);
   const usable = /^[/@]./.test(address) && Buffer.byteLength(address) <= LONGEST_ADDRESS;
   if (address !== '' && !usable) log.warn({ address }, 'NOTIFY_SOCKET is not the address of a unix socket; ignored');
   const forUs = pid === '' || pid === String(process.pid);
@@ -169,6 +181,7 @@ export function takeNotifier(log: Log): Notifier {
     // The channel to pm2, or to whoever forked us. That it is closed is no more of our business than a closed log.
     tellParent:
       process.send === undefined ? null : (message) => void process.send?.(message, undefined, {}, () => undefined),
+    environment,
     log,
   });
 }

@@ -153,6 +153,13 @@ export interface SupervisorApi {
   resize(name: string, options: { readonly size: number; readonly force: boolean }): Promise<DeviceStatus>;
   /** Reads the configuration again and makes the devices those of it; `dryRun` only says how. */
   reload(options: { readonly dryRun: boolean }): Promise<readonly PlanEntry[]>;
+  /**
+   * Hands every device over to queue processes of the native code that is installed now, one device after the other. The
+   * first that cannot be ends it: that device and those after it are served as before.
+   */
+  upgrade(): Promise<void>;
+  /** Resolves when the supervisor is about to go on as the program that is installed now; its devices are served on. */
+  upgradeSelf(): Promise<void>;
   /** Stops every device, then ends the supervisor. Rejects, and stops nothing, when a device is in use and not `force`. */
   stop(options: { readonly force: boolean }): Promise<void>;
 }

@@ -9,6 +9,8 @@ import type { PlanEntry } from './reload-plan.js';
 import { reload } from './reload.js';
 import { ManagedDevice, type ManagedDeviceContext, type OpenBackendFunction } from './managed-device.js';
 import type { LeftDevice } from './adoption.js';
+import { machine } from './machine.js';
+import type { Successor } from './zygote-keeper.js';
 import type { Journal } from './journal.js';
 import type { DeviceStatus, Status, SupervisorApi } from './status.js';
 
@@ -22,8 +24,12 @@ export interface SupervisorOptions {
   readonly parseDevice: (input: unknown) => DeviceConfig;
   /** Reads the configuration again; left out, there is none to read. */
   readonly loadConfig?: (() => Promise<Config>) | undefined;
-  /** Called once, when stop() is done. */
-  readonly onStopped?: () => void;
+  /** A zygote of the native code that is installed now; left out, there is only one. */
+  readonly startSuccessor?: () => Promise<Successor>;
+  /** Rejects when this process cannot be replaced by what is installed now; left out, it never is. */
+  readonly assertReplaceable?: (() => Promise<void>) | undefined;
+  /** Called once. */
+  readonly onEnd?: () => void;
   /** Called after every change of a device's state, before anything follows from it; must not throw. */
   readonly onDeviceChange?: (device: DeviceStatus) => void;
   readonly openBackend?: OpenBackendFunction;
@@ -33,6 +39,9 @@ export interface SupervisorOptions {
   readonly findLeftDevices?: (configured: readonly DeviceConfig[]) => Promise<readonly LeftDevice[]>;
   readonly crashFiles?: CrashFiles | null;
 }
+
+/** `replaced`: its devices are served on, for the successor that takes its process over. */
+export type SupervisorEnd = 'stopped' | 'replaced';
 
 const NO_JOURNAL = { write: () => undefined, remove: () => undefined };
 
@@ -54,18 +63,21 @@ export class Supervisor implements SupervisorApi {
   readonly #kernelRelease: string;
   readonly #parseDevice: (input: unknown) => DeviceConfig;
   readonly #loadConfig: (() => Promise<Config>) | undefined;
-  readonly #onStopped: () => void;
+  readonly #startSuccessor: (() => Promise<Successor>) | undefined;
+  readonly #assertReplaceable: (() => Promise<void>) | undefined;
+  readonly #onEnd: () => void;
   readonly #findLeftDevices: (configured: readonly DeviceConfig[]) => Promise<readonly LeftDevice[]>;
   readonly #devices = new Map<string, ManagedDevice>();
   /** Until it is known there is more to be stopped than the devices. */
   #left: Promise<readonly LeftDevice[]> = Promise.resolve([]);
   /** Stops under way or done; while there are any nothing is added. */
   #stops = 0;
-  #stopped = false;
-  #reloading = false;
+  #end: SupervisorEnd | null = null;
+  /** What is under way that changes more than one device. */
+  #busy: 'a reload' | 'an upgrade' | null = null;
 
   constructor(options: SupervisorOptions) {
-    const { kernel, log, openBackend = openRegisteredBackend, clock, onStopped = () => undefined } = options;
+    const { kernel, log, openBackend = openRegisteredBackend, clock, onEnd = () => undefined } = options;
     const { journal = NO_JOURNAL, crashFiles = null, onDeviceChange = () => undefined } = options;
     this.#context = { kernel, log, openBackend, clock, journal, crashFiles, onDeviceChange };
     this.#findLeftDevices = options.findLeftDevices ?? (() => Promise.resolve([]));
@@ -74,7 +86,14 @@ export class Supervisor implements SupervisorApi {
     this.#kernelRelease = options.kernelRelease;
     this.#parseDevice = options.parseDevice;
     this.#loadConfig = options.loadConfig;
-    this.#onStopped = onStopped;
+    this.#startSuccessor = options.startSuccessor;
+    this.#assertReplaceable = options.assertReplaceable;
+    this.#onEnd = onEnd;
+  }
+
+  /** null: it has not ended. */
+  get end(): SupervisorEnd | null {
+    return this.#end;
   }
 
   /**
@@ -180,11 +199,10 @@ export class Supervisor implements SupervisorApi {
   async reload({ dryRun }: { readonly dryRun: boolean }): Promise<readonly PlanEntry[]> {
     const refuse = (reason: string, code: string): SupervisorError =>
       new SupervisorError(`reloading failed: ${reason}`, { code });
-    if (this.#loadConfig === undefined) throw refuse('this supervisor has no configuration file', 'REFUSED');
-    if (this.#reloading) throw refuse('a reload is under way; wait for it', 'BUSY');
-    this.#reloading = true;
-    try {
-      const { devices } = await this.#loadConfig();
+    const loadConfig = this.#loadConfig;
+    if (loadConfig === undefined) throw refuse('this supervisor has no configuration file', 'REFUSED');
+    return this.#alone('a reload', 'reloading', async () => {
+      const { devices } = await loadConfig();
       if (this.#stops > 0) throw refuse('the supervisor is stopping', 'STOPPING');
       const target = {
         devices: [...this.#devices.values()],
@@ -194,8 +212,76 @@ export class Supervisor implements SupervisorApi {
         undo: (managed: ManagedDevice) => this.#undo(managed),
       };
       return await reload(target, devices, { dryRun, log: this.#log });
+    });
+  }
+
+  async upgrade(): Promise<void> {
+    await this.#alone('an upgrade', 'upgrading', async () => {
+      const successor = await this.#successor();
+      try {
+        // Also those that are added meanwhile.
+        for (const managed of this.#devices.values()) await this.#upgradeOne(managed, successor);
+      } catch (error) {
+        successor.discard();
+        throw error;
+      }
+      successor.accept();
+    });
+  }
+
+  async #successor(): Promise<Successor> {
+    if (this.#startSuccessor === undefined) throw new TypeError('nothing to upgrade to');
+    try {
+      return await this.#startSuccessor();
+    } catch (error) {
+      const { code, message } = known(error, 'starting a zygote');
+      const advice = 'if another version was installed, ublk-supervisor upgrade --self comes first';
+      throw new SupervisorError(`upgrading failed: ${message}; ${advice}`, { code, cause: error });
+    }
+  }
+
+  /** What nobody serves is served by the new code as soon as somebody does. */
+  async #upgradeOne(managed: ManagedDevice, { zygote }: Successor): Promise<void> {
+    const device = await managed.opened.catch(() => null);
+    const isServed = (): boolean =>
+      this.#has(managed) && device !== null && !['degraded', 'failed', 'stopping', 'gone'].includes(device.state);
+    if (!isServed()) return;
+    try {
+      await managed.restart(zygote);
+    } catch (error) {
+      if (!isServed()) return;
+      const { name } = managed.config;
+      const { code, message } = known(error, `restarting device ${name}`);
+      const others = `${name} and the devices after it are served by the code before`;
+      throw new SupervisorError(`upgrading failed: ${message}; ${others}`, { code, device: name, cause: error });
+    }
+  }
+
+  async upgradeSelf(): Promise<void> {
+    await this.#alone('an upgrade', 'upgrading the supervisor', async () => {
+      const refuse = (reason: string, code: string): SupervisorError =>
+        new SupervisorError(`upgrading the supervisor failed: ${reason}`, { code });
+      if (this.#assertReplaceable === undefined) throw refuse('it runs inside another program', 'REFUSED');
+      await this.#assertReplaceable();
+      // A successor would find out what each was on its way to, but sooner or later.
+      const moving = this.status().devices.find(({ state }) => machine[state].done !== null);
+      if (moving !== undefined) throw refuse(`device ${moving.name} is ${moving.state}; try again`, 'BUSY');
+      if (this.#stops > 0) throw refuse('it is stopping', 'STOPPING');
+      this.#stops += 1;
+      this.#endAs('replaced');
+    });
+  }
+
+  /** Rejects with `BUSY` while something else like it is under way. */
+  async #alone<Result>(what: 'a reload' | 'an upgrade', verb: string, act: () => Promise<Result>): Promise<Result> {
+    if (this.#busy !== null) {
+      throw new SupervisorError(`${verb} failed: ${this.#busy} is under way; wait for it`, { code: 'BUSY' });
+    }
+    this.#busy = what;
+    try {
+      return await act();
     } finally {
-      this.#reloading = false;
+      this.#busy = null;
     }
   }
 
@@ -212,11 +298,11 @@ export class Supervisor implements SupervisorApi {
       );
       if (refused?.status === 'rejected') throw known(refused.reason, 'stopping the supervisor');
     } catch (error) {
-      if (force) this.#end();
+      if (force) this.#endAs('stopped');
       else this.#stops -= 1;
       throw error;
     }
-    this.#end();
+    this.#endAs('stopped');
   }
 
   /** Takes the name and the id, then opens the backend; what fails leaves nothing. */
@@ -282,10 +368,10 @@ export class Supervisor implements SupervisorApi {
     if (owner) refuse(`id ${String(id)} is that of device ${owner.config.name}; choose another id`, 'EXISTS');
   }
 
-  #end(): void {
-    if (this.#stopped) return;
-    this.#stopped = true;
-    this.#onStopped();
+  #endAs(end: SupervisorEnd): void {
+    if (this.#end !== null) return;
+    this.#end = end;
+    this.#onEnd();
   }
 }
 

@@ -38,7 +38,7 @@ import type {
 } from './kernel.js';
 import type { OperationStatus, QueueStatus } from './status.js';
 import { dataPathFeature, featureFlag, hasFeature, ublkFeatureTable } from './ublk-features.js';
-import type { ExitNotice, Zygote } from './zygote.js';
+import type { ControlAnswer, ExitNotice, Zygote } from './zygote.js';
 
 /** Commands that only wait for locks or for FETCHes. */
 const COMMAND_DEADLINE_MS = 10_000;
@@ -67,7 +67,8 @@ const Attribute = { readOnly: 1, rotational: 2, volatileCache: 4, fua: 8 } as co
 interface DeviceRecord {
   readonly pages: SharedPages;
   generation: ProcessGeneration | null;
-  openerPid: number;
+  /** Which forked the generation. */
+  zygote: Zygote | null;
   fetchDeadlineMs: number;
 }
 
@@ -77,11 +78,18 @@ export class UblkKernel implements Kernel {
   readonly resizes: boolean;
   readonly #features: bigint;
   readonly #cookieOf: (name: string) => bigint;
-  readonly #zygote: () => Promise<Zygote>;
+  readonly #zygote: (number?: number | null) => Promise<Zygote>;
   readonly #devices = new Map<number, DeviceRecord>();
 
-  /** `cookieOf` marks our devices in the kernel; `zygote` gives the running zygote, started again if it died. */
-  constructor(options: { features: bigint; cookieOf: (name: string) => bigint; zygote: () => Promise<Zygote> }) {
+  /**
+   * `cookieOf` marks our devices in the kernel. `zygote` gives the one of that number while it runs, else the one that forks
+   * what is new, started again if it died.
+   */
+  constructor(options: {
+    features: bigint;
+    cookieOf: (name: string) => bigint;
+    zygote: (number?: number | null) => Promise<Zygote>;
+  }) {
     this.#features = options.features;
     this.#cookieOf = options.cookieOf;
     this.#zygote = options.zygote;
@@ -181,7 +189,10 @@ export class UblkKernel implements Kernel {
         deviceId: granted.id,
         requestTimeoutMs: spec.requestTimeoutMs,
       });
-      record.openerPid = zygote.pid;
+      const before = record.zygote;
+      record.zygote = zygote;
+      // Nobody waits for a zygote that is to end.
+      if (before !== null && before !== zygote) before.forget(granted.id).catch(() => undefined);
     } finally {
       for (const channel of channels) channel.handedOver();
     }
@@ -198,8 +209,8 @@ export class UblkKernel implements Kernel {
     if (state !== 'DEAD') await this.#noticeDeathsSoon(id);
     if (held === null) return { state, generation: null, marked: [] };
     const record = this.#newRecord(found, spec, reopenSharedPages(held.queues, held.depth, held.sharedPage));
-    const zygote = await this.#zygote();
-    record.openerPid = zygote.pid;
+    const zygote = await this.#zygote(held.zygote);
+    record.zygote = zygote;
     const channels =
       spec.backend.module === null
         ? []
@@ -229,7 +240,7 @@ export class UblkKernel implements Kernel {
     const record: DeviceRecord = {
       pages,
       generation: null,
-      openerPid: 0,
+      zygote: null,
       fetchDeadlineMs: spec.backend.module === null ? COMMAND_DEADLINE_MS : JAVASCRIPT_FETCH_DEADLINE_MS,
     };
     this.#devices.set(id, record);
@@ -261,7 +272,7 @@ export class UblkKernel implements Kernel {
       backend: spec.backend.module === null ? spec.backend.name : '',
     };
     for (;;) {
-      const zygote = await this.#zygote();
+      const zygote = await this.#zygote(spec.zygote);
       try {
         const { pids, pidfds } = await zygote.spawn(request, sharedPage, files, kept);
         return { zygote, pids, pidfds };
@@ -296,9 +307,11 @@ export class UblkKernel implements Kernel {
   }
 
   async #serve(command: ControlCommand, id: number, signal: AbortSignal): Promise<void> {
-    const { openerPid, fetchDeadlineMs, pages } = this.#record(id);
-    const details = { action: controlAction.whenFetched, data: openerPid, sharedPage: pages.fd };
-    await this.#control(command, id, details, signal, fetchDeadlineMs);
+    const { zygote, fetchDeadlineMs, pages } = this.#record(id);
+    // Which queue processes are alive is asked of their siblings.
+    const parent = zygote ?? (await this.#zygote());
+    const details = { action: controlAction.whenFetched, data: parent.pid, sharedPage: pages.fd };
+    await this.#controlBy(parent, command, id, details, signal, fetchDeadlineMs);
   }
 
   async assertUnused(id: number): Promise<void> {
@@ -381,11 +394,10 @@ export class UblkKernel implements Kernel {
   }
 
   async release(id: number): Promise<void> {
-    if (!this.#devices.delete(id)) return;
+    const record = this.#devices.get(id);
+    this.#devices.delete(id);
     // A zygote that does not answer is ended, and with it goes what it kept.
-    await this.#zygote()
-      .then((zygote) => zygote.forget(id))
-      .catch(() => undefined);
+    await record?.zygote?.forget(id).catch(() => undefined);
   }
 
   #has(feature: Parameters<typeof featureFlag>[0]): boolean {
@@ -414,9 +426,19 @@ export class UblkKernel implements Kernel {
     id: number,
     details: Partial<ControlRequest>,
     signal?: AbortSignal,
-    deadlineMs = deadlineOf(details.action),
-  ): Promise<{ id: number; queues: number; depth: number; flags: bigint }> {
-    const zygote = await this.#zygote();
+  ): Promise<ControlAnswer> {
+    return this.#controlBy(await this.#zygote(), command, id, details, signal, deadlineOf(details.action));
+  }
+
+  /** Likewise, in a child of this zygote. */
+  async #controlBy(
+    zygote: Zygote,
+    command: ControlCommand,
+    id: number,
+    details: Partial<ControlRequest>,
+    signal: AbortSignal | undefined,
+    deadlineMs: number,
+  ): Promise<ControlAnswer> {
     const request: ControlRequest = {
       action: controlAction.command,
       command: controlCommand[command],

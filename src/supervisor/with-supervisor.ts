@@ -17,7 +17,7 @@ import { Journal } from './journal.js';
 import { assertReady } from './preflight.js';
 import { controlSocket, lockFile } from './runtime-dir.js';
 import { shareWithGroup } from './socket-group.js';
-import { Supervisor } from './supervisor.js';
+import { Supervisor, type SupervisorEnd } from './supervisor.js';
 import { UblkKernel } from './ublk-kernel.js';
 import type { DeviceStatus } from './status.js';
 import { ZygoteKeeper } from './zygote-keeper.js';
@@ -32,18 +32,21 @@ export interface SupervisorPlace {
   readonly log: Log;
   /** Reads the configuration again, for a reload; left out, there is none to read. */
   readonly loadConfig?: (() => Promise<Config>) | undefined;
+  /** Rejects when this process cannot be replaced by what is installed now; left out, it never is. */
+  readonly assertReplaceable?: (() => Promise<void>) | undefined;
   /** Called after every change of a device's state; must not throw. */
   readonly onDeviceChange?: (device: DeviceStatus) => void;
 }
 
-/** Is given the supervisor and what resolves when it was stopped. */
-type Use = (supervisor: Supervisor, stopped: Promise<void>) => Promise<void>;
+/** Is given the supervisor and what resolves when it has ended. */
+type Use = (supervisor: Supervisor, ended: Promise<void>) => Promise<void>;
 
 /**
- * Runs a supervisor for as long as `use` takes; afterwards no process, socket or lock of it is left. Rejects when this
- * machine or directory cannot be used, or as `use` does.
+ * Runs a supervisor for as long as `use` takes; afterwards no process, socket or lock of it is left, but the processes that
+ * serve where it is to be replaced. Resolves with how it ended, if it did. Rejects when this machine or directory cannot be
+ * used, or as `use` does.
  */
-export async function withSupervisor(place: SupervisorPlace, use: Use): Promise<void> {
+export async function withSupervisor(place: SupervisorPlace, use: Use): Promise<SupervisorEnd | null> {
   const { runtimeDir, group, log } = place;
   assertReady((warning) => {
     log.warn({}, warning);
@@ -51,7 +54,7 @@ export async function withSupervisor(place: SupervisorPlace, use: Use): Promise<
   if (runtimeDir === undefined) {
     const directory = await mkdtemp('/run/ublk-supervisor-');
     try {
-      await runIn(directory, null, place, use);
+      return await runIn(directory, null, place, use);
     } finally {
       await rm(directory, { recursive: true });
     }
@@ -59,7 +62,7 @@ export async function withSupervisor(place: SupervisorPlace, use: Use): Promise<
     await makeRuntimeDirectory(runtimeDir);
     const lock = await lockRuntimeDirectory(runtimeDir);
     try {
-      await runIn(runtimeDir, { path: controlSocket(runtimeDir), group }, place, use);
+      return await runIn(runtimeDir, { path: controlSocket(runtimeDir), group }, place, use);
     } finally {
       await lock.close();
     }
@@ -71,14 +74,19 @@ interface ControlSocket {
   readonly group: string | undefined;
 }
 
-async function runIn(directory: string, socket: ControlSocket | null, place: SupervisorPlace, use: Use): Promise<void> {
-  const { stateDir, log, loadConfig, onDeviceChange } = place;
+async function runIn(
+  directory: string,
+  socket: ControlSocket | null,
+  place: SupervisorPlace,
+  use: Use,
+): Promise<SupervisorEnd | null> {
+  const { stateDir, log, loadConfig, assertReplaceable, onDeviceChange } = place;
   const crashFiles = stateDir === undefined ? null : new CrashFiles(stateDir, log);
   await using control = await open('/dev/ublk-control', constants.O_RDWR);
   const instance = new Instance(directory);
   const journal = new Journal(join(directory, 'devices'), parseDevice, log);
   const keeper: ZygoteKeeper = new ZygoteKeeper({
-    socketPath: zygoteSocket(directory),
+    directory,
     controlFd: control.fd,
     log,
     onExit: (notice) => {
@@ -88,10 +96,10 @@ async function runIn(directory: string, socket: ControlSocket | null, place: Sup
   const kernel = new UblkKernel({
     features: ublkFeatures(),
     cookieOf: (name) => instance.cookieOf(name),
-    zygote: () => keeper.get(),
+    zygote: (number) => keeper.get(number),
   });
   let end: () => void = () => undefined;
-  const stopped = new Promise<void>((resolve) => {
+  const ended = new Promise<void>((resolve) => {
     end = resolve;
   });
   const links = new DeviceLinks(log);
@@ -107,11 +115,13 @@ async function runIn(directory: string, socket: ControlSocket | null, place: Sup
       findLeftDevices({ instance, keeper, journal, log, deleteDevice: (id) => kernel.deleteDevice(id) }, configured),
     crashFiles,
     loadConfig,
+    startSuccessor: () => keeper.startSuccessor(),
     onDeviceChange: (device) => {
       links.deviceChanged(device);
       onDeviceChange?.(device);
     },
-    onStopped: () => {
+    assertReplaceable,
+    onEnd: () => {
       end();
     },
   });
@@ -119,17 +129,14 @@ async function runIn(directory: string, socket: ControlSocket | null, place: Sup
   if (socket !== null) await api.listen(socket.path);
   try {
     if (socket?.group !== undefined) await shareWithGroup(socket.path, socket.group);
-    await use(supervisor, stopped);
+    await use(supervisor, ended);
+    return supervisor.end;
   } finally {
     await api.close();
-    await keeper.retire();
+    // A zygote that serves nothing ends by itself, and would have to be waited for by whom we become.
+    if (supervisor.end !== 'replaced' || supervisor.status().devices.length === 0) await keeper.retire();
     await journal.settled();
-    await rm(zygoteSocket(directory), { force: true });
   }
-}
-
-function zygoteSocket(runtimeDir: string): string {
-  return join(runtimeDir, 'zygote.sock');
 }
 
 async function makeRuntimeDirectory(path: string): Promise<void> {

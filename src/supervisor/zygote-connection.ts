@@ -19,6 +19,10 @@ const HELLO_DEADLINE_MS = 5_000;
 /** A zygote that has said hello. Whoever uses it sets the two callbacks in the same turn. */
 export interface ZygoteConnection {
   readonly pid: number;
+  /** It was told to end once it serves nothing. */
+  readonly expiring: boolean;
+  /** By a supervisor that did not start it. */
+  readonly found: boolean;
   readonly channel: ZygoteChannel;
   onMessage: (message: ZygoteMessage) => void;
   onClose: () => void;
@@ -46,7 +50,7 @@ export async function startZygote(socketPath: string, controlFd: number): Promis
   // Later than the hello nobody waits for it.
   ended.catch(() => undefined);
   try {
-    return await Promise.race([connect(socketPath), ended]);
+    return await Promise.race([connect(socketPath, false), ended]);
   } catch (error) {
     child.kill('SIGKILL');
     throw error;
@@ -59,7 +63,7 @@ export async function startZygote(socketPath: string, controlFd: number): Promis
  */
 export async function findZygote(socketPath: string): Promise<ZygoteConnection | null> {
   try {
-    return await connect(socketPath);
+    return await connect(socketPath, true);
   } catch (error) {
     if (error instanceof SupervisorError && (error.code === 'ENOENT' || error.code === 'ECONNREFUSED')) return null;
     throw error;
@@ -67,7 +71,7 @@ export async function findZygote(socketPath: string): Promise<ZygoteConnection |
 }
 
 /** Resolves when the zygote has said hello. */
-async function connect(socketPath: string): Promise<ZygoteConnection> {
+async function connect(socketPath: string, found: boolean): Promise<ZygoteConnection> {
   let timer: NodeJS.Timeout | undefined;
   const events: Pick<ZygoteConnection, 'onMessage' | 'onClose'> = {
     onMessage: () => undefined,
@@ -83,9 +87,9 @@ async function connect(socketPath: string): Promise<ZygoteConnection> {
     },
   );
   try {
-    const pid = await new Promise<number>((resolve, reject) => {
+    const { pid, expiring } = await new Promise<Pick<ZygoteConnection, 'pid' | 'expiring'>>((resolve, reject) => {
       events.onMessage = (message) => {
-        if (message.type === 'hello') resolve(message.pid);
+        if (message.type === 'hello') resolve(message);
       };
       events.onClose = () => {
         reject(
@@ -96,7 +100,7 @@ async function connect(socketPath: string): Promise<ZygoteConnection> {
         reject(new SupervisorError('connecting to the zygote failed: no answer (TIMEOUT)', { code: 'TIMEOUT' }));
       }, HELLO_DEADLINE_MS);
     });
-    return Object.assign(events, { channel, pid });
+    return Object.assign(events, { channel, pid, expiring, found });
   } catch (error) {
     channel.close();
     throw error;

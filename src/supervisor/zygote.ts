@@ -4,6 +4,7 @@ import { SupervisorError } from '../errors.js';
 import {
   errnoName,
   openPidfd,
+  reap,
   watchProcess,
   type ControlRequest,
   type HeldGeneration,
@@ -17,6 +18,7 @@ import type { ZygoteConnection } from './zygote-connection.js';
 
 type Answer<Type extends ZygoteMessage['type']> = Extract<ZygoteMessage, { type: Type }>;
 export type ExitNotice = Answer<'exited'>;
+export type ControlAnswer = Answer<'controlled'>;
 
 interface Pending {
   readonly resolve: (message: ZygoteMessage) => void;
@@ -36,6 +38,8 @@ const CONTROLS_POLL_MS = 10;
  * longer called, and requests reject; the owner starts another.
  */
 export class Zygote {
+  /** Of its socket; a later zygote's is higher. */
+  readonly number: number;
   /** Of the zygote: START_DEV and END_USER_RECOVERY name it, as it opened the char device. */
   readonly pid: number;
   /** Resolves when the zygote is gone. */
@@ -45,13 +49,20 @@ export class Zygote {
   readonly #pending = new Map<number, Pending>();
   #held: HeldGeneration[] = [];
   #alive = true;
+  #expiring: boolean;
 
   /** Call in the turn in which the connection was made. `onExit`: what becomes of queue processes. */
-  constructor(connection: ZygoteConnection, onExit: (notice: ExitNotice) => void) {
+  constructor(connection: ZygoteConnection, number: number, onExit: (notice: ExitNotice) => void) {
+    this.number = number;
+    this.#expiring = connection.expiring;
     this.#channel = connection.channel;
     this.pid = connection.pid;
     const pidfd = openPidfd(connection.pid);
-    this.#process = pidfd === null ? null : watchProcess(pidfd, () => undefined);
+    const onEnd = (): void => {
+      // It is our child, and Node does not know it, where we took this process over by exec.
+      if (connection.found) reap(this.pid);
+    };
+    this.#process = pidfd === null ? null : watchProcess(pidfd, onEnd);
     this.closed = new Promise((resolve) => {
       connection.onClose = () => {
         this.#alive = false;
@@ -83,6 +94,16 @@ export class Zygote {
     return this.#alive;
   }
 
+  /** It ends once it serves nothing. */
+  get expiring(): boolean {
+    return this.#expiring;
+  }
+
+  expire(): void {
+    this.#expiring = true;
+    if (this.#alive) this.#channel.expire();
+  }
+
   /** Forks a generation. Rejects with the errno's name as code when a step failed. */
   async spawn(
     request: SpawnRequest,
@@ -107,7 +128,7 @@ export class Zygote {
    * Runs a control command in a process of its own, which is killed when `deadlineMs` has passed or `signal` fires.
    * Resolves with whatever the kernel said; rejects with `TIMEOUT`, `ABORTED` or `ZYGOTE`.
    */
-  async control(request: ControlRequest, deadlineMs: number, signal?: AbortSignal): Promise<Answer<'controlled'>> {
+  async control(request: ControlRequest, deadlineMs: number, signal?: AbortSignal): Promise<ControlAnswer> {
     // The command may wait in the kernel for good reason while the zygote is well.
     const hangs = (): boolean => isStopped(this.pid);
     const answer = await this.#request(() => this.#channel.control(request), deadlineMs, hangs, signal);

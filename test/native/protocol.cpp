@@ -86,10 +86,10 @@ void expectMessage(size_t bytes) {
 }
 
 // Whoever changes one of these sizes has to change kProtocolVersion too.
-TEST("messages have the sizes of protocol version 2") {
-  EXPECT_EQUAL(kProtocolVersion, 2u);
+TEST("messages have the sizes of protocol version 3") {
+  EXPECT_EQUAL(kProtocolVersion, 3u);
   EXPECT_EQUAL(sizeof(MessageHeader), 16u);
-  expectMessage<HelloMessage>(20);
+  expectMessage<HelloMessage>(24);
   expectMessage<SpawnMessage>(104);
   expectMessage<SpawnedMessage>(600);
   expectMessage<ControlMessage>(112);

@@ -81,6 +81,16 @@ class FakeSupervisor implements SupervisorApi {
     return Promise.resolve([{ device: 'scratch', action: 'keep', changes: [], reason: null }]);
   }
 
+  async upgrade(): Promise<void> {
+    this.calls.push(['upgrade']);
+    return Promise.resolve();
+  }
+
+  async upgradeSelf(): Promise<void> {
+    this.calls.push(['upgradeSelf']);
+    return Promise.resolve();
+  }
+
   async stop(options: object): Promise<void> {
     this.calls.push(['stop', options]);
     return Promise.resolve();
@@ -166,6 +176,8 @@ t.test('each route reaches the supervisor', async (t) => {
   });
   t.match(await ask(path, 'POST', '/v1/reload'), { status: 200, body: { devices: [{ action: 'keep' }] } });
   t.match(await ask(path, 'POST', '/v1/reload', '{"dryRun":true}'), { status: 200 });
+  t.match(await ask(path, 'POST', '/v1/upgrade'), { status: 200, body: {} });
+  t.match(await ask(path, 'POST', '/v1/upgrade', '{"self":true}'), { status: 200, body: {} });
   t.match(await ask(path, 'POST', '/v1/stop', '{"force":true}'), { status: 200, headers: { connection: 'close' } });
   t.match(await ask(path, 'POST', '/v1/stop'), { status: 200 });
   t.strictSame(supervisor.calls, [
@@ -178,6 +190,8 @@ t.test('each route reaches the supervisor', async (t) => {
     ['resize', 'scratch', { size: 2 ** 21, force: false }],
     ['reload', { dryRun: false }],
     ['reload', { dryRun: true }],
+    ['upgrade'],
+    ['upgradeSelf'],
     ['stop', { force: true }],
     ['stop', { force: false }],
   ]);

@@ -7,8 +7,8 @@ import type { Moment } from './model-kernel.js';
 
 const gently = { force: false };
 const config = deviceConfig('ram0');
-const same: Served = { config, backend };
-const sized = (size: number): Served => ({ config, backend: { ...backend, size } });
+const same: Served = { config, backend, zygote: null };
+const sized = (size: number): Served => ({ ...same, backend: { ...backend, size } });
 const SIZE = backend.size;
 
 const crash = ({ model }: Rig): void => {
@@ -32,7 +32,7 @@ for (const version of kernelVersions) {
       const made = await liveRig(version, { maxRestarts: 0 });
       made.model.fail(moment, moment === 'spawn' ? 2 : 1, 'ENOMEM');
       const changed: DeviceConfig = { ...config, requestTimeoutMs: 5 };
-      await t.rejects(made.device.handOver({ config: changed, backend }, gently), { code: 'ENOMEM' }, moment);
+      await t.rejects(made.device.handOver({ ...same, config: changed }, gently), { code: 'ENOMEM' }, moment);
       t.match(made.device.status(), { state: 'live' }, moment);
       t.strictSame(faultsOf(made), [], moment);
       await made.device.handOver(same, gently);
@@ -64,7 +64,7 @@ t.test('a backend whose data is gone is refused before anything is touched', asy
   const { model, device } = made;
   let gone = false;
   const check = (): Promise<void> => (gone ? Promise.reject(new Error('gone')) : Promise.resolve());
-  await device.handOver({ config, backend: { ...backend, check } }, gently);
+  await device.handOver({ ...same, backend: { ...backend, check } }, gently);
   gone = true;
   const asked = model.calls.length;
   await t.rejects(device.handOver(same, gently), { code: 'INTERNAL' });
@@ -86,11 +86,11 @@ t.test('what the kernel was told cannot change', async (t) => {
   const { device, model } = await liveRig('7.2');
   const asked = model.calls.length;
   const other = { ...backend, facts: { ...facts, discard: false, readOnly: true } };
-  await t.rejects(device.handOver({ config, backend: other }, gently), {
+  await t.rejects(device.handOver({ ...same, backend: other }, gently), {
     code: 'REFUSED',
     message: /discard would be false and is true, readOnly would be true and is false, which cannot change/,
   });
-  await t.rejects(device.handOver({ config: { ...config, queues: 3 }, backend }, gently), /queues would be 3 and is 2/);
+  await t.rejects(device.handOver({ ...same, config: { ...config, queues: 3 } }, gently), /queues would be 3 and is 2/);
   t.equal(model.calls.length, asked);
 });
 

@@ -44,6 +44,8 @@ export const behaviours: Readonly<Record<KernelVersion, Behaviour>> = {
 export interface ModelDevice {
   readonly id: number;
   readonly name: string;
+  /** Which forked its last generation. */
+  zygote: number | null;
   state: 'DEAD' | 'LIVE' | 'QUIESCED';
   size: number;
   /** Somebody has the block device open. */
@@ -66,6 +68,7 @@ export function newDevice(id: number, name: string): ModelDevice {
   return {
     id,
     name,
+    zygote: null,
     state: 'DEAD',
     size: 0,
     open: false,

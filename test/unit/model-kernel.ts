@@ -131,6 +131,7 @@ export class ModelKernel implements Kernel {
         this.#onExit(device, generation);
       });
       device.generations.push(generation);
+      device.zygote = spec.zygote;
       return generation;
     });
   }

@@ -19,9 +19,10 @@ interface Options {
   readonly open?: (name: string) => Promise<void>;
   readonly close?: (name: string) => Promise<void>;
   readonly facts?: Partial<OpenBackend>;
+  readonly assertReplaceable?: () => Promise<void>;
 }
 
-function rig({ open, close, facts }: Options = {}): Rig {
+function rig({ open, close, facts, assertReplaceable }: Options = {}): Rig {
   const model = new ModelKernel('7.2');
   const events: string[] = [];
   const logged: string[] = [];
@@ -52,7 +53,14 @@ function rig({ open, close, facts }: Options = {}): Rig {
         remove: () => Promise.resolve(void events.push(`remove ${device}`)),
       };
     },
-    onStopped: () => events.push('stopped'),
+    startSuccessor: () =>
+      Promise.resolve({
+        zygote: 2,
+        accept: () => void events.push('accept'),
+        discard: () => void events.push('discard'),
+      }),
+    assertReplaceable,
+    onEnd: () => events.push(String(supervisor.end)),
   });
   return { model, supervisor, events, logged };
 }
@@ -328,3 +336,53 @@ function gate(): { readonly promise: Promise<void>; readonly release: () => void
     },
   };
 }
+
+t.test('an upgrade hands every device over that is served, and ends at the first that cannot be', async (t) => {
+  const made = rig();
+  const { model, supervisor, events } = made;
+  await supervisor.start(config('ram0', 'ram1', 'ram2'));
+  const generations = (): number[] => supervisor.status().devices.map(({ generation }) => generation);
+  const zygotes = (): (number | null)[] => [...model.devices.values()].map(({ zygote }) => zygote);
+  await supervisor.upgrade();
+  t.strictSame(
+    [generations(), zygotes()],
+    [
+      [2, 2, 2],
+      [2, 2, 2],
+    ],
+  );
+  model.fail('spawn', 8, 'ENOMEM');
+  await t.rejects(supervisor.upgrade(), {
+    code: 'ENOMEM',
+    device: 'ram1',
+    message: /ram1 and the devices after it are/,
+  });
+  t.strictSame(
+    [generations(), zygotes()],
+    [
+      [3, 4, 2],
+      [2, 2, 2],
+    ],
+  );
+  t.strictSame(states(made), ['ram0 live', 'ram1 live', 'ram2 live']);
+  t.strictSame(events.slice(3), ['accept', 'discard']);
+});
+
+t.test('a supervisor that is to be replaced takes no more orders, and leaves its devices alone', async (t) => {
+  let refused = true;
+  const assertReplaceable = (): Promise<void> =>
+    refused
+      ? Promise.reject(new SupervisorError('not with this configuration', { code: 'REFUSED' }))
+      : Promise.resolve();
+  const { supervisor, events, model } = rig({ assertReplaceable });
+  await supervisor.start(config('ram0'));
+  const asked = model.calls.length;
+  await t.rejects(supervisor.upgradeSelf(), { code: 'REFUSED' });
+  t.equal(supervisor.end, null);
+  refused = false;
+  await supervisor.upgradeSelf();
+  t.strictSame([supervisor.end, events.at(-1)], ['replaced', 'replaced']);
+  await t.rejects(supervisor.add('ram1'), { code: 'STOPPING' });
+  t.equal(model.calls.length, asked);
+  await t.rejects(rig().supervisor.upgradeSelf(), { code: 'REFUSED', message: /inside another program/ });
+});

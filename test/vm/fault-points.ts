@@ -1,4 +1,4 @@
-import { copyFile, readFile, writeFile } from 'node:fs/promises';
+import { copyFile, readFile, rename, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { root, waitFor } from './harness.js';
 
@@ -11,7 +11,10 @@ const SIGNALS = { SIGKILL: 9, SIGSTOP: 19 } as const;
 /** Puts the library with fault points in the place of the real one; in the guest only, whose root is an overlay. */
 export async function installFaultPoints(): Promise<void> {
   const release = join(root, 'build/Release');
-  await copyFile(join(release, 'zygote_faults.so'), join(release, 'zygote.so'));
+  const inPlace = join(release, 'zygote.so');
+  await copyFile(join(release, 'zygote_faults.so'), `${inPlace}.new`);
+  // A zygote that runs has the old one mapped.
+  await rename(`${inPlace}.new`, inPlace);
   await disarm();
 }
 

@@ -1,3 +1,4 @@
+// kernels: newest
 import assert from 'node:assert/strict';
 import { randomBytes } from 'node:crypto';
 import { constants, readFileSync, readdirSync, readlinkSync, realpathSync } from 'node:fs';

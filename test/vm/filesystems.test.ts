@@ -1,3 +1,4 @@
+// kernels: newest
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { ext4, testFileSystem } from './device-suite.js';

@@ -1,3 +1,4 @@
+// kernels: newest
 // guest: --no-ublk-module-load
 import assert from 'node:assert/strict';
 import { mkdtemp, writeFile } from 'node:fs/promises';

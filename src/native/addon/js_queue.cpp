@@ -23,12 +23,17 @@ namespace {
 
 Inheritance* inheritance() {
   const auto find = reinterpret_cast<Inheritance* (*)()>(dlsym(RTLD_DEFAULT, "ublk_supervisor_inheritance"));
-  return find ? find() : nullptr;
+  Inheritance* inherited = find ? find() : nullptr;
+  // The zygote runs on when another version is installed in its place.
+  if (inherited && inherited->request.header.version != kProtocolVersion) {
+    throw std::system_error(EPROTO, std::generic_category(), "inheriting a queue from a zygote of another version");
+  }
+  return inherited;
 }
 
 // inheritedQueue(): what this queue process is for; null in any other process.
 Napi::Value inheritedQueue(const Napi::CallbackInfo& info) {
-  const Inheritance* inherited = inheritance();
+  const Inheritance* inherited = guarded(info.Env(), inheritance);
   if (!inherited) return info.Env().Null();
   Napi::Object answer = Napi::Object::New(info.Env());
   answer.Set("deviceId", inherited->request.deviceId);
@@ -179,17 +184,6 @@ class JsQueue final : public Napi::ObjectWrap<JsQueue>, private Backend {
     watcher_.stop();
     Unref();
     onEnd_.MakeCallback(Env().Global(), {});
-  }
-
-  // A queue that cannot go on ends its process, as a native one does.
-  template <typename Body>
-  void orDie(Body&& body) {
-    try {
-      body();
-    } catch (const std::system_error& error) {
-      reportFailure(*page_, error);
-      _exit(1);
-    }
   }
 
   template <typename Item>

@@ -4,8 +4,12 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <cstring>
+#include <string>
+#include <vector>
 
 #include "../control_ring.hpp"
 #include "../file_descriptor.hpp"
@@ -101,6 +105,35 @@ Napi::Value streamPair(const Napi::CallbackInfo& info) {
   });
 }
 
+// replaceProcess(path, argv, environment, fd): execve(2), which keeps the standard streams open and, unless it is negative,
+// `fd`. Returns only by throwing.
+Napi::Value replaceProcess(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    const auto strings = [](const Napi::Array& from) {
+      std::vector<std::string> all;
+      for (uint32_t i = 0; i < from.Length(); i++) all.push_back(from.Get(i).ToString());
+      return all;
+    };
+    const auto pointers = [](std::vector<std::string>& from) {
+      std::vector<char*> all;
+      for (auto& text : from) all.push_back(text.data());
+      all.push_back(nullptr);
+      return all;
+    };
+    const std::string path = info[0].As<Napi::String>();
+    auto argv = strings(info[1].As<Napi::Array>());
+    auto environment = strings(info[2].As<Napi::Array>());
+    const int kept = info[3].As<Napi::Number>().Int32Value();
+    // Node sets FD_CLOEXEC on all that it inherits. What is not open needs not stay so.
+    for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO, kept}) fcntl(fd, F_SETFD, 0);
+    checked(execve(path.c_str(), pointers(argv).data(), pointers(environment).data()), "execve");
+    return info.Env().Undefined();
+  });
+}
+
+// reap(pid): collects the exit status of a child that has ended; harmless for whatever else it is.
+void reap(const Napi::CallbackInfo& info) { waitpid(info[0].As<Napi::Number>().Int32Value(), nullptr, WNOHANG); }
+
 }  // namespace
 
 void exportSystem(Napi::Env env, Napi::Object exports) {
@@ -108,6 +141,8 @@ void exportSystem(Napi::Env env, Napi::Object exports) {
   exports.Set("ublkDeviceInfo", Napi::Function::New(env, ublkDeviceInfo));
   exports.Set("ioUringErrno", Napi::Function::New(env, ioUringErrno));
   exports.Set("mapShared", Napi::Function::New(env, mapShared));
+  exports.Set("replaceProcess", Napi::Function::New(env, replaceProcess));
+  exports.Set("reap", Napi::Function::New(env, reap));
   exports.Set("streamPair", Napi::Function::New(env, streamPair));
   exports.Set("listenSeqpacket", Napi::Function::New(env, listenSeqpacket));
 }

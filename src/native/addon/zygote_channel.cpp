@@ -28,6 +28,7 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
                                                  InstanceMethod<&ZygoteChannel::retire>("retire"),
                                                  InstanceMethod<&ZygoteChannel::inventory>("inventory"),
                                                  InstanceMethod<&ZygoteChannel::forget>("forget"),
+                                                 InstanceMethod<&ZygoteChannel::expire>("expire"),
                                                  InstanceMethod<&ZygoteChannel::close>("close"),
                                              }));
   }
@@ -157,6 +158,8 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
     return send(info.Env(), message);
   }
 
+  void expire(const Napi::CallbackInfo& info) { send(info.Env(), headerOf(MessageType::expire)); }
+
   void close(const Napi::CallbackInfo&) { closeSocket(); }
 
   template <typename Message>
@@ -208,6 +211,7 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
     if (header.type == MessageType::hello && received.bytes == sizeof(HelloMessage)) {
       object.Set("type", "hello");
       object.Set("pid", static_cast<const HelloMessage*>(message)->pid);
+      object.Set("expiring", static_cast<const HelloMessage*>(message)->expiring != 0);
     } else if (header.type == MessageType::spawned && received.bytes == sizeof(SpawnedMessage)) {
       const auto& spawned = *static_cast<const SpawnedMessage*>(message);
       if (spawned.queues > kMaxQueues || received.files.size() != spawned.queues) return {};

@@ -1,0 +1,160 @@
+import assert from 'node:assert/strict';
+import { copyFile, readdir, rename, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { parentOf } from '../../src/supervisor/processes.js';
+import type { DeviceStatus } from '../../src/supervisor/status.js';
+import { arm, disarm, installFaultPoints, untilStruck } from './fault-points.js';
+import { Load, verifiedWrites } from './fio.js';
+import {
+  COMMAND_TIMEOUT_MS,
+  Served,
+  assertNothingLeft,
+  hasEnded,
+  ok,
+  processesNamed,
+  root,
+  waitFor,
+} from './harness.js';
+
+/** Other code is installed in the place of what runs, good and bad; devices and supervisor go over to it, or stay. */
+
+const runtimeDir = '/run/upgrade';
+const recovery = { maxRestarts: 1000 };
+const devices = [
+  { name: 'ram', id: 0, queues: 2, recovery, backend: { type: 'ram', size: '16MiB' } },
+  { name: 'file', id: 1, recovery, backend: { type: 'file', path: '/dev/shm/upgrade.img', size: '8MiB' } },
+];
+const library = join(root, 'build/Release/zygote.so');
+
+async function install(text: string): Promise<void> {
+  await writeFile(`${library}.new`, text);
+  await rename(`${library}.new`, library);
+}
+
+const serversOf = ({ queues }: DeviceStatus): (number | undefined)[] => queues.map(({ pid }) => pid ?? undefined);
+const zygotesOf = (device: DeviceStatus): number[] => [
+  ...new Set(serversOf(device).map((pid) => (pid === undefined ? 0 : (parentOf(pid) ?? 0)))),
+];
+const zygotes = (): number[] => processesNamed('ublk-zygote');
+const servedTimes = ({ log }: Served): number => log.split('"serving"').length - 1;
+
+test('upgrade', { timeout: 1_100_000 }, async (t) => {
+  let served = await Served.start(devices, { runtimeDir });
+  const statuses = async (): Promise<readonly DeviceStatus[]> => {
+    const { devices } = await served.status();
+    return devices.toSorted((a, b) => (a.id ?? 0) - (b.id ?? 0));
+  };
+  const generations = async (): Promise<number[]> => (await statuses()).map(({ generation }) => generation);
+  const forkedBy = async (): Promise<number[]> => [...new Set((await statuses()).flatMap(zygotesOf))];
+  const underLoad = async (act: () => Promise<void>): Promise<void> => {
+    const jobs = (await statuses()).map(({ name, path }) => ({ name, path: path ?? '', size: '4M', depth: 16 }));
+    const loads = jobs.map((job) => new Load((pass) => verifiedWrites(job, pass)));
+    try {
+      await Promise.race([act(), ...loads.map(({ done }) => done.then(() => assert.fail('a load ended')))]);
+    } finally {
+      for (const load of loads) assert.ok((await load.stop()) > 0);
+    }
+  };
+  const onlyZygote = async (): Promise<number> => {
+    const [zygote] = await waitFor('the other zygote ending', () => zygotes().length === 1 && zygotes());
+    return zygote ?? assert.fail('there is none');
+  };
+
+  await t.test('E3 every device goes over to a new zygote under fio verify, and the old one ends', async () => {
+    const before = await onlyZygote();
+    await underLoad(async () => {
+      const { code, stderr } = await served.command('upgrade');
+      assert.deepEqual([code, stderr], [0, '']);
+    });
+    const after = await onlyZygote();
+    assert.notEqual(after, before);
+    assert.deepEqual([await generations(), await forkedBy()], [[2, 2], [after]]);
+    for (const { state, recoveries, lastExit } of await statuses()) {
+      assert.deepEqual([state, recoveries, lastExit], ['live', 0, null]);
+    }
+    const sockets = (await readdir(runtimeDir)).filter((name) => name.startsWith('zygote'));
+    assert.deepEqual(sockets, ['zygote-2.sock']);
+    process.kill(after, 'SIGKILL');
+    for (const { name } of devices) await served.untilLive(name, 1);
+  });
+
+  await t.test('E3 new code whose queue processes die: the old code serves again', async () => {
+    const zygote = await onlyZygote();
+    await installFaultPoints();
+    await arm('preparing', 0, 'SIGKILL', 1000);
+    const before = await generations();
+    await underLoad(async () => {
+      const { code, stderr } = await served.command('upgrade');
+      assert.equal(code, 1);
+      assert.match(stderr, /upgrading failed: .*ram and the devices after it are served by the code before/);
+    });
+    await served.untilLive('ram');
+    assert.deepEqual(await forkedBy(), [zygote]);
+    assert.equal(await onlyZygote(), zygote);
+    assert.equal((await generations())[1], before[1]);
+    // What is new now is the old code's, too.
+    process.kill((await served.device('ram')).queues[0]?.pid ?? 0, 'SIGKILL');
+    await served.untilLive('ram', 2);
+    assert.deepEqual(await forkedBy(), [zygote]);
+  });
+
+  await t.test('E3 a library that cannot be loaded is refused before anything is touched', async () => {
+    const before = await generations();
+    const zygote = await onlyZygote();
+    await copyFile(library, `${library}.good`);
+    await install('this is no library');
+    const { code, stderr } = await served.command('upgrade');
+    assert.equal(code, 1);
+    assert.match(stderr, /upgrading failed: .*zygote.*upgrade --self comes first/);
+    assert.deepEqual([await generations(), await forkedBy(), zygotes()], [before, [zygote], [zygote]]);
+    await rename(`${library}.good`, library);
+  });
+
+  await t.test('A3 a supervisor killed in the middle leaves two zygotes to its successor', async () => {
+    const zygote = await onlyZygote();
+    await arm('preparing', 0, 'SIGSTOP');
+    const upgrade = served.command('upgrade');
+    await untilStruck();
+    assert.equal(zygotes().length, 2);
+    process.kill(served.pid, 'SIGKILL');
+    await Promise.all([served.exit, upgrade]);
+    await disarm();
+    served = await Served.start(devices, { runtimeDir });
+    const [ram, file] = await statuses();
+    assert.deepEqual([ram?.state, file?.state], ['live', 'live']);
+    assert.deepEqual(file && zygotesOf(file), [zygote], 'who was served was not served on');
+    await underLoad(async () => {
+      assert.equal((await served.command('upgrade')).code, 0);
+    });
+    assert.deepEqual(await forkedBy(), [await onlyZygote()]);
+  });
+
+  await t.test('A3 the supervisor goes on as what is installed, and nobody notices', async () => {
+    const before = await statuses();
+    const zygote = await onlyZygote();
+    await served.configure([{ ...devices[0], queues: 0 }]);
+    const refused = await served.command('upgrade', '--self');
+    assert.equal(refused.code, 1);
+    assert.match(refused.stderr, /what is installed now refuses .*queues/);
+    assert.equal(servedTimes(served), 1);
+    await served.configure(devices);
+    await underLoad(async () => {
+      const { code, stderr } = await served.command('upgrade', '--self');
+      assert.deepEqual([code, stderr], [0, '']);
+    });
+    await waitFor('the successor', () => servedTimes(served) === 2, COMMAND_TIMEOUT_MS);
+    assert.equal((await served.status()).supervisor.pid, served.pid);
+    const after = await statuses();
+    assert.deepEqual(after.map(serversOf), before.map(serversOf));
+    assert.deepEqual(after.map(zygotesOf), before.map(zygotesOf));
+    for (const { state, recoveries } of after) assert.deepEqual([state, recoveries], ['live', 0]);
+    assert.equal((await served.command('upgrade')).code, 0);
+    await waitFor('the zygote ending', () => hasEnded(zygote));
+    const ours = await ok('ps', ['--ppid', String(served.pid), '-o', 'stat=,comm=']);
+    assert.doesNotMatch(ours, /^Z/m, 'a zygote was not waited for');
+  });
+
+  assert.equal(await served.terminate(), 0);
+  await assertNothingLeft(runtimeDir);
+});
