@@ -20,7 +20,7 @@ export interface DeviceSpec {
   /** Whom the queue processes run as; undefined: as the supervisor, without its capabilities. */
   readonly user: User | undefined;
   readonly coreDump: boolean;
-  /** Which zygote forks its queue processes, as long as that one runs; null: the one that forks what is new. */
+  /** Which zygote forks its queue processes, unless that one is gone or to end; null: the one that forks what is new. */
   readonly zygote: number | null;
   readonly facts: BackendFacts;
   readonly backend: {

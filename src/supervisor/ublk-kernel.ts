@@ -39,6 +39,7 @@ import type {
 import type { OperationStatus, QueueStatus } from './status.js';
 import { dataPathFeature, featureFlag, hasFeature, ublkFeatureTable } from './ublk-features.js';
 import type { ControlAnswer, ExitNotice, Zygote } from './zygote.js';
+import type { ZygoteKeeper } from './zygote-keeper.js';
 
 /** Commands that only wait for locks or for FETCHes. */
 const COMMAND_DEADLINE_MS = 10_000;
@@ -78,21 +79,18 @@ export class UblkKernel implements Kernel {
   readonly resizes: boolean;
   readonly #features: bigint;
   readonly #cookieOf: (name: string) => bigint;
-  readonly #zygote: (number?: number | null) => Promise<Zygote>;
+  readonly #zygotes: Pick<ZygoteKeeper, 'get' | 'running'>;
   readonly #devices = new Map<number, DeviceRecord>();
 
-  /**
-   * `cookieOf` marks our devices in the kernel. `zygote` gives the one of that number while it runs, else the one that forks
-   * what is new, started again if it died.
-   */
+  /** `cookieOf` marks our devices in the kernel. */
   constructor(options: {
     features: bigint;
     cookieOf: (name: string) => bigint;
-    zygote: (number?: number | null) => Promise<Zygote>;
+    zygotes: Pick<ZygoteKeeper, 'get' | 'running'>;
   }) {
     this.#features = options.features;
     this.#cookieOf = options.cookieOf;
-    this.#zygote = options.zygote;
+    this.#zygotes = options.zygotes;
     this.quirks = {
       midFetchDeathIsFatal: !this.#has('SAFE_STOP_DEV'),
       recoveryBeginsOnce: !this.#has('QUIESCE'),
@@ -209,7 +207,7 @@ export class UblkKernel implements Kernel {
     if (state !== 'DEAD') await this.#noticeDeathsSoon(id);
     if (held === null) return { state, generation: null, marked: [] };
     const record = this.#newRecord(found, spec, reopenSharedPages(held.queues, held.depth, held.sharedPage));
-    const zygote = await this.#zygote(held.zygote);
+    const zygote = this.#zygotes.running(held.zygote) ?? null;
     record.zygote = zygote;
     const channels =
       spec.backend.module === null
@@ -225,7 +223,7 @@ export class UblkKernel implements Kernel {
       pages: record.pages,
       processes: held.processes.map(({ pid, running }) => ({
         pid,
-        pidfd: running ? childPidfd(pid, zygote.pid) : null,
+        pidfd: running && zygote !== null ? childPidfd(pid, zygote.pid) : null,
       })),
       channels,
       deviceId: id,
@@ -272,7 +270,7 @@ export class UblkKernel implements Kernel {
       backend: spec.backend.module === null ? spec.backend.name : '',
     };
     for (;;) {
-      const zygote = await this.#zygote(spec.zygote);
+      const zygote = await this.#zygotes.get(spec.zygote);
       try {
         const { pids, pidfds } = await zygote.spawn(request, sharedPage, files, kept);
         return { zygote, pids, pidfds };
@@ -309,7 +307,7 @@ export class UblkKernel implements Kernel {
   async #serve(command: ControlCommand, id: number, signal: AbortSignal): Promise<void> {
     const { zygote, fetchDeadlineMs, pages } = this.#record(id);
     // Which queue processes are alive is asked of their siblings.
-    const parent = zygote ?? (await this.#zygote());
+    const parent = zygote ?? (await this.#zygotes.get());
     const details = { action: controlAction.whenFetched, data: parent.pid, sharedPage: pages.fd };
     await this.#controlBy(parent, command, id, details, signal, fetchDeadlineMs);
   }
@@ -427,7 +425,7 @@ export class UblkKernel implements Kernel {
     details: Partial<ControlRequest>,
     signal?: AbortSignal,
   ): Promise<ControlAnswer> {
-    return this.#controlBy(await this.#zygote(), command, id, details, signal, deadlineOf(details.action));
+    return this.#controlBy(await this.#zygotes.get(), command, id, details, signal, deadlineOf(details.action));
   }
 
   /** Likewise, in a child of this zygote. */

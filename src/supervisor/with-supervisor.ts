@@ -96,7 +96,7 @@ async function runIn(
   const kernel = new UblkKernel({
     features: ublkFeatures(),
     cookieOf: (name) => instance.cookieOf(name),
-    zygote: (number) => keeper.get(number),
+    zygotes: keeper,
   });
   let end: () => void = () => undefined;
   const ended = new Promise<void>((resolve) => {

@@ -52,14 +52,20 @@ export class ZygoteKeeper {
   }
 
   /**
-   * The zygote of that number while it runs, else the one that forks what is new. Rejects when none can be started; the
-   * next call tries again.
+   * The zygote of that number unless it is gone or to end, else the one that forks what is new. Rejects when none can be
+   * started; the next call tries again.
    */
   async get(number: number | null = null): Promise<Zygote> {
-    const zygote = (number === null ? undefined : this.#running.get(number)) ?? this.#current;
+    const wanted = number === null ? undefined : this.#running.get(number);
+    const zygote = wanted?.expiring === false ? wanted : this.#current;
     if (zygote !== null) return zygote;
     this.#starting ??= this.#startCurrent();
     return this.#starting;
+  }
+
+  /** undefined: it is gone. */
+  running(number: number): Zygote | undefined {
+    return this.#running.get(number);
   }
 
   /**
