@@ -64,7 +64,9 @@ export class Device {
   #previous: HandOver | null = null;
   /** Why the device is degraded while its backend is loaded again and again. */
   #reloading: string | null = null;
-  /** Ends what can be ended of the step under way: a back-off or startDevice. */
+  /** The code of what made the device degraded; some of it passes by itself. */
+  #degradedBy: string | null = null;
+  /** Ends what can be ended: of the step under way a back-off or startDevice, at rest the wait for what passes by itself. */
   #interrupt = new AbortController();
 
   /** Throws `CONFIG` when the configuration does not fit the backend. */
@@ -258,9 +260,8 @@ export class Device {
   }
 
   async #step(step: Step): Promise<void> {
-    this.#interrupt = new AbortController();
+    const signal = this.#renewInterrupt();
     if (this.#requests.stopPending) this.#interrupt.abort();
-    const { signal } = this.#interrupt;
     if (step === 'backOff') return this.#backOff(signal);
     if (step === 'checkBackend') return this.#backend.check?.();
     if (step === 'exchange') {
@@ -272,6 +273,13 @@ export class Device {
     const handOver = this.#state === 'handingOver' ? this.#requests.handOver : null;
     const force = handOver?.force ?? (this.#stopUnderWay ? this.#requests.force : true);
     return this.#device.run(step, { force, cancelStart: signal });
+  }
+
+  /** Whatever still waits under the last one was for what is over. */
+  #renewInterrupt(): AbortSignal {
+    this.#interrupt.abort();
+    this.#interrupt = new AbortController();
+    return this.#interrupt.signal;
   }
 
   #exchange(): void {
@@ -332,7 +340,10 @@ export class Device {
       this.#takeBack();
       this.#attempts.askedFor();
     } else this.#attempts.failed();
-    return targetOfFailure(this.#state, step, known.code);
+    const target = targetOfFailure(this.#state, step, known.code);
+    // A stop that was refused because of the device's users says nothing about that.
+    if (target === 'degraded' || known.code === 'STUCK') this.#degradedBy = known.code;
+    return target;
   }
 
   #enter(target: Target): void {
@@ -351,6 +362,7 @@ export class Device {
 
   #becomeLive(from: DeviceState): void {
     this.#reason = null;
+    this.#degradedBy = null;
     if (from === 'recovering') this.#crashes.recovered(this.#history.recovered());
     else if (from === 'handingOver') this.#history.handedOver();
     else this.#history.started();
@@ -362,11 +374,12 @@ export class Device {
     if (this.#state === 'failed' || this.#state === 'gone') this.#requests.handOversRefused(this.#whyNotLive());
     if (this.#state === 'live') this.#requests.live();
     else this.#requests.notLive(this.#whyNotLive());
-    const unloadable = this.#state === 'degraded' && this.#error?.code === 'UNLOADABLE';
-    if (unloadable && this.#config.recovery.auto) void this.#reload(this.#interrupt.signal);
+    // Also when a stop, which interrupted it, was refused.
+    const signal = this.#renewInterrupt();
+    const cause = this.#state === 'degraded' && this.#config.recovery.auto ? this.#degradedBy : null;
+    if (cause === 'UNLOADABLE') void this.#reload(signal);
     else this.#reloading = null;
-    const stuck = this.#state === 'degraded' && this.#error?.code === 'STUCK';
-    if (stuck && this.#config.recovery.auto) void this.#recoverOnceEnded(this.#interrupt.signal);
+    if (cause === 'STUCK') void this.#recoverOnceEnded(signal);
     if (this.#state !== 'gone') return;
     this.#reason = null;
     this.#requests.gone();

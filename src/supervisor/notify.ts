@@ -44,6 +44,8 @@ export class Notifier {
   readonly #waiting: string[] = [];
   #ready = false;
   #stopping = false;
+  /** A device was in use, and none has begun to stop since. */
+  #putOff = false;
   #retrying = false;
   #complained = false;
   #withheld = false;
@@ -62,6 +64,7 @@ export class Notifier {
 
   deviceChanged(name: string, state: DeviceState): void {
     this.#devices.changed(name, state);
+    if (state === 'stopping') this.#putOff = false;
     this.#say(this.#devices.line());
   }
 
@@ -90,12 +93,15 @@ export class Notifier {
     }
   }
 
-  /** As long as `stop` is at work the service manager gives it time. Settles as `stop` does. */
+  /**
+   * As long as `stop` is at work the service manager gives it time, but none for looking again whether a device is still
+   * in use. Settles as `stop` does.
+   */
   async whileStopping(stop: () => Promise<void>): Promise<void> {
     if (!this.#stopping) this.#send('STOPPING=1');
     this.#stopping = true;
     const beat = setInterval(() => {
-      this.#send(`EXTEND_TIMEOUT_USEC=${String(STOP_EXTENSION_US)}`);
+      if (!this.#putOff) this.#send(`EXTEND_TIMEOUT_USEC=${String(STOP_EXTENSION_US)}`);
     }, STOP_BEAT_MS);
     try {
       await stop();
@@ -106,6 +112,7 @@ export class Notifier {
 
   /** Why a stop is put off. */
   stopPutOff(reason: string): void {
+    this.#putOff = true;
     this.#say(`waiting to stop: ${reason}`);
   }
 

@@ -135,6 +135,40 @@ t.test('A10 it recovers by itself when the sleep ends', async (t) => {
   t.strictSame(faultsOf(made), []);
 });
 
+t.test('so it does after stops that were refused', async (t) => {
+  const made = await liveRig('6.16');
+  const { model, device } = made;
+  const { generation } = model;
+  generation.killable = false;
+  generation.exit(0);
+  await quiet();
+  await t.rejects(device.stop({ force: true }), { code: 'STUCK' });
+  model.only.open = true;
+  await t.rejects(device.stop({ force: false }), { code: 'IN_USE' });
+  t.equal(device.state, 'degraded');
+  generation.thaw();
+  await quiet();
+  t.match(device.status(), { state: 'live', generation: 2, recoveries: 1 });
+  t.strictSame(faultsOf(made), []);
+});
+
+t.test('a backend that does not load is loaded again also after a stop that was refused', async (t) => {
+  const made = await liveRig('7.2');
+  const { model, device, clock } = made;
+  clock.held = true;
+  model.fail('endRecovery', 1, 'UNLOADABLE');
+  model.generation.exit(0);
+  await quiet();
+  t.equal(device.state, 'degraded');
+  model.only.open = true;
+  await t.rejects(device.stop({ force: false }), { code: 'IN_USE' });
+  t.equal(device.state, 'degraded');
+  clock.wake();
+  await quiet();
+  t.match(device.status(), { state: 'live', recoveries: 1 });
+  t.strictSame(faultsOf(made), []);
+});
+
 t.test('a back-off ends early by recover and by stop', async (t) => {
   const crashOnce = async () => {
     const made = await liveRig('7.2');

@@ -2,6 +2,7 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
+import { mock } from 'node:test';
 import { execa } from 'execa';
 import t, { type Test } from 'tap';
 import { sendDatagram } from '../../src/native/binding.js';
@@ -96,6 +97,26 @@ t.test('a stop that takes long asks for time', async (t) => {
   t.equal(await next(), 'EXTEND_TIMEOUT_USEC=30000000');
   finish();
   await stopping;
+});
+
+t.test('a stop that was put off asks for no time until a device stops', async (t) => {
+  const { address, listen, next } = await receive(t);
+  listen();
+  mock.timers.enable({ apis: ['setInterval'] });
+  const service = notifier({ socket: address });
+  service.stopPutOff('it is in use');
+  let finish = (): void => undefined;
+  const stopping = service.whileStopping(() => new Promise((resolve) => (finish = resolve)));
+  mock.timers.tick(20_000);
+  service.deviceChanged('a', 'stopping');
+  mock.timers.tick(2_000);
+  mock.timers.reset();
+  finish();
+  await stopping;
+  t.equal(await next(), 'STATUS=waiting to stop: it is in use');
+  t.equal(await next(), 'STOPPING=1');
+  t.equal(await next(), 'STATUS=0 of 1 device live: a is stopping', 'nothing before it');
+  t.equal(await next(), 'EXTEND_TIMEOUT_USEC=30000000');
 });
 
 t.test('signs of life at half the interval, but not while a device is lost sight of', async (t) => {

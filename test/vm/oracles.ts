@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { fork, type ChildProcess } from 'node:child_process';
 import { join } from 'node:path';
+import { after } from 'node:test';
 import { messageOf } from '../../src/errors.js';
 import type { DeviceStatus, ExitStatus } from '../../src/supervisor/status.js';
 import { type Served, assertNothingLeft, kernelComplaints, root, waitFor } from './harness.js';
@@ -18,6 +19,13 @@ import { Witness } from './witness.js';
 
 /** Beyond it a client's request counts as one that never ends; ample for a generation that boots node on a busy machine. */
 const BUDGET_MS = 60_000;
+
+const running = new Set<ChildProcess>();
+
+// After a test that failed they would go on, and its program with them.
+after(() => {
+  for (const child of running) child.kill('SIGKILL');
+});
 
 interface Extent {
   /** In blocks of 4 KiB. */
@@ -44,12 +52,14 @@ export class Registers {
       stdio: ['ignore', 'inherit', 'inherit', 'ipc'],
     });
     this.#child = child;
+    running.add(child);
     child.on('message', (report: RegisterReport) => {
       this.#last = report;
     });
     this.done = new Promise((resolve, reject) => {
       child.once('exit', (code, signal) => {
         this.#ended = true;
+        running.delete(child);
         if (code === 0) resolve(this.#last);
         else reject(new Error(`the registers of ${path} ended with ${String(signal ?? code)}, see stderr`));
       });

@@ -6,7 +6,8 @@ import { existsSync, readFileSync, readlinkSync } from 'node:fs';
 import { copyFile, mkdir, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { assertNothingLeft, cli, hasEnded, ok, processesNamed, root, shell, waitFor } from './harness.js';
+import { COMMAND_TIMEOUT_MS, assertNothingLeft, cli, hasEnded, ok, processesNamed } from './harness.js';
+import { root, shell, waitFor } from './harness.js';
 
 /** deploy/ublk-supervisor.service, run by the systemd that is this guest's PID 1. */
 
@@ -28,7 +29,7 @@ const becomes = (property: string, wanted: string | RegExp): Promise<string | tr
       const value = await show(property);
       return typeof wanted === 'string' ? value === wanted : wanted.test(value) && value;
     },
-    60_000,
+    COMMAND_TIMEOUT_MS,
   );
 
 const journal = (): Promise<string> => ok('journalctl', ['-b', '-u', UNIT, '-o', 'cat', '--no-pager']);
@@ -51,7 +52,7 @@ async function isGone(): Promise<void> {
   await assertNothingLeft(RUNTIME_DIR);
 }
 
-test('the systemd unit', { timeout: 560_000 }, async (t) => {
+test('the systemd unit', { timeout: 1_100_000 }, async (t) => {
   const node = '/usr/local/bin/node';
   if (process.execPath !== node) await shell(`ln -sf ${process.execPath} ${node}`);
   await symlink(cli, '/usr/local/bin/ublk-supervisor');
@@ -122,14 +123,33 @@ test('the systemd unit', { timeout: 560_000 }, async (t) => {
     await shell(`mount -o _netdev ${LINKS}/disk /mnt/disk; echo b >/mnt/disk/b`);
     const before = await journal();
     // What a shutdown does before the last processes are killed.
-    const target = '[Unit]\nDefaultDependencies=no\nWants=umount.target shutdown.target\n';
+    const last = 'umount.target shutdown.target';
+    const target = `[Unit]\nDefaultDependencies=no\nWants=${last}\nAfter=${last}\n`;
     await writeFile('/run/systemd/system/down.target', target);
     await systemctl('daemon-reload');
-    await systemctl('start', '--no-block', '--job-mode=replace-irreversibly', 'down.target');
+    await systemctl('start', '--job-mode=replace-irreversibly', 'down.target');
     await isGone();
     const said = (await journal()).slice(before.length);
     assert.match(said, /stopping/);
     assert.doesNotMatch(said, /still serving/, 'it was stopped while the file system was mounted');
+  });
+
+  await t.test('is killed alone when the time for its stop is over, and adopts what was served on', async () => {
+    await systemctl('start', UNIT);
+    const serving = processesNamed('ublk/');
+    assert.equal(serving.length, 2);
+    await ok('mount', [`${LINKS}/disk`, '/mnt/disk']);
+    await systemctl('stop', '--no-block', UNIT);
+    await becomes('ActiveState', 'failed');
+    assert.equal(await show('Result'), 'timeout');
+    await Promise.all(['disk', 'other'].map(isReadable));
+    assert.deepEqual(processesNamed('ublk/'), serving);
+    await systemctl('start', UNIT);
+    assert.deepEqual(processesNamed('ublk/'), serving);
+    assert.equal(await shell('cat /mnt/disk/[ab] | tr -d "\\n"'), 'ab');
+    await ok('umount', ['/mnt/disk']);
+    await systemctl('stop', UNIT);
+    await isGone();
   });
 
   await t.test('is started again after it was killed, and its devices are served meanwhile', async () => {
@@ -139,12 +159,13 @@ test('the systemd unit', { timeout: 560_000 }, async (t) => {
     await shell(`mount ${LINKS}/disk /mnt/disk; echo c >/mnt/disk/c; sync`);
     const killed = await show('MainPID');
     await systemctl('kill', '--signal=KILL', '--kill-who=main', UNIT);
-    await waitFor('the restart', async () => Number(await show('NRestarts')) > 0, 60_000);
+    await waitFor('the restart', async () => Number(await show('NRestarts')) > 0, COMMAND_TIMEOUT_MS);
     await Promise.all(['disk', 'other'].map(isReadable));
     assert.deepEqual(processesNamed('ublk/'), serving);
     assert.equal(await shell('cat /mnt/disk/[abc] | tr -d "\\n"'), 'abc');
     assert.ok(!existsSync(`/proc/${killed}`));
     await ok('umount', ['/mnt/disk']);
+    await becomes('ActiveState', 'active');
     await becomes('StatusText', '2 devices live');
     assert.deepEqual(processesNamed('ublk/'), serving);
     await systemctl('stop', UNIT);
