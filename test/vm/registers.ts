@@ -122,9 +122,8 @@ process.on('message', () => {
   stopping = true;
 });
 // Whoever started us is gone.
-process.on('disconnect', () => {
-  process.exit(1);
-});
+const abandon = (): never => process.exit(1);
+process.once('disconnect', abandon);
 const ticker = setInterval(() => {
   for (const entry of underWay) {
     entry.ticks++;
@@ -136,4 +135,5 @@ await Promise.all(Array.from({ length: LANES }, () => lane(disk)));
 for (const index of registers.keys()) await read(disk, index);
 clearInterval(ticker);
 process.send?.(report());
+process.off('disconnect', abandon);
 process.disconnect();
