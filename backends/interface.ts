@@ -25,6 +25,11 @@ export interface Inheritance {
    * opening them. Taken over by the one who opens; empty where they are not there any more.
    */
   readonly files: readonly number[];
+  /**
+   * Bytes that the kernel's device has, and so its users know; null: it has no block device. A store that is larger was
+   * left in the middle of a change of size.
+   */
+  readonly size: number | null;
   /** null: it is not known. */
   readonly announced: (Pick<OpenBackend, 'size' | 'facts'> & { readonly blockSize: number | null }) | null;
 }

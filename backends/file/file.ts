@@ -24,7 +24,7 @@ export const fileBackend: Backend<z.infer<typeof fileOptions>> = {
   options: fileOptions,
   async open(options, context) {
     const readOnly = options.readOnly || context.readOnly;
-    const opened = await openStore({ ...options, readOnly }, context.blockSize, context.inherited?.files[0]);
+    const opened = await openStore({ ...options, readOnly }, context.blockSize, context.inherited);
     const serving = (store: Store): OpenBackend => ({
       size: store.size,
       facts: {

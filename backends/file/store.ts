@@ -1,6 +1,7 @@
 import { closeSync, constants, fstat, fsync, ftruncate, type Stats } from 'node:fs';
 import { open, unlink, type FileHandle } from 'node:fs/promises';
 import { promisify } from 'node:util';
+import type { Inheritance } from '../interface.js';
 import { SupervisorError, errnoOf, reasonOf } from '../../src/errors.js';
 import {
   directIoAlignment,
@@ -51,20 +52,26 @@ export interface Store {
 }
 
 /**
- * Opens or creates what `options.path` names, locked against a second user. What fails leaves nothing behind.
- * `inherited`: it is open already, and is taken over with its lock.
+ * Opens or creates what `options.path` names, locked against a second user. What fails leaves nothing behind. What is
+ * inherited open is taken over with its lock.
  */
-export async function openStore(options: StoreOptions, blockSize: number, inherited?: number): Promise<Store> {
+export async function openStore(
+  options: StoreOptions,
+  blockSize: number,
+  inherited?: Pick<Inheritance, 'files' | 'size'>,
+): Promise<Store> {
   const { path, size, readOnly } = options;
+  const promised = inherited?.size ?? null;
   return named('opening', path, async () => {
-    if (inherited !== undefined) return await openInherited(inherited, options);
+    const [fd] = inherited?.files ?? [];
+    if (fd !== undefined) return await openInherited(fd, options, promised);
     await using place = await locate(path);
-    if (place.found !== null) return await openFound(place.found, options, blockSize);
+    if (place.found !== null) return await openFound(place.found, options, blockSize, promised);
     if (size === undefined || readOnly) throw refusal(path, 'there is no such file; give a size to create it');
     const { O_RDWR, O_CREAT, O_EXCL } = constants;
     await using created = await open(place.path, O_RDWR | O_CREAT | O_EXCL, 0o600);
     try {
-      const store = await openFound(created, options, blockSize);
+      const store = await openFound(created, options, blockSize, promised);
       await using directory = await open(pathOf(place.directory), constants.O_RDONLY);
       await directory.sync();
       return store;
@@ -75,7 +82,12 @@ export async function openStore(options: StoreOptions, blockSize: number, inheri
   });
 }
 
-async function openFound(found: FileHandle, options: StoreOptions, blockSize: number): Promise<Store> {
+async function openFound(
+  found: FileHandle,
+  options: StoreOptions,
+  blockSize: number,
+  promised: number | null,
+): Promise<Store> {
   const { path, readOnly, sync } = options;
   const status = await found.stat();
   if (!status.isFile() && !status.isBlockDevice()) {
@@ -99,7 +111,7 @@ async function openFound(found: FileHandle, options: StoreOptions, blockSize: nu
       throw refusal(path, 'another process or device has it locked; close that', 'opening', 'IN_USE');
     if (status.isFile() && status.size === 0 && !readOnly) await fill(file, options);
     const takesClientMemory = !direct || (alignment?.memory ?? 0) <= CLIENT_MEMORY_ALIGNMENT;
-    return await describe(file.fd, options, { takesClientMemory, close: () => file.close() });
+    return await describe(file.fd, options, promised, { takesClientMemory, close: () => file.close() });
   } catch (error) {
     await file.close();
     throw error;
@@ -107,33 +119,35 @@ async function openFound(found: FileHandle, options: StoreOptions, blockSize: nu
 }
 
 /** The device on it exists, so what it does with clients' memory was decided when that was made. */
-async function openInherited(fd: number, options: StoreOptions): Promise<Store> {
+async function openInherited(fd: number, options: StoreOptions, promised: number | null): Promise<Store> {
   const close = (): Promise<void> => {
     closeSync(fd);
     return Promise.resolve();
   };
   try {
-    return await describe(fd, options, { takesClientMemory: true, close });
+    return await describe(fd, options, promised, { takesClientMemory: true, close });
   } catch (error) {
     closeSync(fd);
     throw error;
   }
 }
 
-/** `store`: what is not to be learned from the open file. */
+/** `promised`: to users who are there already; `store`: what is not to be learned from the open file. */
 async function describe(
   fd: number,
   options: StoreOptions,
+  promised: number | null,
   store: Pick<Store, 'takesClientMemory' | 'close'>,
 ): Promise<Store> {
   const { path, size: wanted, readOnly } = options;
   const status = await statOf(fd);
   const device = status.isBlockDevice() ? await describeBlockDevice(status.rdev) : null;
-  const size = device?.size ?? status.size;
-  if (size !== (wanted ?? size)) {
-    throw refusal(path, `it has ${String(size)} bytes, not the ${String(wanted)} configured; change one of them`);
+  const present = device?.size ?? status.size;
+  if (promised !== null ? present < promised : present !== (wanted ?? present)) {
+    const expected = promised ?? wanted;
+    throw refusal(path, `it has ${String(present)} bytes, not the ${String(expected)} configured; change one of them`);
   }
-  const canDiscard = !readOnly && (device?.canDiscard ?? (await canPunchHoles(fd, size)));
+  const canDiscard = !readOnly && (device?.canDiscard ?? (await canPunchHoles(fd, present)));
   const ofSize = (bytes: number): Store => ({
     ...store,
     fd,
@@ -149,7 +163,7 @@ async function describe(
       }),
     trim: () => (device ? Promise.resolve() : named('resizing', path, () => truncateTo(fd, bytes))),
   });
-  return ofSize(size);
+  return ofSize(promised ?? present);
 }
 
 /** `auto` is direct where it can be, so that data is cached once, on top of the device, and not here again. */

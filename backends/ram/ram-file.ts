@@ -1,6 +1,7 @@
 import { closeSync, constants, fstatSync, ftruncateSync, openSync } from 'node:fs';
 import { unlink } from 'node:fs/promises';
 import { join } from 'node:path';
+import type { Inheritance } from '../interface.js';
 import { SupervisorError, messageOf } from '../../src/errors.js';
 import { fallocate, flock, KEEP_SIZE, PUNCH_HOLE } from '../../src/native/binding.js';
 import { SHARED_MEMORY_DIRECTORY, ensureSharedMemoryDirectory } from '../shared-memory.js';
@@ -27,16 +28,21 @@ function fileBytes(size: number): number {
 }
 
 /**
- * Opens or creates the tmpfs file of a RAM disk, sparse, locked against a second user. `inherited`: it is open already,
- * and is taken over with its lock.
+ * Opens or creates the tmpfs file of a RAM disk, sparse, locked against a second user. What is inherited open is taken
+ * over with its lock.
  */
-export async function openRamFile(device: string, size: number, inherited?: number): Promise<RamFile> {
+export async function openRamFile(
+  device: string,
+  size: number,
+  inherited?: Pick<Inheritance, 'files' | 'size'>,
+): Promise<RamFile> {
   await ensureSharedMemoryDirectory();
   const path = join(SHARED_MEMORY_DIRECTORY, `${device}.ram`);
-  const fd = inherited ?? openFile(path, device);
+  const [open] = inherited?.files ?? [];
+  const fd = open ?? openFile(path, device);
   let created = false;
   try {
-    if (inherited === undefined && !flock(fd)) {
+    if (open === undefined && !flock(fd)) {
       throw new SupervisorError(`RAM disk file ${path} is in use by another process; use another device name`, {
         code: 'IN_USE',
         device,
@@ -45,7 +51,9 @@ export async function openRamFile(device: string, size: number, inherited?: numb
     const bytes = fileBytes(size);
     const { size: present } = fstatSync(fd);
     created = present === 0;
-    if (present !== 0 && present !== bytes) {
+    // Nobody was told of the rest.
+    if (inherited?.size === size && present > bytes) await trim(fd, size);
+    else if (present !== 0 && present !== bytes) {
       throw new SupervisorError(
         `RAM disk file ${path} has ${String(present)} bytes, but a disk of ${String(size)} bytes needs ${String(bytes)}; ` +
           'it is of a device of that name with another size: configure that size or remove the file',

@@ -13,7 +13,7 @@ export const ramBackend: Backend<z.infer<typeof ramOptions>> = {
   name: 'ram',
   options: ramOptions,
   async open(options, context) {
-    const file = await openRamFile(context.device, options.size, context.inherited?.files[0]);
+    const file = await openRamFile(context.device, options.size, context.inherited);
     const ofSize = (size: number): OpenBackend => ({
       size,
       facts: {

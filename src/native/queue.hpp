@@ -59,6 +59,8 @@ class Queue final : public Responder {
   void notify(int eventfd);
   bool take();
   void submit();
+  // There are answers that neither has sent yet.
+  bool unsent() const { return io_uring_sq_ready(&ring_) > 0; }
 
   // Every tag's buffer, one behind the other; empty but on the copy path.
   std::span<std::byte> buffers() const { return {buffers_, buffers_ ? size_t{setup_.maxIoBytes} * setup_.depth : 0}; }

@@ -52,7 +52,9 @@ export class ManagedDevice {
 
   /** `left`: what an earlier supervisor left of it. */
   constructor(config: DeviceConfig, context: ManagedDeviceContext, left: LeftDevice | null) {
-    this.#config = config;
+    const size = left?.found?.size ?? null;
+    // Its users know it with the size that the kernel has. Of a change of it a supervisor that died may have told nobody.
+    this.#config = size === null ? config : withSize(config, size);
     this.#openBackend = ({ name: device, blockSize, readOnly, user, backend }, inherited) =>
       context.openBackend(backend, { device, blockSize, readOnly, user, ...(inherited ? { inherited } : {}) });
     this.added = new Promise((resolve) => {
@@ -190,6 +192,7 @@ export class ManagedDevice {
     const { name: device, backend: options } = this.#config;
     const found = left?.found ?? undefined;
     const backend = await this.#openBackend(this.#config, {
+      size: found?.size ?? null,
       announced: found === undefined ? null : (left?.announced ?? null),
       files: options.type === 'module' ? [] : (found?.held?.files ?? []),
     });
@@ -235,7 +238,7 @@ function assertSameSize(device: string, { id, size }: FoundDevice, now: number):
   throw new SupervisorError(message, { code: 'CONFIG', device });
 }
 
-/** The same configuration with the size that the device has by now. */
+/** The same configuration with another size of the device. */
 export function withSize(config: DeviceConfig, size: number): DeviceConfig {
   const { backend } = config;
   return 'size' in backend && backend.size !== undefined ? { ...config, backend: { ...backend, size } } : config;

@@ -55,7 +55,7 @@ function entryOf(now: Running | undefined, wanted: DeviceConfig): PlanEntry {
   if (configured === null)
     return entry('refuse', [], `a device ${device} was added by hand; del or rename one of them`);
   const changes = differences(configured, wanted).filter(
-    (path) => path !== 'backend.size' || isModule(wanted) || sizeOf(wanted) !== size,
+    (path) => path !== 'backend.size' || isModule(wanted) || configuredSize(wanted) !== size,
   );
   if (changes.length === 0) return entry('keep', []);
   const fixed = changes.filter((path) => !CHANGEABLE.has(path) && !(isModule(wanted) && isOption(path)));
@@ -112,6 +112,6 @@ function isOption(path: string): boolean {
   return path.startsWith('backend.') && path !== 'backend.type';
 }
 
-function sizeOf({ backend }: DeviceConfig): number | undefined {
+export function configuredSize({ backend }: DeviceConfig): number | undefined {
   return 'size' in backend ? backend.size : undefined;
 }

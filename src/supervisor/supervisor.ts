@@ -5,9 +5,9 @@ import type { Clock } from './clock.js';
 import type { CrashFiles } from './crash-files.js';
 import type { Log } from './device-log.js';
 import type { Kernel } from './kernel.js';
-import type { PlanEntry } from './reload-plan.js';
+import { configuredSize, type PlanEntry } from './reload-plan.js';
 import { reload } from './reload.js';
-import { ManagedDevice, type ManagedDeviceContext, type OpenBackendFunction } from './managed-device.js';
+import { ManagedDevice, withSize, type ManagedDeviceContext, type OpenBackendFunction } from './managed-device.js';
 import type { LeftDevice } from './adoption.js';
 import { machine } from './machine.js';
 import type { Successor } from './zygote-keeper.js';
@@ -115,8 +115,8 @@ export class Supervisor implements SupervisorApi {
     const opening = [...left.map((one) => open(one.config, one)), ...fresh.map((config) => open(config, null))];
     const opened = (await Promise.all(opening)).filter((managed) => managed !== undefined);
     for (const managed of opened) {
-      const { name } = managed.config;
-      managed.configured = devices.find((device) => device.name === name) ?? null;
+      const inFile = devices.find(({ name }) => name === managed.config.name);
+      managed.configured = inFile === undefined ? null : asServed(inFile, managed.config);
     }
     // One ADD_DEV after the other, wanted ids first: the ids that the kernel chooses are the same at every start.
     const wanted = opened.filter(({ config }) => config.id !== undefined);
@@ -373,6 +373,12 @@ export class Supervisor implements SupervisorApi {
     this.#end = end;
     this.#onEnd();
   }
+}
+
+/** What a reload is to find changed: what is served may be older than the file. A size may have been changed by hand. */
+function asServed(inFile: DeviceConfig, served: DeviceConfig): DeviceConfig {
+  const size = configuredSize(inFile);
+  return size === undefined ? served : withSize(served, size);
 }
 
 function known(error: unknown, operation: string): SupervisorError {

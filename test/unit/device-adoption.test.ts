@@ -5,39 +5,7 @@ import type { DeviceState } from '../../src/supervisor/machine.js';
 import { backend, deviceConfig, faultsOf, leaked, outcomeOf, quiet, silent, type Rig } from './device-harness.js';
 import { ModelClock } from './model-clock.js';
 import { kernelVersions, type KernelVersion } from './model-device.js';
-import { ModelKernel, type Moment } from './model-kernel.js';
-
-/** The same model for a supervisor that can be killed: afterwards none of its calls arrives, and none returns. */
-function mortal(model: ModelKernel): { readonly kernel: ModelKernel; readonly kill: () => void } {
-  let alive = true;
-  const kernel = new Proxy(model, {
-    get: (target, key) => {
-      const value: unknown = Reflect.get(target, key, target);
-      if (typeof value !== 'function') return value;
-      return (...args: unknown[]): unknown => {
-        if (!alive) return new Promise(() => undefined);
-        const result: unknown = Reflect.apply(value, target, args);
-        if (!(result instanceof Promise)) return result;
-        return new Promise((resolve, reject) => {
-          result.then(
-            (answer) => {
-              if (alive) resolve(answer);
-            },
-            (error: unknown) => {
-              if (alive) reject(error instanceof Error ? error : new Error(String(error)));
-            },
-          );
-        });
-      };
-    },
-  });
-  return {
-    kernel,
-    kill: () => {
-      alive = false;
-    },
-  };
-}
+import { ModelKernel, mortal, type Moment } from './model-kernel.js';
 
 function newDevice(model: ModelKernel, kernel: ModelKernel, found?: FoundDevice): Rig {
   const clock = new ModelClock();

@@ -8,11 +8,9 @@ const MIB = 2 ** 20;
 const directory = t.testdir();
 const at = (name: string): string => join(directory, name);
 
-const open = (path: string, options: Partial<StoreOptions> = {}) =>
-  openStore(
-    { path, direct: 'auto', readOnly: false, preallocate: false, sync: false, size: undefined, ...options },
-    4096,
-  );
+const usual = { direct: 'auto', readOnly: false, preallocate: false, sync: false, size: undefined } as const;
+
+const open = (path: string, options: Partial<StoreOptions> = {}) => openStore({ ...usual, path, ...options }, 4096);
 
 t.test('a file is created sparse or with its space, and opened again as it is', async (t) => {
   for (const preallocate of [false, true]) {
@@ -29,6 +27,21 @@ t.test('a file is created sparse or with its space, and opened again as it is', 
     await again.close();
     await t.rejects(open(path, { size: 2 * MIB }), { message: /it has 1048576 bytes, not the 2097152 configured/ });
   }
+});
+
+t.test('a file that was about to grow is served with the size that its users know', async (t) => {
+  const path = at('growing');
+  await (await open(path, { size: MIB })).close();
+  await truncate(path, 2 * MIB);
+  for (const size of [MIB, undefined]) {
+    const store = await openStore({ ...usual, path, size }, 4096, { files: [], size: MIB });
+    t.equal(store.size, MIB);
+    await store.check();
+    await store.close();
+  }
+  t.equal((await stat(path)).size, 2 * MIB);
+  const missing = { files: [], size: 4 * MIB };
+  await t.rejects(openStore({ ...usual, path }, 4096, missing), { message: /it has 2097152 bytes, not the 4194304/ });
 });
 
 t.test('an empty file is one whose creation was not finished', async (t) => {

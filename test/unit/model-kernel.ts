@@ -306,3 +306,35 @@ function injected(moment: Moment, code: string): SupervisorError {
 function errno(code: string): SupervisorError {
   return new SupervisorError(`the model kernel refuses (${code})`, { code });
 }
+
+/** The same model for a supervisor that can be killed: afterwards none of its calls arrives, and none returns. */
+export function mortal(model: ModelKernel): { readonly kernel: ModelKernel; readonly kill: () => void } {
+  let alive = true;
+  const kernel = new Proxy(model, {
+    get: (target, key) => {
+      const value: unknown = Reflect.get(target, key, target);
+      if (typeof value !== 'function') return value;
+      return (...args: unknown[]): unknown => {
+        if (!alive) return new Promise(() => undefined);
+        const result: unknown = Reflect.apply(value, target, args);
+        if (!(result instanceof Promise)) return result;
+        return new Promise((resolve, reject) => {
+          result.then(
+            (answer) => {
+              if (alive) resolve(answer);
+            },
+            (error: unknown) => {
+              if (alive) reject(error instanceof Error ? error : new Error(String(error)));
+            },
+          );
+        });
+      };
+    },
+  });
+  return {
+    kernel,
+    kill: () => {
+      alive = false;
+    },
+  };
+}

@@ -1,10 +1,12 @@
 import t from 'tap';
 import type { Config, DeviceConfig } from '../../src/config/types.js';
 import { SupervisorError } from '../../src/errors.js';
+import type { LeftDevice } from '../../src/supervisor/adoption.js';
+import type { FoundDevice } from '../../src/supervisor/kernel.js';
 import { Supervisor } from '../../src/supervisor/supervisor.js';
 import { backend, deviceConfig, facts, silent } from './device-harness.js';
 import { ModelClock } from './model-clock.js';
-import { ModelKernel } from './model-kernel.js';
+import { ModelKernel, mortal } from './model-kernel.js';
 
 interface Rig {
   readonly model: ModelKernel;
@@ -14,8 +16,9 @@ interface Rig {
   readonly opened: string[];
 }
 
-async function rig(...devices: DeviceConfig[]): Promise<Rig> {
-  const model = new ModelKernel('7.2');
+const rig = (...devices: DeviceConfig[]): Promise<Rig> => rigOn(new ModelKernel('7.2'), devices, []);
+
+async function rigOn(model: ModelKernel, devices: DeviceConfig[], left: readonly LeftDevice[]): Promise<Rig> {
   const opened: string[] = [];
   const made: Rig = { model, opened, file: { devices }, supervisor: undefined as never };
   const supervisor = new Supervisor({
@@ -29,9 +32,11 @@ async function rig(...devices: DeviceConfig[]): Promise<Rig> {
       made.file === null
         ? Promise.reject(new SupervisorError('reading configuration failed', { code: 'CONFIG' }))
         : Promise.resolve(made.file),
+    findLeftDevices: () => Promise.resolve(left),
     openBackend(options, { device }) {
       opened.push(device);
-      if (options.type !== 'module') return Promise.resolve({ ...backend, created: true });
+      if (options.type === 'null') return Promise.resolve({ ...backend, size: options.size, created: true });
+      if (options.type !== 'module') throw new TypeError(`no backend ${options.type}`);
       const { size, discard } = options.options;
       if (size === 'broken') throw new SupervisorError('it does not load', { code: 'BACKEND' });
       const module = { path: options.path, options: options.options, sharedMemory: '' };
@@ -93,6 +98,23 @@ t.test('C2 one thing that cannot be done, and nothing is', async (t) => {
   await t.rejects(made.supervisor.reload(reallyReload), { code: 'REFUSED', message: /IN_USE/ });
   t.strictSame(now(made), before);
   t.strictSame(made.model.violations, []);
+});
+
+t.test('C2 what changed while there was no supervisor is a change to its successor', async (t) => {
+  const model = new ModelKernel('7.2');
+  const { kernel, kill } = mortal(model);
+  await rigOn(kernel, [a], []);
+  kill();
+  const size = 2 * backend.size;
+  const found: FoundDevice = { id: 0, queues: 2, depth: 4, dataPath: 'user-copy', size, held: null };
+  const made = await rigOn(model, [patient(a)], [{ config: a, announced: null, found }]);
+  t.strictSame(now(made), ['a live 1']);
+  t.strictSame(await made.supervisor.reload(reallyReload), [
+    { device: 'a', action: 'change', changes: ['requestTimeout'], reason: null },
+  ]);
+  t.match(await made.supervisor.reload(reallyReload), [{ action: 'keep' }]);
+  t.match(made.supervisor.status().devices, [{ size, generation: 2 }]);
+  t.strictSame(model.violations, []);
 });
 
 t.test('E2 resize asks the store first, and what fails leaves the size as it was', async (t) => {

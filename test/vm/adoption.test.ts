@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { copyFile, mkdir, readdir, rm, writeFile } from 'node:fs/promises';
+import { copyFile, mkdir, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { DirectFile } from '../../src/backend/conformance/direct-file.js';
@@ -12,13 +12,16 @@ import { COMMAND_TIMEOUT_MS, Served, assertNothingLeft, processesNamed, root, ru
 const runtimeDir = '/run/adoption';
 const journal = join(runtimeDir, 'devices');
 const BLOCK = 4096;
+const MIB = 2 ** 20;
+const RAM_FILE = '/dev/shm/ublk-supervisor/ram.ram';
+const FILE = '/dev/shm/adoption.img';
 
 const moduleDirectory = '/run/adoption-backends';
 const modulePath = join(moduleDirectory, 'async-ram-backend.mjs');
 const recovery = { maxRestarts: 1000 };
 const devices = [
   { name: 'ram', queues: 2, recovery, backend: { type: 'ram', size: '16MiB' } },
-  { name: 'file', recovery, backend: { type: 'file', path: '/dev/shm/adoption.img', size: '8MiB' } },
+  { name: 'file', recovery, backend: { type: 'file', path: FILE, size: '8MiB' } },
   { name: 'script', recovery, backend: { type: modulePath } },
 ];
 
@@ -117,6 +120,26 @@ test('the successor of a supervisor', { timeout: 1_100_000 }, async (t) => {
     assert.ok(!processesNamed('ublk-zygote').includes(zygote));
     assert.deepEqual(await statesOf(served), ALL_LIVE);
     for (const device of (await served.status()).devices) await assertData(device);
+  });
+
+  await t.test('A5 takes a device whose resize was not finished with the size that the kernel has', async () => {
+    const before = (await served.status()).devices;
+    await kill(served);
+    const journaled = join(journal, 'ram.json');
+    const entry = (await readFile(journaled, 'utf8')).replaceAll(String(16 * MIB), String(24 * MIB));
+    await writeFile(journaled, entry);
+    // A store grows before everything else.
+    const stores = [RAM_FILE, FILE];
+    const sizes = await Promise.all(stores.map(async (path) => (await stat(path)).size));
+    for (const path of stores) await run('truncate', ['-s', '+8M', path]);
+    served = await start();
+    const facts = (all: readonly DeviceStatus[]): unknown =>
+      new Map(all.map((device) => [device.name, [device.size, pids(device)]]));
+    assert.deepEqual(facts((await served.status()).devices), facts(before));
+    for (const device of (await served.status()).devices) await assertData(device);
+    // The RAM disk's is ours alone, and no longer than it has to be.
+    assert.deepEqual((await stat(RAM_FILE)).size, sizes[0]);
+    await run('truncate', ['-s', String(sizes[1]), FILE]);
   });
 
   await t.test('C3 does without the journal: torn, garbage, of another boot, unwritable, missing', async () => {

@@ -19,6 +19,8 @@ export const cli = join(root, 'dist/src/cli/main.js');
 
 /** A start of node alone takes seconds in an emulated guest, and many on a busy machine. */
 export const COMMAND_TIMEOUT_MS = 120_000;
+/** Of a supervisor with its devices, beside loads that leave it little of the CPUs. */
+const START_TIMEOUT_MS = 300_000;
 
 export interface Finished {
   readonly code: number;
@@ -164,7 +166,7 @@ export class Served {
       assert.equal(ended, undefined, `the supervisor ended with ${String(ended)}: ${served.log}`);
       return served.log.includes('"serving"');
     };
-    await waitFor('the supervisor being ready', isReady, 120_000).catch((error: unknown) => {
+    await waitFor('the supervisor being ready', isReady, START_TIMEOUT_MS).catch((error: unknown) => {
       throw new Error(`the supervisor is not ready: ${served.log}`, { cause: error });
     });
     return served;

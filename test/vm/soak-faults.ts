@@ -2,9 +2,11 @@ import { open } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout } from 'node:timers/promises';
 import { sharedMemoryOf } from '../../backends/module/module.js';
-import type { DeviceStatus } from '../../src/supervisor/status.js';
-import { processesNamed, shell, waitFor, type Served } from './harness.js';
+import { ublkFeatures } from '../../src/native/binding.js';
+import { featureFlag } from '../../src/supervisor/ublk-features.js';
+import { processesNamed, shell, waitFor, type ApiResponse } from './harness.js';
 import type { Random } from './random.js';
+import { pidsOf, signal, type Soak } from './soak-devices.js';
 
 /** What a soak does to its devices, as data: a new fault is one entry here. */
 
@@ -12,17 +14,12 @@ export interface Fault {
   readonly name: string;
   /** How often, compared with the others. */
   readonly weight: number;
+  /** Left out: on every kernel. */
+  readonly possible?: () => boolean;
+  /** The zygote dies of it, and with it the witness's queue process. */
+  readonly hurtsWitness?: true;
   /** Resolves when it was done, with what to print of it; the devices recover meanwhile or afterwards. */
   readonly strike: (soak: Soak, random: Random) => Promise<string>;
-}
-
-/** What a fault may reach for. */
-export interface Soak {
-  readonly served: Served;
-  /** Names of the devices that may suffer. */
-  readonly victims: readonly string[];
-  /** Of them, the ones with a backend of soak-backend.js. */
-  readonly scripts: readonly string[];
 }
 
 const ORDERS = { abort: 1, 'never answer': 2, 'loop for ever': 3, 'throw an uncaught error': 4 } as const;
@@ -32,17 +29,6 @@ function pick<Item>(items: readonly Item[], random: Random): Item {
   const item = items[random(items.length)];
   if (item === undefined) throw new TypeError('nothing to pick from');
   return item;
-}
-
-const pidsOf = ({ queues }: DeviceStatus): number[] => queues.flatMap(({ pid }) => pid ?? []);
-
-/** It may have died meanwhile. */
-function signal(pid: number, name: NodeJS.Signals): void {
-  try {
-    process.kill(pid, name);
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw error;
-  }
 }
 
 /** Sends a signal to `choose`n queue processes of a victim. */
@@ -58,6 +44,32 @@ async function toQueues(
   return `${name} to ${device.name}, ${pids.join(' and ')}`;
 }
 
+/** It may well be refused: an earlier fault may have the device recover, or come in between. */
+function answered(what: string, { status, body }: ApiResponse): string {
+  const { error } = body as { readonly error?: { readonly message: string } };
+  return `${what}, answered with ${String(status)}${error === undefined ? '' : ` ${error.message}`}`;
+}
+
+/** Kills the supervisor in the middle of what it was asked for. */
+async function killDuring(soak: Soak, random: Random, request: Promise<ApiResponse>): Promise<string> {
+  const milliseconds = random(300);
+  // Nobody may be left to answer.
+  await Promise.race([request.catch(() => undefined), setTimeout(milliseconds)]);
+  await soak.replaceSupervisor();
+  return `after at most ${String(milliseconds)} ms`;
+}
+
+const MIB = 2 ** 20;
+const canResize = (): boolean => (ublkFeatures() & featureFlag('UPDATE_SIZE')) !== 0n;
+
+/** To at most twice the size at the beginning, of which alone the clients make use. */
+function resize(soak: Soak, random: Random): { readonly said: string; readonly answer: Promise<ApiResponse> } {
+  const { name, backend } = pick(soak.resizable, random);
+  const size = backend.size + random(backend.size / MIB) * MIB;
+  const answer = soak.served.api('POST', `/v1/devices/${name}/resize`, { size, force: true });
+  return { said: `${name} to ${String(size / MIB)} MiB`, answer };
+}
+
 export const faults: readonly Fault[] = [
   {
     name: 'kill one',
@@ -68,10 +80,72 @@ export const faults: readonly Fault[] = [
   {
     name: 'kill the zygote',
     weight: 2,
+    hurtsWitness: true,
     strike: async () => {
       const zygotes = processesNamed('ublk-zygote');
       for (const pid of zygotes) signal(pid, 'SIGKILL');
       return zygotes.join(' and ');
+    },
+  },
+  {
+    name: 'kill the supervisor',
+    weight: 3,
+    strike: async (soak) => {
+      await soak.replaceSupervisor();
+      return `${String(soak.served.pid)} goes on`;
+    },
+  },
+  {
+    name: 'kill the supervisor and the zygote',
+    weight: 1,
+    hurtsWitness: true,
+    strike: async (soak) => {
+      await soak.replaceSupervisor(processesNamed('ublk-zygote'));
+      return `${String(soak.served.pid)} goes on`;
+    },
+  },
+  {
+    name: 'kill the supervisor while it hands over',
+    weight: 2,
+    strike: async (soak, random) => {
+      const name = pick(soak.victims, random);
+      return `${name}, ${await killDuring(soak, random, soak.served.api('POST', `/v1/devices/${name}/restart`))}`;
+    },
+  },
+  {
+    name: 'kill the supervisor while it resizes',
+    weight: 1,
+    possible: canResize,
+    strike: async (soak, random) => {
+      const { said, answer } = resize(soak, random);
+      return `${said}, ${await killDuring(soak, random, answer)}`;
+    },
+  },
+  {
+    name: 'hand over',
+    weight: 4,
+    strike: async ({ served, victims }, random) => {
+      const name = pick(victims, random);
+      return answered(name, await served.api('POST', `/v1/devices/${name}/restart`));
+    },
+  },
+  {
+    name: 'reload with another option',
+    weight: 2,
+    strike: async (soak, random) => {
+      const name = pick(soak.victims, random);
+      const requestTimeout = `${String(3000 + random(1000))}ms`;
+      await soak.configure(name, { requestTimeout });
+      return answered(`${name} with ${requestTimeout}`, await soak.served.api('POST', '/v1/reload'));
+    },
+  },
+  {
+    name: 'resize',
+    weight: 2,
+    possible: canResize,
+    strike: async (soak, random) => {
+      const { said, answer } = resize(soak, random);
+      return answered(said, await answer);
     },
   },
   {
@@ -146,7 +220,8 @@ export const faults: readonly Fault[] = [
     name: 'ask for the status',
     weight: 2,
     strike: async ({ served }, random) => {
-      const times = 20 + random(200);
+      // The control socket takes 64 connections at a time.
+      const times = 20 + random(40);
       await Promise.all(Array.from({ length: times }, () => served.status()));
       return `${String(times)} times at once`;
     },
@@ -156,8 +231,7 @@ export const faults: readonly Fault[] = [
     weight: 1,
     strike: async ({ served, victims }, random) => {
       const name = pick(victims, random);
-      const { status } = await served.api('POST', `/v1/devices/${name}/recover`);
-      return `${name}, answered with ${String(status)}`;
+      return answered(name, await served.api('POST', `/v1/devices/${name}/recover`));
     },
   },
   {

@@ -155,8 +155,8 @@ class JsQueue final : public Napi::ObjectWrap<JsQueue>, private Backend {
     take();
   }
 
-  // Sends the answers and hands over what came in, until nothing does: its event may be behind us. A queue that cannot
-  // go on ends its process, as a native one does.
+  // Sends the answers and hands over what came in, until nothing does: its event may be behind us. The queue has answers
+  // of its own, to requests that JavaScript never sees. A queue that cannot go on ends its process, as a native one does.
   void take() {
     taking_ = true;
     bool more = true;
@@ -165,7 +165,7 @@ class JsQueue final : public Napi::ObjectWrap<JsQueue>, private Backend {
         batch_ = 0;
         more = queue_->take();
         if (batch_ > 0) onBatch_.MakeCallback(Env().Global(), {Napi::Number::New(Env(), static_cast<double>(batch_))});
-      } while (more && batch_ > 0);
+      } while (more && (batch_ > 0 || queue_->unsent()));
       if (!more) queue_->submit();
     } catch (const std::system_error& error) {
       reportFailure(*page_, error);
