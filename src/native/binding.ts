@@ -364,7 +364,8 @@ export function errnoName(errno: number): string {
 }
 
 /** Gives the addon's errors the project's class and their errno's name. */
-function translated<Result>(call: () => Result): Result {
+/** What a native function threw, as a `SupervisorError` with the errno's name as code. */
+export function translated<Result>(call: () => Result): Result {
   try {
     return call();
   } catch (error) {

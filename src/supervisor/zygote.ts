@@ -5,6 +5,7 @@ import {
   errnoName,
   openPidfd,
   reap,
+  translated,
   watchProcess,
   type ControlRequest,
   type HeldGeneration,
@@ -173,10 +174,15 @@ export class Zygote {
   }
 
   /** `hangs`: whether it is the zygote's fault when there is no answer before the deadline. */
-  #request(send: () => number, deadlineMs: number, hangs: () => boolean, signal?: AbortSignal): Promise<ZygoteMessage> {
-    if (!this.#alive) return Promise.reject(zygoteGone());
-    if (signal?.aborted) return Promise.reject(aborted());
-    const sequence = send();
+  async #request(
+    send: () => number,
+    deadlineMs: number,
+    hangs: () => boolean,
+    signal?: AbortSignal,
+  ): Promise<ZygoteMessage> {
+    if (!this.#alive) throw zygoteGone();
+    if (signal?.aborted) throw aborted();
+    const sequence = translated(send);
     // A process in uninterruptible sleep survives the cancellation; nobody waits for it any longer.
     const giveUp = (error: SupervisorError): void => {
       this.#settle(sequence, (pending) => {

@@ -1,8 +1,10 @@
+#include <fcntl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 
 #include <cstring>
+#include <map>
 #include <vector>
 
 #include "../channel.hpp"
@@ -79,7 +81,20 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
     };
     message.backendFiles = append(info[2].As<Napi::Array>());
     message.keptFiles = append(info[3].As<Napi::Array>());
-    return send(info.Env(), message, files);
+    return guarded(info.Env(), [&] {
+      room_[lastSequence_] = makeRoom(message.queues);
+      return send(info.Env(), message, files);
+    });
+  }
+
+  // Without room for them the kernel would drop the pidfds that the answer brings, and nobody would have the processes.
+  std::vector<FileDescriptor> makeRoom(uint32_t descriptors) const {
+    std::vector<FileDescriptor> room;
+    for (uint32_t i = 0; i < descriptors; i++) {
+      room.emplace_back(
+          checked(fcntl(socket_.get(), F_DUPFD_CLOEXEC, 0), "making room for the pidfds of queue processes"));
+    }
+    return room;
   }
 
   // control({ action, command, deviceId, exclusively, deadlineMs, data, ... }), with one of { device: {...} } for ADD_DEV,
@@ -183,6 +198,8 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
       InventoriedMessage inventoried;
     } message;
     while (socket_) {
+      MessageHeader next{};
+      if (recv(socket_.get(), &next, sizeof next, MSG_PEEK | MSG_DONTWAIT) == sizeof next) room_.erase(next.sequence);
       Received received;
       try {
         received = receiveMessage(socket_.get(), &message, sizeof message);
@@ -296,6 +313,7 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
   FileDescriptor socket_;
   Watcher watcher_;
   uint32_t lastSequence_ = 0;
+  std::map<uint32_t, std::vector<FileDescriptor>> room_;  // by sequence
 };
 
 }  // namespace
