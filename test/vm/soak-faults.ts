@@ -192,7 +192,8 @@ export const faults: readonly Fault[] = [
     weight: 2,
     strike: async (_soak, random) => {
       const mebibytes = 100 + random(400);
-      await shell(`head -c ${String(mebibytes)}M /dev/zero | tail > /dev/null`);
+      // Every byte of it goes through a pipe, beside all the loads.
+      await shell(`head -c ${String(mebibytes)}M /dev/zero | tail > /dev/null`, 600_000);
       return `${String(mebibytes)} MiB taken and given back`;
     },
   },
