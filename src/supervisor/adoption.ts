@@ -63,6 +63,9 @@ export async function findLeftDevices(
     });
   }
   for (const device of ours) if (!known.has(device)) await leaveOrDelete(device, options);
+  // Killed in the middle of a removal, the supervisor did not get to say that the device is gone.
+  const present = new Set(ours.filter((device) => known.has(device) || stateOf(device) !== 'DEAD').map(({ id }) => id));
+  for (const generation of held) if (!present.has(generation.deviceId)) await options.keeper.forget(generation);
   return left;
 }
 

@@ -106,10 +106,18 @@ export class ZygoteKeeper {
       const other = held.get(one.deviceId);
       const [newer, older] = other === undefined || other.generation < one.generation ? [one, other] : [other, one];
       held.set(newer.deviceId, newer);
-      if (older === undefined) continue;
-      for (const fd of [older.sharedPage, ...older.files]) closeSync(fd);
-      await this.#running.get(older.zygote)?.forget(older.deviceId);
+      if (older !== undefined) await this.forget(older);
     }
+  }
+
+  /** Nobody adopts this: lets go of the backend's files, here and there, so that their locks are free. */
+  async forget({ deviceId, sharedPage, files, zygote }: HeldByZygote): Promise<void> {
+    for (const fd of [sharedPage, ...files]) closeSync(fd);
+    // A zygote that does not answer is ended, and with it goes what it kept.
+    await this.#running
+      .get(zygote)
+      ?.forget(deviceId)
+      .catch(() => undefined);
   }
 
   /** Starts another zygote; rejects when that is not possible, or it is of a build that this supervisor cannot talk to. */
