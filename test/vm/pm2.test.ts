@@ -58,6 +58,14 @@ test('under pm2', { timeout: 1_100_000 }, async (t) => {
     }
   });
 
+  await t.test('the supervisor goes on as what is installed, in the process that pm2 knows', async () => {
+    const serving = processesNamed('ublk/');
+    await ok(process.execPath, [cli, 'upgrade', '--self']);
+    await isReadable();
+    assert.ok(!hasEnded(first));
+    assert.deepEqual([pid(), processesNamed('ublk/')], [first, serving]);
+  });
+
   await t.test('reload stops the devices in order and starts them again', async () => {
     await shell(`printf kept | dd of=${LINK} conv=fsync status=none`);
     await pm2('reload', 'ublk-supervisor');

@@ -80,6 +80,14 @@ test('the systemd unit', { timeout: 1_100_000 }, async (t) => {
     ]);
   });
 
+  await t.test('is the same service when the supervisor goes on as what is installed', async () => {
+    const [pid, serving] = [await show('MainPID'), processesNamed('ublk/')];
+    await ok(process.execPath, [cli, 'upgrade', '--self']);
+    await becomes('StatusText', '2 devices live');
+    assert.deepEqual(await Promise.all(['MainPID', 'NRestarts', 'ActiveState'].map(show)), [pid, '0', 'active']);
+    assert.deepEqual(processesNamed('ublk/'), serving);
+  });
+
   const watched = await show('WatchdogTimestampMonotonic');
 
   await t.test('passes nothing of systemd on to its children', () => {
