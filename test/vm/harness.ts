@@ -163,11 +163,11 @@ export class Served {
       ended = code;
     });
     const isReady = (): boolean => {
-      assert.equal(ended, undefined, `the supervisor ended with ${String(ended)}: ${served.log}`);
+      assert.equal(ended, undefined, `the supervisor ended with ${String(ended)}`);
       return served.log.includes('"serving"');
     };
     await waitFor('the supervisor being ready', isReady, START_TIMEOUT_MS).catch((error: unknown) => {
-      throw new Error(`the supervisor is not ready: ${served.log}`, { cause: error });
+      throw new Error(`${messageOf(error)}: ${served.log}`, { cause: error });
     });
     return served;
   }
