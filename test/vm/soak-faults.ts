@@ -22,6 +22,9 @@ export interface Fault {
   readonly strike: (soak: Soak, random: Random) => Promise<string>;
 }
 
+/** For what takes CPUs, memory or caches, from itself too, beside all the loads. */
+const PATIENCE_MS = 600_000;
+
 const ORDERS = { abort: 1, 'never answer': 2, 'loop for ever': 3, 'throw an uncaught error': 4 } as const;
 const orderNames = Object.keys(ORDERS) as (keyof typeof ORDERS)[];
 
@@ -192,18 +195,20 @@ export const faults: readonly Fault[] = [
     weight: 2,
     strike: async (_soak, random) => {
       const mebibytes = 100 + random(400);
-      // Every byte of it goes through a pipe, beside all the loads.
-      await shell(`head -c ${String(mebibytes)}M /dev/zero | tail > /dev/null`, 600_000);
+      await shell(`head -c ${String(mebibytes)}M /dev/zero | tail > /dev/null`, PATIENCE_MS);
       return `${String(mebibytes)} MiB taken and given back`;
     },
   },
-  { name: 'drop caches', weight: 1, strike: async () => shell('sync; echo 1 > /proc/sys/vm/drop_caches') },
+  { name: 'drop caches', weight: 1, strike: async () => shell('sync; echo 1 > /proc/sys/vm/drop_caches', PATIENCE_MS) },
   {
     name: 'keep the CPUs busy',
     weight: 2,
     strike: async (_soak, random) => {
       const seconds = 1 + random(5);
-      await shell(`for i in 1 2 3 4; do timeout ${String(seconds)} sh -c 'while :; do :; done' & done; wait`);
+      await shell(
+        `for i in 1 2 3 4; do timeout ${String(seconds)} sh -c 'while :; do :; done' & done; wait`,
+        PATIENCE_MS,
+      );
       return `${String(seconds)} s`;
     },
   },
