@@ -8,8 +8,8 @@ interface UpgradeOptions extends RuntimeDirOption {
 }
 
 const SUCCESSOR_POLL_MS = 50;
-/** For a supervisor to start; on a machine that is busy it takes a while. */
-const SUCCESSOR_DEADLINE_MS = 60_000;
+/** For a supervisor to start and to recover what has to be; on a busy machine that takes a while. */
+const SUCCESSOR_DEADLINE_MS = 300_000;
 
 export const upgradeCommand: Register = (program) => {
   program

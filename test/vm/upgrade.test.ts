@@ -48,7 +48,9 @@ test('upgrade', { timeout: 1_100_000 }, async (t) => {
   const generations = async (): Promise<number[]> => (await statuses()).map(({ generation }) => generation);
   const forkedBy = async (): Promise<number[]> => [...new Set((await statuses()).flatMap(zygotesOf))];
   const underLoad = async (act: () => Promise<void>): Promise<void> => {
-    const jobs = (await statuses()).map(({ name, path }) => ({ name, path: path ?? '', size: '4M', depth: 16 }));
+    // Not as many as go: a supervisor that starts needs the CPUs, too.
+    const load = { size: '4M', depth: 16, rate: 200 };
+    const jobs = (await statuses()).map(({ name, path }) => ({ name, path: path ?? '', ...load }));
     const loads = jobs.map((job) => new Load((pass) => verifiedWrites(job, pass)));
     try {
       await Promise.race([act(), ...loads.map(({ done }) => done.then(() => assert.fail('a load ended')))]);
