@@ -216,6 +216,12 @@ export class Supervisor implements SupervisorApi {
   }
 
   async upgrade(): Promise<void> {
+    // Once another zygote has mapped the device it cannot be given back to the first.
+    if (this.#context.kernel.quirks.recoveryBeginsOnce) {
+      const reason = 'on this kernel (before Linux 6.16) a device could not go back to the code before';
+      const advice = 'stop the supervisor and start it again';
+      throw new SupervisorError(`upgrading failed: ${reason}; ${advice}`, { code: 'EOPNOTSUPP' });
+    }
     await this.#alone('an upgrade', 'upgrading', async () => {
       const successor = await this.#successor();
       try {

@@ -5,6 +5,7 @@ import { SupervisorError } from '../../src/errors.js';
 import { Supervisor } from '../../src/supervisor/supervisor.js';
 import { backend, deviceConfig, outcomeOf, quiet } from './device-harness.js';
 import { ModelClock } from './model-clock.js';
+import type { KernelVersion } from './model-device.js';
 import { ModelKernel } from './model-kernel.js';
 
 interface Rig {
@@ -20,10 +21,11 @@ interface Options {
   readonly close?: (name: string) => Promise<void>;
   readonly facts?: Partial<OpenBackend>;
   readonly assertReplaceable?: () => Promise<void>;
+  readonly version?: KernelVersion;
 }
 
-function rig({ open, close, facts, assertReplaceable }: Options = {}): Rig {
-  const model = new ModelKernel('7.2');
+function rig({ open, close, facts, assertReplaceable, version = '7.2' }: Options = {}): Rig {
+  const model = new ModelKernel(version);
   const events: string[] = [];
   const logged: string[] = [];
   const supervisor = new Supervisor({
@@ -366,6 +368,14 @@ t.test('an upgrade hands every device over that is served, and ends at the first
   );
   t.strictSame(states(made), ['ram0 live', 'ram1 live', 'ram2 live']);
   t.strictSame(events.slice(3), ['accept', 'discard']);
+});
+
+t.test('an upgrade is refused where there is no way back', async (t) => {
+  const { supervisor, model } = rig({ version: '6.12' });
+  await supervisor.start(config('ram0'));
+  const asked = model.calls.length;
+  await t.rejects(supervisor.upgrade(), { code: 'EOPNOTSUPP', message: /before Linux 6.16/ });
+  t.equal(model.calls.length, asked);
 });
 
 t.test('a supervisor that is to be replaced takes no more orders, and leaves its devices alone', async (t) => {
