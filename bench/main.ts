@@ -12,7 +12,7 @@ import { benchPause } from './pause.js';
 
 const usage = `usage: scripts/bench [--kernel VERSION] [pause|memory|iops]... [OPTION...]
 
-  --kills N        pause: queue processes to kill for each row (100)
+  --times N        pause: how often for each row (100)
   --rounds N       iops: how often everything is measured (3)
   --seconds S      iops: how long each time (0.2)
   --backend NAME   iops: only ${matchNames.join(', ')}
@@ -23,7 +23,7 @@ const usage = `usage: scripts/bench [--kernel VERSION] [pause|memory|iops]... [O
 const benches = { pause: benchPause, memory: benchMemory, iops: benchIops };
 
 export interface BenchOptions {
-  readonly kills: number;
+  readonly times: number;
   readonly rounds: number;
   readonly seconds: number;
   readonly backend: string | undefined;
@@ -35,7 +35,7 @@ async function main(): Promise<number> {
   const { values, positionals } = parseArgs({
     allowPositionals: true,
     options: {
-      kills: { type: 'string', default: '100' },
+      times: { type: 'string', default: '100' },
       rounds: { type: 'string', default: '3' },
       seconds: { type: 'string', default: '0.2' },
       backend: { type: 'string' },
@@ -53,11 +53,11 @@ async function main(): Promise<number> {
     ...values,
     backend: values.backend,
     against: values.against,
-    kills: Number(values.kills),
+    times: Number(values.times),
     rounds: Number(values.rounds),
     seconds: Number(values.seconds),
   };
-  const numbers = [options.kills, options.rounds, options.seconds];
+  const numbers = [options.times, options.rounds, options.seconds];
   if (!chosen.every((name) => Object.hasOwn(benches, name)) || !numbers.every((number) => number > 0)) {
     process.stderr.write(usage);
     return 2;

@@ -1,4 +1,5 @@
-import { spawn } from 'node:child_process';
+import { spawn, type ChildProcess } from 'node:child_process';
+import { once } from 'node:events';
 import { mkdtemp, writeFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { setTimeout } from 'node:timers/promises';
@@ -13,40 +14,29 @@ const RECOVERY_DEADLINE_MS = 30_000;
 
 /** A supervisor with the devices to measure. */
 export class Served {
+  readonly #directory: string;
+  readonly #root: string;
   readonly #client;
-  readonly #exit: Promise<number | null>;
-  readonly #kill: () => void;
-  #ended = false;
+  #child: ChildProcess;
 
-  private constructor(child: ReturnType<typeof spawn>, runtimeDir: string) {
-    this.#client = createClient(runtimeDir);
-    this.#kill = () => child.kill('SIGTERM');
-    this.#exit = new Promise((done) => {
-      child.once('exit', (code) => {
-        this.#ended = true;
-        done(code);
-      });
-    });
+  private constructor(directory: string, root: string, child: ChildProcess) {
+    this.#directory = directory;
+    this.#root = root;
+    this.#client = createClient(directory);
+    this.#child = child;
   }
 
   /** Resolves when the devices are live. `root`: of the checkout whose supervisor it is to be. */
   static async start(devices: readonly object[], root = ourRoot): Promise<Served> {
     const directory = await mkdtemp('/run/ublk-bench-');
-    const config = join(directory, 'config.json');
-    await writeFile(config, JSON.stringify({ devices }));
-    const main = join(resolve(root), 'dist/src/cli/main.js');
-    const child = spawn(process.execPath, [main, 'start', config, '--runtime-dir', directory], {
-      stdio: ['ignore', 'inherit', 'pipe'],
-    });
-    let log = '';
-    child.stderr.setEncoding('utf8').on('data', (text: string) => (log += text));
-    const served = new Served(child, directory);
-    const deadline = performance.now() + START_DEADLINE_MS;
-    while (!log.includes('"serving"')) {
-      if (served.#ended || performance.now() > deadline) throw new Error(`the supervisor did not start: ${log}`);
-      await setTimeout(50);
-    }
-    return served;
+    await writeFile(configIn(directory), JSON.stringify({ devices }));
+    return new Served(directory, root, await launch(directory, root));
+  }
+
+  /** SIGKILL; resolves when another supervisor has taken over. */
+  async replace(): Promise<void> {
+    await end(this.#child, 'SIGKILL');
+    this.#child = await launch(this.#directory, this.#root);
   }
 
   async devices(): Promise<readonly DeviceStatus[]> {
@@ -59,20 +49,51 @@ export class Served {
     return found;
   }
 
-  /** Waits until the device is live with that many recoveries behind it. */
-  async untilRecovered(name: string, recoveries: number): Promise<DeviceStatus> {
+  restart(name: string): Promise<DeviceStatus> {
+    return this.#client.restart(name);
+  }
+
+  /** Waits until the device is live in that generation. */
+  async untilGeneration(name: string, generation: number): Promise<DeviceStatus> {
     const deadline = performance.now() + RECOVERY_DEADLINE_MS;
     for (;;) {
       const device = await this.device(name);
-      if (device.state === 'live' && device.recoveries >= recoveries) return device;
-      if (performance.now() > deadline) throw new Error(`device ${name} did not recover: ${device.reason ?? ''}`);
+      if (device.state === 'live' && device.generation >= generation) return device;
+      if (performance.now() > deadline) throw new Error(`device ${name} is not live again: ${device.reason ?? ''}`);
       await setTimeout(20);
     }
   }
 
   async terminate(): Promise<void> {
-    this.#kill();
-    const code = await this.#exit;
+    const code = await end(this.#child, 'SIGTERM');
     if (code !== 0) throw new Error(`the supervisor ended with ${String(code)}`);
   }
+}
+
+const configIn = (directory: string): string => join(directory, 'config.json');
+
+/** Resolves when the supervisor serves. */
+async function launch(directory: string, root: string): Promise<ChildProcess> {
+  const main = join(resolve(root), 'dist/src/cli/main.js');
+  const child = spawn(process.execPath, [main, 'start', configIn(directory), '--runtime-dir', directory], {
+    stdio: ['ignore', 'inherit', 'pipe'],
+  });
+  let log = '';
+  child.stderr.setEncoding('utf8').on('data', (text: string) => (log += text));
+  const deadline = performance.now() + START_DEADLINE_MS;
+  while (!log.includes('"serving"')) {
+    if (child.exitCode !== null || child.signalCode !== null || performance.now() > deadline) {
+      throw new Error(`the supervisor did not start: ${log}`);
+    }
+    await setTimeout(50);
+  }
+  return child;
+}
+
+/** Resolves with the exit code; null after a signal that it did not handle. */
+async function end(child: ChildProcess, signal: NodeJS.Signals): Promise<number | null> {
+  const exit = once(child, 'exit');
+  child.kill(signal);
+  const [code] = (await exit) as [number | null];
+  return code;
 }
