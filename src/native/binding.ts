@@ -364,7 +364,6 @@ export function errnoName(errno: number): string {
 }
 
 /** Gives the addon's errors the project's class and their errno's name. */
-/** What a native function threw, as a `SupervisorError` with the errno's name as code. */
 export function translated<Result>(call: () => Result): Result {
   try {
     return call();

@@ -169,16 +169,13 @@ export class Notifier {
  * speak in our name.
  */
 export function takeNotifier(log: Log): Notifier {
-  const { NOTIFY_SOCKET: address = '', WATCHDOG_USEC: interval = '', WATCHDOG_PID: pid = '' } = process.env;
   const environment: Record<string, string> = {};
   for (const name of ['NOTIFY_SOCKET', 'WATCHDOG_USEC', 'WATCHDOG_PID']) {
     const value = process.env[name];
     if (value !== undefined) environment[name] = value;
     Reflect.deleteProperty(process.env, name);
   }
-  // Node takes it out of the environment itself.
-  const { fd } = (process.channel ?? {}) as { readonly fd?: number };
-  if (fd !== undefined) environment.NODE_CHANNEL_FD = String(fd);
+  const { NOTIFY_SOCKET: address = '', WATCHDOG_USEC: interval = '', WATCHDOG_PID: pid = '' } = environment;
   const usable = /^[/@]./.test(address) && Buffer.byteLength(address) <= LONGEST_ADDRESS;
   if (address !== '' && !usable) log.warn({ address }, 'NOTIFY_SOCKET is not the address of a unix socket; ignored');
   const forUs = pid === '' || pid === String(process.pid);

@@ -29,8 +29,11 @@ export async function assertReplaceable(configPath: string): Promise<void> {
  * pid, standard streams and arguments stay. Throws when that is not possible. `environment`: added to ours.
  */
 export function replaceSelf(environment: Readonly<Record<string, string>>): never {
-  const variables = Object.entries({ ...process.env, ...environment }).map(([name, value = '']) => `${name}=${value}`);
-  const argv = [process.argv0, ...program(), ...process.argv.slice(2)];
+  // Node has taken the channel to a parent out of the environment. One that has closed since must not be named there.
   const { fd = -1 } = (process.channel ?? {}) as { readonly fd?: number };
+  const channel = fd < 0 ? {} : { NODE_CHANNEL_FD: String(fd) };
+  const all: NodeJS.ProcessEnv = { ...process.env, ...environment, ...channel };
+  const variables = Object.entries(all).map(([name, value = '']) => `${name}=${value}`);
+  const argv = [process.argv0, ...program(), ...process.argv.slice(2)];
   return replaceProcess(process.execPath, argv, variables, fd);
 }

@@ -5,6 +5,7 @@
 
 #include <cstring>
 #include <map>
+#include <utility>
 #include <vector>
 
 #include "../channel.hpp"
@@ -82,8 +83,10 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
     message.backendFiles = append(info[2].As<Napi::Array>());
     message.keptFiles = append(info[3].As<Napi::Array>());
     return guarded(info.Env(), [&] {
-      room_[lastSequence_] = makeRoom(message.queues);
-      return send(info.Env(), message, files);
+      auto room = makeRoom(message.queues);
+      const Napi::Value sequence = send(info.Env(), message, files);
+      room_[lastSequence_] = std::move(room);
+      return sequence;
     });
   }
 
@@ -305,6 +308,7 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
     if (!socket_) return;
     watcher_.stop();
     socket_.reset();
+    room_.clear();
     Unref();
   }
 
