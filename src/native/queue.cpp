@@ -49,8 +49,8 @@ Queue::Queue(const QueueSetup& setup, Backend& backend)
     buffers_ = mapMemory(size_t{setup.maxIoBytes} * setup.depth, PROT_READ | PROT_WRITE);
   }
   io_uring_params params{};
-  params.flags =
-      IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_SUBMIT_ALL;
+  params.flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_DEFER_TASKRUN |
+                 IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_SUBMIT_ALL;
   // A tag has at most a copy and a commit, or an operation of the backend, to submit at a time; one
   // more entry waits for the drain flag.
   int result = io_uring_queue_init_params(2 * setup.depth + 1, &ring_, &params);
@@ -115,7 +115,8 @@ void Queue::serve() {
     if (submitted < 0 && submitted != -EINTR) {
       throw std::system_error(-submitted, std::generic_category(), "waiting for requests");
     }
-  } while (handleCompletions());
+    handleCompletions();
+  } while (!done());
   // What drains has answers that nobody has sent yet. A commit behind its copy goes out only when this thread asks for
   // events, and without it the request would count as outstanding.
   io_uring_submit_and_get_events(&ring_);
@@ -126,12 +127,29 @@ void Queue::notify(int eventfd) {
   if (result < 0) throw std::system_error(-result, std::generic_category(), "registering the queue's eventfd");
 }
 
-bool Queue::take() {
+Queue::Taken Queue::take() {
   accountFinished();
   // With DEFER_TASKRUN nothing is posted until this thread asks.
   const int result = io_uring_submit_and_get_events(&ring_);
   if (result < 0 && result != -EINTR) throw std::system_error(-result, std::generic_category(), "taking requests");
-  return handleCompletions();
+  if (io_uring_cq_ready(&ring_) == 0) waitForHalfQueued();
+  const unsigned taken = handleCompletions();
+  if (done()) return Taken::all;
+  return taken > 0 ? Taken::something : Taken::nothing;
+}
+
+// From Linux 7.3 a request can be half queued: whoever sends it was interrupted between two instructions. The kernel
+// then leaves it, and those before it, where they are, and does not signal the eventfd again when it is complete. It
+// does say that there is work left, and who asks for at least one event gets it. The flag may also be a stale one, hence
+// no waiting when there is nothing.
+void Queue::waitForHalfQueued() {
+  if ((__atomic_load_n(ring_.sq.kflags, __ATOMIC_RELAXED) & IORING_SQ_TASKRUN) == 0) return;
+  io_uring_cqe* first = nullptr;
+  __kernel_timespec none{};
+  const int result = io_uring_submit_and_wait_timeout(&ring_, &first, 1, &none, nullptr);
+  if (result < 0 && result != -ETIME && result != -EINTR) {
+    throw std::system_error(-result, std::generic_category(), "taking requests");
+  }
 }
 
 void Queue::submit() {
@@ -143,9 +161,14 @@ void Queue::submit() {
   if (submitted < 0) throw std::system_error(-submitted, std::generic_category(), "answering requests");
 }
 
-// False when the kernel has every tag back, or when asked to drain and nothing is in the backend: requests that arrived
+// The kernel has every tag back, or the queue was asked to drain and nothing is in the backend: requests that arrived
 // meanwhile stay with the kernel, which gives them to the next generation.
-bool Queue::handleCompletions() {
+bool Queue::done() const {
+  return fetched_ == 0 || (inBackend_ == 0 && setup_.page->drain.load(std::memory_order_relaxed));
+}
+
+// How many there were, with the requests that had waited for them.
+unsigned Queue::handleCompletions() {
   batchStartNs_ = monotonicNs();
   unsigned head;
   unsigned seen = 0;
@@ -155,9 +178,9 @@ bool Queue::handleCompletions() {
     handle(cqe->user_data, cqe->res);
   }
   io_uring_cq_advance(&ring_, seen);
-  if (gate_.waiting()) admitWaiting();
+  const unsigned admitted = gate_.waiting() ? admitWaiting() : 0;
   accountFinished();
-  return fetched_ > 0 && !(inBackend_ == 0 && setup_.page->drain.load(std::memory_order_relaxed));
+  return seen + admitted;
 }
 
 void Queue::handle(uint64_t userData, int32_t result) {
@@ -192,12 +215,15 @@ void Queue::admit(uint16_t tag) {
 
 // Not from within an answer: a backend in JavaScript takes its requests in batches. What waits when the queue drains
 // stays with the kernel.
-void Queue::admitWaiting() {
+unsigned Queue::admitWaiting() {
+  unsigned admitted = 0;
   while (!setup_.page->drain.load(std::memory_order_relaxed)) {
     const auto tag = gate_.next(inBackend_ > 0);
-    if (!tag) return;
+    if (!tag) break;
     begin(*tag);
+    admitted++;
   }
+  return admitted;
 }
 
 void Queue::begin(uint16_t tag, bool refused) {

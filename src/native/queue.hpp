@@ -54,13 +54,12 @@ class Queue final : public Responder {
   void serve();
 
   // The same for a thread that has other things to wait for: `eventfd` becomes readable when there is something to
-  // take. `take` sends what was answered, hands what came in to the backend, and returns false when the queue is done;
-  // `submit` only sends.
+  // take. `take` sends what was answered and hands what came in to the backend, and has to be called until it finds
+  // nothing or the queue is done; `submit` only sends.
+  enum class Taken { nothing, something, all };
   void notify(int eventfd);
-  bool take();
+  Taken take();
   void submit();
-  // There are answers that neither has sent yet.
-  bool unsent() const { return io_uring_sq_ready(&ring_) > 0; }
 
   // Every tag's buffer, one behind the other; empty but on the copy path.
   std::span<std::byte> buffers() const { return {buffers_, buffers_ ? size_t{setup_.maxIoBytes} * setup_.depth : 0}; }
@@ -82,10 +81,12 @@ class Queue final : public Responder {
   io_uring_sqe* nextSqe(Completion kind, uint16_t tag);
   void prepareCommand(uint32_t opcode, uint16_t tag, int32_t result);
   void awaitDrain();
-  bool handleCompletions();
+  void waitForHalfQueued();
+  unsigned handleCompletions();
+  bool done() const;
   void handle(uint64_t userData, int32_t result);
   void admit(uint16_t tag);
-  void admitWaiting();
+  unsigned admitWaiting();
   void begin(uint16_t tag, bool refused = false);
   void commitFault(uint16_t tag);
   void finish(uint16_t tag, Operation operation, uint32_t bytes, bool failed);

@@ -155,18 +155,19 @@ class JsQueue final : public Napi::ObjectWrap<JsQueue>, private Backend {
     take();
   }
 
-  // Sends the answers and hands over what came in, until nothing does: its event may be behind us. The queue has answers
-  // of its own, to requests that JavaScript never sees. A queue that cannot go on ends its process, as a native one does.
+  // Sends the answers and hands over what came in, until nothing does: its event may be behind us. What came in may be
+  // for the queue alone, which answers some requests that JavaScript never sees. A queue that cannot go on ends its
+  // process, as a native one does.
   void take() {
     taking_ = true;
-    bool more = true;
+    Queue::Taken taken = Queue::Taken::nothing;
     try {
       do {
         batch_ = 0;
-        more = queue_->take();
+        taken = queue_->take();
         if (batch_ > 0) onBatch_.MakeCallback(Env().Global(), {Napi::Number::New(Env(), static_cast<double>(batch_))});
-      } while (more && (batch_ > 0 || queue_->unsent()));
-      if (!more) queue_->submit();
+      } while (taken == Queue::Taken::something);
+      if (taken == Queue::Taken::all) queue_->submit();
     } catch (const std::system_error& error) {
       reportFailure(*page_, error);
       _exit(1);
@@ -176,7 +177,7 @@ class JsQueue final : public Napi::ObjectWrap<JsQueue>, private Backend {
       draining_ = true;
       onDrain_.MakeCallback(Env().Global(), {});
     }
-    if (!more) end();
+    if (taken == Queue::Taken::all) end();
   }
 
   void end() {
