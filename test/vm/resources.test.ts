@@ -21,6 +21,8 @@ const RECOVERY_TIMEOUT_MS = 120_000;
 /** PF_MEMALLOC_NOIO and PF_LOCAL_THROTTLE, which PR_SET_IO_FLUSHER sets. */
 const IO_FLUSHER = 0x180000;
 
+const MIB = 2 ** 20;
+
 /** UBLK_S_DEV_QUIESCED */
 const QUIESCED = 2;
 
@@ -59,6 +61,7 @@ test('a device in a machine that is short of something', { timeout: 1_100_000 },
     { name: 'script', queues: 1, recovery, backend: { type: '/run/backends/async-ram.mjs' } },
     { name: 'ram', recovery, backend: { type: 'ram', size: '24MiB' } },
     { name: 'stored', recovery, backend: { type: 'file', path: '/mnt/disk/store', size: '24MiB' } },
+    { name: 'javascript', recovery, backend: { type: join(root, 'examples/ram-backend.js'), size: 24 * MIB } },
   ]);
   const oracles = await Oracles.around(served, {
     checked: ['native', 'script'],
@@ -87,12 +90,13 @@ test('a device in a machine that is short of something', { timeout: 1_100_000 },
     }
   });
 
-  for (const name of ['ram', 'stored']) {
+  for (const name of ['ram', 'stored', 'javascript']) {
     await t.test(`D2 dirty pages of ext4 on ${name} are written back in a group that is out of memory`, async () => {
       const device = await served.device(name);
       await shell(`mkfs.ext4 -q ${device.path ?? ''}; mount ${device.path ?? ''} /mnt/files`);
       const group = await Cgroup.make('tight', { 'memory.max': '12M' });
-      // Whoever writes back has no more than who is to be freed of dirty pages. A RAM disk's own memory would be in it.
+      // Whoever writes back has no more than who is to be freed of dirty pages. A RAM disk's own memory would be in it,
+      // and V8 needs more.
       if (name === 'stored') for (const pid of pidsOf(device)) await group.add(pid);
       const { code, stderr } = await inGroup(
         group,
