@@ -3,7 +3,7 @@ import { constants } from 'node:os';
 import { join } from 'node:path';
 import { z } from 'zod';
 import { errnoOf } from '../../src/errors.js';
-import type { OpenedMessage } from '../../src/queue-proc/messages.js';
+import type { OpenedMessage } from '../../src/queue-proc/message-schema.js';
 import type { Backend, Inheritance } from '../interface.js';
 import { SHARED_MEMORY_DIRECTORY, ensureSharedMemoryDirectory } from '../shared-memory.js';
 import { probe } from './probe.js';

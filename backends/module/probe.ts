@@ -4,12 +4,8 @@ import { fileURLToPath } from 'node:url';
 import { SupervisorError } from '../../src/errors.js';
 import type { User } from '../../src/native/binding.js';
 import { onFrames, sendFrame } from '../../src/queue-proc/frames.js';
-import {
-  queueMessage,
-  type LoadMessage,
-  type OpenedMessage,
-  type QueueMessage,
-} from '../../src/queue-proc/messages.js';
+import { queueMessage, type OpenedMessage, type QueueMessage } from '../../src/queue-proc/message-schema.js';
+import type { LoadMessage } from '../../src/queue-proc/messages.js';
 
 const PROGRAM = fileURLToPath(new URL('../../src/queue-proc/main.js', import.meta.url));
 /** For loading the module, opening and closing it. */

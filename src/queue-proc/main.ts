@@ -6,7 +6,8 @@ import { messageOf } from '../errors.js';
 import { dropPrivileges, inheritedQueue, inheritQueue, type InheritedQueue, type User } from '../native/binding.js';
 import { Dispatcher } from './dispatch.js';
 import { onFrames, sendFrame } from './frames.js';
-import { EXIT_UNLOADABLE, LONGEST_TEXT, type LoadMessage, type QueueMessage } from './messages.js';
+import type { QueueMessage } from './message-schema.js';
+import { EXIT_UNLOADABLE, LONGEST_TEXT, type LoadMessage } from './messages.js';
 import { sharedMemory } from './shared-memory.js';
 
 /**

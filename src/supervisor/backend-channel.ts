@@ -2,7 +2,8 @@ import { closeSync } from 'node:fs';
 import { Socket } from 'node:net';
 import { streamPair } from '../native/binding.js';
 import { onFrames, sendFrame } from '../queue-proc/frames.js';
-import { queueMessage, type BackendReport, type LoadMessage } from '../queue-proc/messages.js';
+import { queueMessage, type BackendReport } from '../queue-proc/message-schema.js';
+import type { LoadMessage } from '../queue-proc/messages.js';
 
 /** What a queue process with a JavaScript backend says; nothing on the I/O path goes this way. */
 export class BackendChannel {

@@ -1,7 +1,7 @@
 import type { BackendFacts, BackendModule, DataPath } from '../../backends/interface.js';
 import type { RecoveryMode, User } from '../config/types.js';
 import type { HeldGeneration, MarkedRequest, OutstandingRequest } from '../native/binding.js';
-import type { BackendReport } from '../queue-proc/messages.js';
+import type { BackendReport } from '../queue-proc/message-schema.js';
 import type { OperationName } from './requests.js';
 import type { ExitStatus, QueueStatus } from './status.js';
 

@@ -19,7 +19,7 @@ import {
   type SharedOperation,
   type SharedPages,
 } from '../native/binding.js';
-import type { BackendReport } from '../queue-proc/messages.js';
+import type { BackendReport } from '../queue-proc/message-schema.js';
 import { BackendChannel } from './backend-channel.js';
 import { holdersOf } from './block-device-users.js';
 import { stateOf } from './found-devices.js';

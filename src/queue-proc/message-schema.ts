@@ -1,0 +1,34 @@
+import { z } from 'zod';
+import { LONGEST_TEXT } from './messages.js';
+
+/** Apart from messages.ts, because a queue process validates nothing and boots faster without zod. */
+
+const text = z.string().max(LONGEST_TEXT);
+
+/** What the device announces; `Announced` of src/backend/load.ts. */
+const opened = z.strictObject({
+  type: z.literal('opened'),
+  size: z.number(),
+  blockSize: z.number().nullable(),
+  readOnly: z.boolean(),
+  rotational: z.boolean(),
+  idempotentWrites: z.boolean(),
+  flush: z.boolean(),
+  discard: z.boolean(),
+  writeZeroes: z.boolean(),
+});
+
+/** Queue process to supervisor. */
+export const queueMessage = z.discriminatedUnion('type', [
+  opened,
+  /** The process is about to end because of this. */
+  z.strictObject({ type: z.literal('ending'), message: text, stack: text }),
+  /** `count` requests since the last such message were answered with an error that the backend did not name; one of them. */
+  z.strictObject({ type: z.literal('error'), message: text, stack: text, count: z.int().min(1) }),
+  z.strictObject({ type: z.literal('log'), level: z.enum(['info', 'warn', 'error']), message: text }),
+]);
+
+export type QueueMessage = z.infer<typeof queueMessage>;
+export type OpenedMessage = z.infer<typeof opened>;
+/** What a backend has to say while it serves. */
+export type BackendReport = Extract<QueueMessage, { type: 'error' | 'log' }>;
