@@ -72,7 +72,10 @@ export const traces = (id: number): string[] =>
     existsSync(path),
   );
 
-/** Asks until `probe` gives something other than undefined or false. */
+/**
+ * Asks until `probe` gives something other than undefined or false. Whoever is waited for gets most of the time: what
+ * costs much, as everything does in an emulated guest, is asked less often.
+ */
 export async function waitFor<Value>(
   what: string,
   probe: () => Promise<Value | undefined | false> | Value | undefined | false,
@@ -80,10 +83,12 @@ export async function waitFor<Value>(
 ): Promise<Value> {
   const deadline = performance.now() + timeoutMs;
   for (;;) {
+    const asked = performance.now();
     const value = await probe();
+    const answered = performance.now();
     if (value !== undefined && value !== false) return value;
-    assert.ok(performance.now() < deadline, `${what} did not happen within ${String(timeoutMs)} ms`);
-    await setTimeout(20);
+    assert.ok(answered < deadline, `${what} did not happen within ${String(timeoutMs)} ms`);
+    await setTimeout(20 + 3 * (answered - asked));
   }
 }
 
