@@ -130,6 +130,7 @@ const STATUS_BY_CODE: Readonly<Record<string, number>> = {
   EBUSY: 409,
   BUSY: 409,
   REFUSED: 409,
+  EOPNOTSUPP: 409,
   TOO_LARGE: 413,
   MEDIA_TYPE: 415,
   TOO_MANY: 429,

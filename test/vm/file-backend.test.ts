@@ -3,12 +3,11 @@ import assert from 'node:assert/strict';
 import { randomBytes } from 'node:crypto';
 import { constants, readFileSync, readdirSync, readlinkSync, realpathSync } from 'node:fs';
 import { open, readFile, rename, stat, truncate, writeFile } from 'node:fs/promises';
-import { release } from 'node:os';
 import { test } from 'node:test';
 import type { DeviceStatus } from '../../src/supervisor/status.js';
 import { isZero, pathOf } from './device-suite.js';
 import { DirectFile } from '../../src/backend/conformance/direct-file.js';
-import { Served, assertNothingLeft, ok, processesNamed, shell, waitFor } from './harness.js';
+import { Served, assertNothingLeft, isLinux, ok, processesNamed, shell, waitFor } from './harness.js';
 
 /** Files and block devices as stores: on tmpfs, on ext4, on a loop device, on every data path that the kernel has. */
 
@@ -16,9 +15,7 @@ const MiB = 2 ** 20;
 const PAGE = 4096;
 const SIZE = 8 * MiB + PAGE;
 
-const [major = 0, minor = 0] = release().split('.').map(Number);
-const hasZeroCopy = major > 6 || (major === 6 && minor >= 16);
-const dataPaths = hasZeroCopy ? (['zero-copy', 'copy'] as const) : (['copy'] as const);
+const dataPaths = isLinux(6, 16) ? (['zero-copy', 'copy'] as const) : (['copy'] as const);
 
 interface StoreCase {
   readonly name: string;

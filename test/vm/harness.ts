@@ -2,6 +2,7 @@ import { spawn } from 'node:child_process';
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { chmod, chown, mkdtemp, stat, writeFile } from 'node:fs/promises';
 import { request } from 'node:http';
+import { release } from 'node:os';
 import { dirname, join } from 'node:path';
 import type { Readable } from 'node:stream';
 import { after } from 'node:test';
@@ -21,6 +22,12 @@ export const cli = join(root, 'dist/src/cli/main.js');
 export const COMMAND_TIMEOUT_MS = 120_000;
 /** Of a supervisor with its devices, beside loads that leave it little of the CPUs. */
 const START_TIMEOUT_MS = 300_000;
+
+/** Whether this kernel is Linux `major`.`minor` or later. */
+export function isLinux(major: number, minor: number): boolean {
+  const [ours = 0, oursToo = 0] = release().split('.').map(Number);
+  return ours > major || (ours === major && oursToo >= minor);
+}
 
 export interface Finished {
   readonly code: number;

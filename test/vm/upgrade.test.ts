@@ -12,6 +12,7 @@ import {
   Served,
   assertNothingLeft,
   hasEnded,
+  isLinux,
   ok,
   processesNamed,
   root,
@@ -64,25 +65,42 @@ test('upgrade', { timeout: 1_100_000 }, async (t) => {
     return zygote ?? assert.fail('there is none');
   };
 
-  await t.test('E3 every device goes over to a new zygote under fio verify, and the old one ends', async () => {
-    const before = await onlyZygote();
-    await underLoad(async () => {
-      const { code, stderr } = await served.command('upgrade');
-      assert.deepEqual([code, stderr], [0, '']);
-    });
-    const after = await onlyZygote();
-    assert.notEqual(after, before);
-    assert.deepEqual([await generations(), await forkedBy()], [[2, 2], [after]]);
-    for (const { state, recoveries, lastExit } of await statuses()) {
-      assert.deepEqual([state, recoveries, lastExit], ['live', 0, null]);
-    }
-    const sockets = (await readdir(runtimeDir)).filter((name) => name.startsWith('zygote'));
-    assert.deepEqual(sockets, ['zygote-2.sock']);
-    process.kill(after, 'SIGKILL');
-    for (const { name } of devices) await served.untilLive(name, 1);
+  const canGoBack = isLinux(6, 16);
+  const skip = canGoBack ? false : 'no device can go back to the code before';
+
+  await t.test('E3 is refused where a device could not go back', { skip: canGoBack && 'it can' }, async () => {
+    const before = await statuses();
+    const zygote = await onlyZygote();
+    const { code, stderr } = await served.command('upgrade');
+    assert.equal(code, 1);
+    assert.match(stderr, /on this kernel \(before Linux 6\.16\) a device could not go back to the code before/);
+    assert.deepEqual([await generations(), (await statuses()).map(serversOf)], [[1, 1], before.map(serversOf)]);
+    assert.deepEqual(zygotes(), [zygote]);
   });
 
-  await t.test('E3 new code whose queue processes die: the old code serves again', async () => {
+  await t.test(
+    'E3 every device goes over to a new zygote under fio verify, and the old one ends',
+    { skip },
+    async () => {
+      const before = await onlyZygote();
+      await underLoad(async () => {
+        const { code, stderr } = await served.command('upgrade');
+        assert.deepEqual([code, stderr], [0, '']);
+      });
+      const after = await onlyZygote();
+      assert.notEqual(after, before);
+      assert.deepEqual([await generations(), await forkedBy()], [[2, 2], [after]]);
+      for (const { state, recoveries, lastExit } of await statuses()) {
+        assert.deepEqual([state, recoveries, lastExit], ['live', 0, null]);
+      }
+      const sockets = (await readdir(runtimeDir)).filter((name) => name.startsWith('zygote'));
+      assert.deepEqual(sockets, ['zygote-2.sock']);
+      process.kill(after, 'SIGKILL');
+      for (const { name } of devices) await served.untilLive(name, 1);
+    },
+  );
+
+  await t.test('E3 new code whose queue processes die: the old code serves again', { skip }, async () => {
     const zygote = await onlyZygote();
     await installFaultPoints();
     await arm('preparing', 0, 'SIGKILL', 1000);
@@ -102,7 +120,7 @@ test('upgrade', { timeout: 1_100_000 }, async (t) => {
     assert.deepEqual(await forkedBy(), [zygote]);
   });
 
-  await t.test('E3 a library that cannot be loaded is refused before anything is touched', async () => {
+  await t.test('E3 a library that cannot be loaded is refused before anything is touched', { skip }, async () => {
     const before = await generations();
     const zygote = await onlyZygote();
     await copyFile(library, `${library}.good`);
@@ -114,7 +132,7 @@ test('upgrade', { timeout: 1_100_000 }, async (t) => {
     await rename(`${library}.good`, library);
   });
 
-  await t.test('A3 a supervisor killed in the middle leaves two zygotes to its successor', async () => {
+  await t.test('A3 a supervisor killed in the middle leaves two zygotes to its successor', { skip }, async () => {
     const zygote = await onlyZygote();
     await arm('preparing', 0, 'SIGSTOP');
     const upgrade = served.command('upgrade');
@@ -152,6 +170,7 @@ test('upgrade', { timeout: 1_100_000 }, async (t) => {
     assert.deepEqual(after.map(serversOf), before.map(serversOf));
     assert.deepEqual(after.map(zygotesOf), before.map(zygotesOf));
     for (const { state, recoveries } of after) assert.deepEqual([state, recoveries], ['live', 0]);
+    if (!canGoBack) return;
     assert.equal((await served.command('upgrade')).code, 0);
     await waitFor('the zygote ending', () => hasEnded(zygote));
     const ours = await ok('ps', ['--ppid', String(served.pid), '-o', 'stat=,comm=']);
