@@ -83,7 +83,7 @@ test('under pm2', { timeout: 1_100_000 }, async (t) => {
     await assertNothingLeft(RUNTIME_DIR);
   });
 
-  await t.test('a supervisor that was killed is started again, and its devices are served meanwhile', async () => {
+  await t.test('A3 a supervisor that was killed is started again, and its devices are served meanwhile', async () => {
     await pm2('start', 'ublk-supervisor');
     await isReadable();
     const serving = processesNamed('ublk/');

@@ -116,7 +116,7 @@ test('the systemd unit', { timeout: 1_100_000 }, async (t) => {
     await waitFor('a WATCHDOG=1', async () => (await show('WatchdogTimestampMonotonic')) !== watched, 60_000);
   });
 
-  await t.test('stops when nobody uses a device any more', async () => {
+  await t.test('E4 stops when nobody uses a device any more', async () => {
     await shell(`mkfs.ext4 -q ${LINKS}/disk; mkdir -p /mnt/disk; mount ${LINKS}/disk /mnt/disk; echo a >/mnt/disk/a`);
     await systemctl('stop', '--no-block', UNIT);
     await becomes('StatusText', /^waiting to stop: .* in use by a mount at \/mnt\/disk/);
@@ -126,7 +126,7 @@ test('the systemd unit', { timeout: 1_100_000 }, async (t) => {
     await isGone();
   });
 
-  await t.test('stops after file systems were unmounted when the machine shuts down', async () => {
+  await t.test('E4 stops after file systems were unmounted when the machine shuts down', async () => {
     await systemctl('start', UNIT);
     await shell(`mount -o _netdev ${LINKS}/disk /mnt/disk; echo b >/mnt/disk/b`);
     const before = await journal();
@@ -142,7 +142,7 @@ test('the systemd unit', { timeout: 1_100_000 }, async (t) => {
     assert.doesNotMatch(said, /still serving/, 'it was stopped while the file system was mounted');
   });
 
-  await t.test('is killed alone when the time for its stop is over, and adopts what was served on', async () => {
+  await t.test('E4 is killed alone when the time for its stop is over, and adopts what was served on', async () => {
     await systemctl('start', UNIT);
     const serving = processesNamed('ublk/');
     assert.equal(serving.length, 2);
@@ -160,7 +160,7 @@ test('the systemd unit', { timeout: 1_100_000 }, async (t) => {
     await isGone();
   });
 
-  await t.test('is started again after it was killed, and its devices are served meanwhile', async () => {
+  await t.test('A3 is started again after it was killed, and its devices are served meanwhile', async () => {
     await systemctl('start', UNIT);
     const serving = processesNamed('ublk/');
     assert.equal(serving.length, 2);

@@ -61,7 +61,7 @@ test('a file system in fstab', { timeout: 600_000 }, async (t) => {
     assert.ok(!watched.includes(`b${deviceNumber()}`), watched.join());
   });
 
-  await t.test('is unmounted before the service stops', async () => {
+  await t.test('E4 is unmounted before the service stops', async () => {
     await systemctl('stop', UNIT);
     assert.deepEqual(await Promise.all(['srv.mount', UNIT, LINK_UNIT].map(stateOf)), [
       'inactive',
