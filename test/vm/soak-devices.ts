@@ -88,15 +88,16 @@ export class Soak {
     await this.#served.configure(this.#configured);
   }
 
-  /** SIGKILL to the supervisor, and to `others` with it; a new one goes on with what is left. */
-  async replaceSupervisor(others: readonly number[] = []): Promise<void> {
+  /** SIGKILL to the supervisor, and to zygotes with it, who take their queue processes along; a new one goes on. */
+  async replaceSupervisor(zygotes: readonly number[] = []): Promise<void> {
     const killed = this.#served;
     const before = (await killed.status()).devices;
     this.#earlier.add(killed);
-    for (const pid of [killed.pid, ...others]) signal(pid, 'SIGKILL');
+    for (const pid of [killed.pid, ...zygotes]) signal(pid, 'SIGKILL');
     await killed.exit;
-    await waitFor('everybody who was killed being gone', () => others.every(hasEnded));
-    const spared = before.filter((device) => device.state === 'live' && !pidsOf(device).some(hasEnded));
+    await waitFor('everybody who was killed being gone', () => zygotes.every(hasEnded));
+    const living = before.filter((device) => device.state === 'live' && !pidsOf(device).some(hasEnded));
+    const spared = zygotes.length === 0 ? living : [];
     this.#served = await Served.start(this.#configured, { runtimeDir: killed.runtimeDir });
     this.#watch(this.#served);
     for (const { name, recoveries } of before) {
