@@ -21,7 +21,8 @@ const DEVICE = 'scratch';
 /** As many restarts as examples/config.json allows a minute; after one more the device would wait for an operator. */
 const KILLS = 10;
 const BETWEEN_KILLS_MS = 1500;
-const UNDO_MS = 20_000;
+/** A busy machine may need most of it in an emulated guest. */
+const UNDO_MS = 60_000;
 
 /** What has to be undone, the last thing first. */
 const undo: (() => Promise<void>)[] = [];
