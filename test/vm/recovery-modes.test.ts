@@ -188,7 +188,7 @@ test('devices that may not simply recover', { timeout: 1_100_000 }, async (t) =>
       assert.deepEqual([device.state, device.id, device.path, device.generation], ['failed', null, null, 0]);
       assert.match(device.reason ?? '', /the kernel does not grant USER_RECOVERY_FAIL_IO \(Linux 6.13\)/);
       const refused = await recover(served, 'fails-io');
-      assert.equal(refused.status, 500);
+      assert.equal(refused.status, 409);
       assert.match(JSON.stringify(refused.body), /USER_RECOVERY_FAIL_IO/);
       assert.equal((await served.status()).devices.filter(({ id }) => id !== null).length, devices.length - 1);
       assert.ok(!existsSync(`/dev/ublkc${String(devices.length - 1)}`), 'a device of the refused one is left');
