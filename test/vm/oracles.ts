@@ -32,9 +32,11 @@ interface Extent {
   readonly first?: number;
   readonly count?: number;
   readonly budgetMs?: number;
+  /** Of each of its four lanes after each operation, so that something else gets the CPUs. */
+  readonly restMs?: number;
 }
 
-/** Registers on a device, used without a pause: O1 to O4. */
+/** Registers on a device, used without a pause unless they are to rest: O1 to O4. */
 export class Registers {
   readonly path: string;
   /** Rejects as soon as an oracle is broken; else resolves after `end`. */
@@ -43,10 +45,10 @@ export class Registers {
   #last: RegisterReport = { operations: 0, longestMs: 0 };
   #ended = false;
 
-  private constructor(path: string, { first = 0, count = 64, budgetMs = BUDGET_MS }: Extent) {
+  private constructor(path: string, { first = 0, count = 64, budgetMs = BUDGET_MS, restMs = 0 }: Extent) {
     this.path = path;
     const program = join(root, 'dist/test/vm/registers.js');
-    const child = fork(program, [path, String(first), String(count), String(budgetMs)], {
+    const child = fork(program, [path, ...[first, count, budgetMs, restMs].map(String)], {
       env: { PATH: process.env.PATH, TEST_SEED: String(seed) },
       execArgv: [],
       stdio: ['ignore', 'inherit', 'inherit', 'ipc'],

@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { DirectFile } from '../../src/backend/conformance/direct-file.js';
+import { setTimeout } from 'node:timers/promises';
 import { crc32 } from 'node:zlib';
 import { random } from './random.js';
 
@@ -30,7 +31,7 @@ class Register {
   readonly reads = new Set<Set<number>>();
 }
 
-const [path = '', first = '', count = '', budgetMs = ''] = process.argv.slice(2);
+const [path = '', first = '', count = '', budgetMs = '', restMs = ''] = process.argv.slice(2);
 const start = Number(first);
 const registers = Array.from({ length: Number(count) }, () => new Register());
 const before: Buffer[] = [];
@@ -111,6 +112,7 @@ async function lane(disk: DirectFile): Promise<void> {
     if (dice === 0) await timed('a flush', () => disk.flush());
     else if (dice < 9) await write(disk, index);
     else await read(disk, index);
+    if (Number(restMs) > 0) await setTimeout(Number(restMs));
   }
 }
 

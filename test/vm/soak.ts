@@ -91,10 +91,10 @@ async function run(): Promise<string> {
   await shell(`mkfs.ext4 -q ${await pathOf('file')}; mount ${await pathOf('file')} /mnt/files`);
   const job = { name: 'ram', path: await pathOf('ram'), size: '8M', depth: 16, rate: 500 };
   const load = new Load((pass) => verifiedWrites(job, pass));
-  const budgetMs = SETTLE_MS;
+  const pace = { budgetMs: SETTLE_MS, restMs: 10 };
   const registers = await Promise.all([
-    Registers.on(await soak.served.device('ram'), { first: 2048, count: 256, budgetMs }),
-    Registers.on(await soak.served.device('script'), { count: 256, budgetMs }),
+    Registers.on(await soak.served.device('ram'), { first: 2048, count: 256, ...pace }),
+    Registers.on(await soak.served.device('script'), { count: 256, ...pace }),
   ]);
   const checked = files('/mnt/files');
   checked.catch(() => undefined);
