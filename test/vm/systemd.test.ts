@@ -3,20 +3,16 @@
 // kernels: newest
 import assert from 'node:assert/strict';
 import { existsSync, readFileSync, readlinkSync } from 'node:fs';
-import { copyFile, mkdir, symlink, writeFile } from 'node:fs/promises';
-import { join } from 'node:path';
+import { mkdir, symlink, writeFile } from 'node:fs/promises';
 import { test } from 'node:test';
 import { COMMAND_TIMEOUT_MS, assertNothingLeft, cli, hasEnded, ok, processesNamed } from './harness.js';
-import { root, shell, waitFor } from './harness.js';
+import { shell, waitFor } from './harness.js';
+import { RUNTIME_DIR, UNIT, installService, systemctl } from './systemd-service.js';
 
 /** deploy/ublk-supervisor.service, run by the systemd that is this guest's PID 1. */
 
-const UNIT = 'ublk-supervisor.service';
-const RUNTIME_DIR = '/run/ublk-supervisor';
 const LINKS = '/dev/ublk/by-name';
 const devices = ['disk', 'other'].map((name, id) => ({ name, id, backend: { type: 'ram', size: '32MiB' } }));
-
-const systemctl = (...args: string[]): Promise<string> => ok('systemctl', args);
 
 async function show(property: string): Promise<string> {
   return (await systemctl('show', '--value', '-p', property, UNIT)).trim();
@@ -53,12 +49,7 @@ async function isGone(): Promise<void> {
 }
 
 test('the systemd unit', { timeout: 1_100_000 }, async (t) => {
-  const node = '/usr/local/bin/node';
-  if (process.execPath !== node) await shell(`ln -sf ${process.execPath} ${node}`);
-  await symlink(cli, '/usr/local/bin/ublk-supervisor');
-  await copyFile(join(root, 'deploy', UNIT), `/etc/systemd/system/${UNIT}`);
-  await mkdir('/etc/ublk-supervisor');
-  await writeFile('/etc/ublk-supervisor/config.json', JSON.stringify({ devices }));
+  await installService(devices);
 
   await t.test('is what systemd understands', async () => {
     assert.equal(await ok('bash', ['-c', `systemd-analyze verify --man=no /etc/systemd/system/${UNIT} 2>&1`]), '');
