@@ -115,8 +115,9 @@ test('upgrade', { timeout: 1_100_000 }, async (t) => {
     assert.equal(await onlyZygote(), zygote);
     assert.equal((await generations())[1], before[1]);
     // What is new now is the old code's, too.
-    process.kill((await served.device('ram')).queues[0]?.pid ?? 0, 'SIGKILL');
-    await served.untilLive('ram', 2);
+    const { queues, generation } = await served.device('ram');
+    process.kill(queues[0]?.pid ?? 0, 'SIGKILL');
+    await served.untilGeneration('ram', generation + 1);
     assert.deepEqual(await forkedBy(), [zygote]);
   });
 
@@ -153,7 +154,6 @@ test('upgrade', { timeout: 1_100_000 }, async (t) => {
 
   await t.test('A3 the supervisor goes on as what is installed, and nobody notices', async () => {
     const before = await statuses();
-    const zygote = await onlyZygote();
     await served.configure([{ ...devices[0], queues: 0 }]);
     const refused = await served.command('upgrade', '--self');
     assert.equal(refused.code, 1);
@@ -170,7 +170,10 @@ test('upgrade', { timeout: 1_100_000 }, async (t) => {
     assert.deepEqual(after.map(serversOf), before.map(serversOf));
     assert.deepEqual(after.map(zygotesOf), before.map(zygotesOf));
     for (const { state, recoveries } of after) assert.deepEqual([state, recoveries], ['live', 0]);
-    if (!canGoBack) return;
+  });
+
+  await t.test('A3 that supervisor waits for a zygote that it did not start', { skip }, async () => {
+    const zygote = await onlyZygote();
     assert.equal((await served.command('upgrade')).code, 0);
     await waitFor('the zygote ending', () => hasEnded(zygote));
     const ours = await ok('ps', ['--ppid', String(served.pid), '-o', 'stat=,comm=']);
