@@ -1,6 +1,6 @@
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import type { Outcome } from './tap.js';
+import { withoutPassed, type Outcome } from './tap.js';
 
 /** What a person reads: a line a file while the tests run, the output of what failed, and the sum. */
 export class Report {
@@ -31,12 +31,12 @@ export class Report {
     process.stdout.write(`${text}\n`);
   }
 
-  /** Shows output and stores it. */
+  /** Stores output, and shows what of it is about failures. */
   keep(name: string, output: string): void {
     const path = join(this.#directory, `${name.replace(/[^a-z0-9.-]+/gi, '-')}.log`);
     writeFileSync(path, output);
     this.line(`---- ${path}`);
-    this.line(output.trimEnd());
+    this.line(withoutPassed(output).trimEnd());
     this.line('----');
   }
 

@@ -90,3 +90,8 @@ function outcomeOf(node: Node, unit: Unit): Outcome {
   if (!node.ok && outcome.failures.length === 0) outcome.failures.push(node.name);
   return outcome;
 }
+
+/** TAP output without the lines of subtests that passed and had nothing to say. */
+export function withoutPassed(output: string): string {
+  return output.replace(/^( *)# Subtest: .*\n\1ok .*\n\1 {2}---\n(?:\1 {2}.*\n)*?\1 {2}\.\.\.\n/gm, '');
+}
