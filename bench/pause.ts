@@ -39,7 +39,7 @@ const faults: readonly Fault[] = [
 
 /** One fault, in milliseconds. */
 interface Sample {
-  /** The longest that a client waited between two answers, without what was configured. */
+  /** The longest that a client waited for an answer, without what was configured. */
   readonly pause: number;
   /** From the fault to the supervisor knowing of it; NaN: it is its own doing. */
   readonly detect: number;
@@ -139,7 +139,7 @@ async function benchSupervisorDeath(times: number): Promise<void> {
     row('supervisor killed, another one started', replaced),
   ];
   const header = ['', 'P50 ms', 'P99', 'MAX', 'P50 / UNDISTURBED'];
-  process.stdout.write(`longest gap between answers, ${String(times)} times each\n${table(header, rows)}\n`);
+  process.stdout.write(`longest wait for an answer, ${String(times)} times each\n${table(header, rows)}\n`);
 }
 
 const startNode = (): Promise<unknown> => run(process.execPath, ['-e', '0']);

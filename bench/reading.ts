@@ -15,7 +15,7 @@ export class Reading {
     return new Reading(worker);
   }
 
-  /** The longest gap between two answers, in milliseconds. Rejects when a read failed. */
+  /** How long the longest read took, in milliseconds. Rejects when one failed. */
   async end(): Promise<number> {
     const answer = once(this.#worker, 'message');
     this.#worker.postMessage('end');
