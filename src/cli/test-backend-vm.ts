@@ -18,7 +18,7 @@ const TRUST = `place=$1; shift
 while chown 0:0 "$place" && chmod go-w "$place" && [ "$place" != / ]; do place=$(dirname "$place"); done
 exec "$@"`;
 
-/** Runs `test-backend --device` in a virtual machine and resolves with the exit code. */
+/** Runs `test-backend --device` in a virtual machine, which a signal ends, and resolves with the exit code. */
 export async function testInVirtualMachine(
   module: string,
   settings: readonly Setting[],
@@ -43,6 +43,7 @@ export async function testInVirtualMachine(
     cwd: path.startsWith('/tmp/') ? dirname(path) : root,
     stdio: ['ignore', 'inherit', 'inherit'],
   });
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => child.kill(signal));
   const [code] = (await once(child, 'exit')) as [number | null];
   return code ?? CliExit.failure;
 }
