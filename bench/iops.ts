@@ -2,7 +2,7 @@ import { execFile } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { runFio, type Workload } from './fio.js';
-import type { BenchOptions } from './main.js';
+import type { BenchOptions } from './options.js';
 import { Served } from './served.js';
 import { median, spread, table } from './statistics.js';
 

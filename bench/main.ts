@@ -3,6 +3,7 @@ import { rm } from 'node:fs/promises';
 import { benchIops, matchNames } from './iops.js';
 import { benchMemory } from './memory.js';
 import { benchPause } from './pause.js';
+import type { BenchOptions } from './options.js';
 
 /**
  * Measures on the kernel it runs on, as root; scripts/bench brings it into a virtual machine where that is needed. It
@@ -21,15 +22,6 @@ const usage = `usage: scripts/bench [--kernel VERSION] [pause|memory|iops]... [O
 `;
 
 const benches = { pause: benchPause, memory: benchMemory, iops: benchIops };
-
-export interface BenchOptions {
-  readonly times: number;
-  readonly rounds: number;
-  readonly seconds: number;
-  readonly backend: string | undefined;
-  readonly workload: string;
-  readonly against: string | undefined;
-}
 
 async function main(): Promise<number> {
   const { values, positionals } = parseArgs({

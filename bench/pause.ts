@@ -3,7 +3,7 @@ import { availableParallelism } from 'node:os';
 import { setTimeout } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import type { DeviceStatus } from '../src/supervisor/status.js';
-import type { BenchOptions } from './main.js';
+import type { BenchOptions } from './options.js';
 import { Reading } from './reading.js';
 import { Served } from './served.js';
 import { quantile, table } from './statistics.js';

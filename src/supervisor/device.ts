@@ -11,10 +11,10 @@ import type { Log } from './device-log.js';
 import { DeviceRequests } from './device-requests.js';
 import { deviceSpec } from './device-spec.js';
 import { assertSameDevice, type HandOver, type Served } from './hand-over.js';
-import type { DeviceSpec, ExitStatus, FoundDevice, Kernel, QueueReport } from './kernel.js';
+import type { DeviceSpec, FoundDevice, Kernel, QueueReport } from './kernel.js';
 import { machine, targetOfFailure, type AfterRemoval, type DeviceEvent, type DeviceState } from './machine.js';
 import type { Rule, Step, Target } from './machine.js';
-import type { DeviceStatus } from './status.js';
+import type { DeviceStatus, ExitStatus } from './status.js';
 import { KernelDevice, type Death } from './steps.js';
 
 export interface DeviceOptions {

@@ -3,9 +3,9 @@ import { SupervisorError } from '../errors.js';
 import { errnoName, QueuePhase, watchProcess } from '../native/binding.js';
 import type { ProcessEnd, ProcessWatch, SharedPages } from '../native/binding.js';
 import type { BackendChannel } from './backend-channel.js';
-import type { Generation, GenerationPhase, Remains } from './kernel.js';
+import type { Generation, Remains } from './kernel.js';
 import { answeredCounts, readRemains } from './remains.js';
-import type { ExitStatus } from './status.js';
+import type { ExitStatus, GenerationPhase } from './status.js';
 import { watchForHangs, type Hang } from './watchdog.js';
 
 /** How long the zygote may take to say how a process ended before we go on without knowing. */

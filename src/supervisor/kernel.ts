@@ -2,8 +2,7 @@ import type { BackendFacts, BackendModule, DataPath } from '../../backends/inter
 import type { RecoveryMode, User } from '../config/types.js';
 import type { HeldGeneration, MarkedRequest, OutstandingRequest } from '../native/binding.js';
 import type { BackendReport } from '../queue-proc/message-schema.js';
-import type { OperationName } from './requests.js';
-import type { ExitStatus, QueueStatus } from './status.js';
+import type { GenerationPhase, OperationName, QueueStatus } from './status.js';
 
 /** Everything about a device that the kernel and the queue processes need, fixed for the device's life. */
 export interface DeviceSpec {
@@ -68,9 +67,6 @@ export interface QueueReport {
   readonly queue: number;
   readonly report: BackendReport;
 }
-
-/** How far a generation's queue processes came. `fetching`: some, not all, of the device's FETCHes may be with the kernel. */
-export type GenerationPhase = 'preparing' | 'fetching' | 'fetched';
 
 export interface HeldRequest extends OutstandingRequest {
   readonly queue: number;
@@ -189,5 +185,3 @@ export interface Kernel {
   /** Lets go of the shared page and whatever else is kept for the device's life; resolves when the backend's files are free. */
   release(id: number): Promise<void>;
 }
-
-export type { ExitStatus };

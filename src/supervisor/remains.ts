@@ -1,6 +1,7 @@
 import type { SharedPages } from '../native/binding.js';
 import type { Remains } from './kernel.js';
-import { operationNames, type OperationName } from './requests.js';
+import { operationNames } from './requests.js';
+import type { OperationName } from './status.js';
 
 type Counts = Readonly<Record<OperationName, number>>;
 

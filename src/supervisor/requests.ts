@@ -1,9 +1,14 @@
 import type { RequestIdentity } from '../native/binding.js';
-import type { RequestStatus } from './status.js';
+import type { OperationName, RequestStatus } from './status.js';
 
 /** In the order of the shared page's counters. */
-export const operationNames = ['read', 'write', 'flush', 'discard', 'writeZeroes'] as const;
-export type OperationName = (typeof operationNames)[number];
+export const operationNames = [
+  'read',
+  'write',
+  'flush',
+  'discard',
+  'writeZeroes',
+] as const satisfies readonly OperationName[];
 
 /** By `UBLK_IO_OP_*`. */
 const names: Readonly<Record<number, OperationName>> = {

@@ -1,8 +1,8 @@
 import type { DataPath } from '../../backends/interface.js';
-import type { GenerationPhase } from './kernel.js';
 import type { DeviceState } from './machine.js';
 import type { PlanEntry } from './reload-plan.js';
-import type { OperationName } from './requests.js';
+
+export type OperationName = 'read' | 'write' | 'flush' | 'discard' | 'writeZeroes';
 
 /** Counters of one kind of operation on one queue; latencies are from a log-scale histogram, within 13 %. */
 export interface OperationStatus {
@@ -74,6 +74,9 @@ export interface HeldRequestStatus extends RequestStatus {
  * (`exit.reason`). `exit`: it did not. `unknown`: its parent, the zygote, is gone too.
  */
 export type CrashCause = 'hang' | 'killed' | 'signal' | 'error' | 'exit' | 'unknown';
+
+/** How far a generation's queue processes came. `fetching`: some, not all, of the device's FETCHes may be with the kernel. */
+export type GenerationPhase = 'preparing' | 'fetching' | 'fetched';
 
 /** The death of a generation that nobody asked for. */
 export interface CrashStatus {

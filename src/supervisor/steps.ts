@@ -3,19 +3,10 @@ import type { Clock } from './clock.js';
 import { EXIT_UNLOADABLE } from '../queue-proc/messages.js';
 import { describeExit } from './device-history.js';
 import type { MarkedRequest } from '../native/binding.js';
-import type {
-  DeviceSpec,
-  ExitStatus,
-  FoundDevice,
-  Generation,
-  GrantedDevice,
-  Kernel,
-  QueueReport,
-  Remains,
-} from './kernel.js';
+import type { DeviceSpec, FoundDevice, Generation, GrantedDevice, Kernel, QueueReport, Remains } from './kernel.js';
 import type { Log } from './device-log.js';
 import type { DeviceState, Step } from './machine.js';
-import type { QueueStatus } from './status.js';
+import type { ExitStatus, QueueStatus } from './status.js';
 
 /** How long queue processes get to end by themselves after STOP_DEV. */
 const EXIT_GRACE_MS = 1000;
