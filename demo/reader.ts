@@ -1,6 +1,7 @@
 import { constants, closeSync, openSync, readSync, writeFileSync } from 'node:fs';
 import { Worker, isMainThread, parentPort, workerData } from 'node:worker_threads';
 import { fileURLToPath } from 'node:url';
+import { takeSlot } from '../src/backend/conformance/direct-file.js';
 
 /**
  * What a program sees that uses the device: a thread that reads a file, block by block and past the page cache, measures
@@ -9,9 +10,6 @@ import { fileURLToPath } from 'node:url';
 
 const BLOCK = 4096;
 const BLOCKS = 256;
-
-/** No library of the compiler's has it without the browser. */
-declare const WebAssembly: { readonly Memory: new (size: { initial: number }) => { readonly buffer: ArrayBuffer } };
 
 /** Places in the shared array. */
 const READS = 0;
@@ -72,8 +70,7 @@ interface WorkerData {
 
 function readUntilStopped({ path, memory }: WorkerData): void {
   const counters = new Int32Array(memory);
-  // O_DIRECT needs an aligned buffer, which a Buffer is not; WebAssembly's memory begins with a page.
-  const buffer = new Uint8Array(new WebAssembly.Memory({ initial: 1 }).buffer, 0, BLOCK);
+  const buffer = takeSlot().subarray(0, BLOCK);
   const file = openSync(path, constants.O_RDONLY | constants.O_DIRECT);
   while (Atomics.load(counters, STOP) === 0) {
     const block = counters[READS] ?? 0;

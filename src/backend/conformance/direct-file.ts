@@ -13,7 +13,7 @@ const WASM_PAGE_BYTES = 2 ** 16;
 const free: Uint8Array[] = [];
 
 /** 1 MiB, aligned as O_DIRECT needs it. A Buffer is not aligned to anything; a WebAssembly memory begins a page. */
-function takeSlot(): Uint8Array {
+export function takeSlot(): Uint8Array {
   if (free.length === 0) {
     const { Memory } = (globalThis as unknown as { WebAssembly: WebAssemblyMemory }).WebAssembly;
     const { buffer } = new Memory({ initial: (SLOTS_A_MEMORY * SLOT_BYTES) / WASM_PAGE_BYTES });
