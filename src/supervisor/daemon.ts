@@ -34,6 +34,7 @@ export interface DaemonOptions {
 export async function runDaemon(options: DaemonOptions): Promise<number> {
   const { config, configPath, watch, log, ...place } = options;
   const notifier = takeNotifier(log);
+  notifier.keepAlive();
   const onDeviceChange = ({ name, state }: DeviceStatus): void => {
     notifier.deviceChanged(name, state);
   };
@@ -58,6 +59,8 @@ export async function runDaemon(options: DaemonOptions): Promise<number> {
   });
   if (end === 'replaced') {
     log.info({}, 'going on as what is installed now');
+    // The successor has to load before it gives one.
+    notifier.signOfLife();
     replaceSelf(notifier.environment);
   }
   log.info({}, 'stopped');

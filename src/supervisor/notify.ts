@@ -68,16 +68,23 @@ export class Notifier {
     this.#say(this.#devices.line());
   }
 
-  /** Every device of the configuration is live or has failed. From now on there are signs of life. */
+  /**
+   * From now on there are signs of life. Before the first READY=1 nobody waits for them, but that may have come from our
+   * predecessor in this process.
+   */
+  keepAlive(): void {
+    if (this.#watchdogMs === null) return;
+    this.signOfLife();
+    setInterval(() => {
+      this.signOfLife();
+    }, this.#watchdogMs / 2).unref();
+  }
+
+  /** Every device of the configuration is live or has failed. */
   ready(): void {
     this.#ready = true;
     this.#sayReady();
     this.#tellParent?.('ready');
-    if (this.#watchdogMs === null) return;
-    this.#beat();
-    setInterval(() => {
-      this.#beat();
-    }, this.#watchdogMs / 2).unref();
   }
 
   /** The service manager counts the service as reloading until `reload` has settled, which settles this too. */
@@ -117,7 +124,8 @@ export class Notifier {
   }
 
   /** That this runs says that the control loop does. */
-  #beat(): void {
+  signOfLife(): void {
+    if (this.#watchdogMs === null) return;
     const lost = this.#devices.lost();
     if (lost.length === 0) this.#send('WATCHDOG=1');
     else if (!this.#withheld) this.#log.error({ devices: lost }, `${lost.join(', ')}: no progress; no WATCHDOG=1`);
