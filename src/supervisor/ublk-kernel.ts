@@ -1,5 +1,5 @@
 import { closeSync } from 'node:fs';
-import { readFile, writeFile } from 'node:fs/promises';
+import { open, readFile, type FileHandle } from 'node:fs/promises';
 import { setTimeout } from 'node:timers/promises';
 import type { DataPath } from '../../backends/interface.js';
 import { SupervisorError, messageOf } from '../errors.js';
@@ -204,7 +204,7 @@ export class UblkKernel implements Kernel {
   async adopt(found: FoundDevice, spec: DeviceSpec, onReport: (report: QueueReport) => void): Promise<Adopted> {
     const { id, held } = found;
     const state = stateOf(ublkDeviceInfo(id));
-    if (state !== 'DEAD') await this.#noticeDeathsSoon(id);
+    if (state === 'LIVE') await this.#noticeDeathsSoon(id);
     if (held === null) return { state, generation: null, marked: [] };
     const record = this.#newRecord(found, spec, reopenSharedPages(held.queues, held.depth, held.sharedPage));
     const zygote = this.#zygotes.running(held.zygote) ?? null;
@@ -287,9 +287,17 @@ export class UblkKernel implements Kernel {
     await this.#noticeDeathsSoon(id);
   }
 
+  /**
+   * A setting that stays for the device's life. The kernel makes it when every request under way is answered, which may
+   * take a recovery: so nobody waits for that, and it is made once.
+   */
   async #noticeDeathsSoon(id: number): Promise<void> {
     if (!this.quirks.deathNoticedByTimeout) return;
-    await writeFile(`/sys/block/ublkb${String(id)}/queue/io_timeout`, String(OLD_KERNEL_IO_TIMEOUT_MS));
+    const path = `/sys/block/ublkb${String(id)}/queue/io_timeout`;
+    if (Number(await readFile(path, 'utf8')) === OLD_KERNEL_IO_TIMEOUT_MS) return;
+    const file = await open(path, 'w');
+    // What can go wrong now is that the device goes.
+    void writeAndClose(file, String(OLD_KERNEL_IO_TIMEOUT_MS)).catch(() => undefined);
   }
 
   async beginRecovery(id: number): Promise<void> {
@@ -298,6 +306,7 @@ export class UblkKernel implements Kernel {
 
   async endRecovery({ id }: GrantedDevice, signal: AbortSignal): Promise<void> {
     await this.#serve('END_USER_RECOVERY', id, signal);
+    await this.#noticeDeathsSoon(id);
   }
 
   async updateSize(id: number, bytes: number): Promise<void> {
@@ -490,6 +499,11 @@ function operationStatus(operation: SharedOperation | undefined): OperationStatu
   if (!operation) throw new TypeError('the shared page lacks an operation');
   const { count, bytes, errors, p50ns, p99ns } = operation;
   return { count, bytes, errors, p50us: Math.round(p50ns / 100) / 10, p99us: Math.round(p99ns / 100) / 10 };
+}
+
+async function writeAndClose(file: FileHandle, text: string): Promise<void> {
+  await using opened = file;
+  await opened.writeFile(text);
 }
 
 function inUse(id: number, holders: readonly string[]): SupervisorError {

@@ -5,7 +5,7 @@ import { test } from 'node:test';
 import { DirectFile } from '../../src/backend/conformance/direct-file.js';
 import type { DeviceStatus } from '../../src/supervisor/status.js';
 import { Load, verifiedWrites } from './fio.js';
-import { COMMAND_TIMEOUT_MS, Served, assertNothingLeft, processesNamed, root, run } from './harness.js';
+import { COMMAND_TIMEOUT_MS, Served, assertNothingLeft, processesNamed, root, run, waitFor } from './harness.js';
 
 /** A supervisor dies, alone or with what it started, at any moment; its successor goes on with the devices. */
 
@@ -108,6 +108,18 @@ test('the successor of a supervisor', { timeout: 1_100_000 }, async (t) => {
     served = await start();
     assert.deepEqual(await statesOf(served), ALL_LIVE);
     for (const device of (await served.status()).devices) await assertData(device);
+  });
+
+  await t.test('A5 goes on with a recovery that clients wait for', async () => {
+    const { path, queues } = await served.device('script');
+    const load = new Load((pass) => verifiedWrites({ name: 'script', path: path ?? '', size: '4M', depth: 16 }, pass));
+    process.kill(queues[0]?.pid ?? assert.fail('no process'), 'SIGKILL');
+    await waitFor('the recovery', async () => (await served.device('script')).state === 'recovering');
+    await kill(served);
+    served = await start();
+    await load.stop();
+    assert.deepEqual(await statesOf(served), ALL_LIVE);
+    await assertData(await served.device('script'));
   });
 
   await t.test('A4 ends a zygote that hangs, and recovers its devices', async () => {
