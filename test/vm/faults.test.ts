@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { arm, disarm, installFaultPoints, isWaiting, untilFetched, untilStruck } from './fault-points.js';
-import { Served, assertNothingLeft, hasEnded, processesNamed, run, waitFor } from './harness.js';
+import { Served, assertNothingLeft, hasEnded, isLinux, processesNamed, run, waitFor } from './harness.js';
 import type { DeviceStatus } from '../../src/supervisor/status.js';
 import { Witness } from './witness.js';
 
@@ -42,7 +42,10 @@ test('faults before a generation serves', async (t) => {
     );
 
   await t.test('A6 a first generation that dies is followed by another on a device made anew', async () => {
-    for (const point of ['preparing', 'fetching', 'fetched', 'announced'] as const) {
+    const points = ['preparing', 'fetching', 'fetched', 'announced'] as const;
+    // After a death at the latter two DEL_DEV of these kernels may oops; docs/reliability.md, "Where kernels differ".
+    const survivable = isLinux(6, 16) && !isLinux(7, 0) ? 2 : points.length;
+    for (const point of points.slice(0, survivable)) {
       await arm(point, 1, 'SIGKILL');
       await add(point, { queues: 2 });
       await untilStruck();

@@ -9,7 +9,7 @@ import { assertNothingLeft, kernelComplaints, root, shell } from './harness.js';
 import { Registers, assertUndisturbed } from './oracles.js';
 import { generator } from './random.js';
 import { MODULE, Soak, STORE } from './soak-devices.js';
-import { faults, untilAllLive, type Fault } from './soak-faults.js';
+import { SETTLE_MS, faults, untilAllLive, type Fault } from './soak-faults.js';
 import { Witness } from './witness.js';
 
 /**
@@ -19,8 +19,6 @@ import { Witness } from './witness.js';
  */
 
 const USAGE = 'usage: soak [--minutes N] [--seed S]';
-/** A generation that boots node on a busy machine, after a hang, with a back-off. */
-const SETTLE_MS = 180_000;
 const STOP_FILES = '/run/soak-stop';
 
 const { values } = parseArgs({ options: { minutes: { type: 'string' }, seed: { type: 'string' } } });
@@ -114,13 +112,13 @@ async function run(): Promise<string> {
       say(`${fault.name}${said === '' ? '' : `: ${said}`}`);
       counts.set(fault, (counts.get(fault) ?? 0) + 1);
       if (!settle) continue;
-      await Promise.race([untilAllLive(soak, SETTLE_MS), broken]);
+      await Promise.race([untilAllLive(soak), broken]);
       // Generations that die young are started ever more slowly, which would leave time for little else.
       for (const name of soak.victims) await soak.served.api('POST', `/v1/devices/${name}/recover`);
       assert.deepEqual(await kernelComplaints(), []);
     }
     say('no more faults');
-    await Promise.race([untilAllLive(soak, SETTLE_MS), broken]);
+    await Promise.race([untilAllLive(soak), broken]);
     await witness.end();
     await writeFile(STOP_FILES, '');
     const [written, , ...reports] = await Promise.all([
