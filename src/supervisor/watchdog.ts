@@ -56,11 +56,12 @@ export class HangDetector {
     this.#last = seen;
     this.#stoppedMs = new Map(seen.stopped.map((queue) => [queue, (this.#stoppedMs.get(queue) ?? -elapsed) + elapsed]));
     const stuck = overdue.find(({ queue }) => earlier.has(queue));
-    if (stuck !== undefined) return { queue: stuck.queue, reason: describe(stuck.request) };
+    if (stuck !== undefined) return { queue: stuck.queue, reason: describe(stuck.request, stuck.request.ageMs) };
     if (this.#silentMs <= this.#timeoutMs) return this.#longStopped();
     const queue = seen.oldest.findIndex((request) => request !== null);
     const request = seen.oldest[queue];
-    if (request) return { queue, reason: describe(request) };
+    // It waited before it was taken, maybe since the silence began.
+    if (request) return { queue, reason: describe(request, Math.max(request.ageMs, this.#silentMs)) };
     const seconds = (this.#silentMs / 1000).toFixed(1);
     return { queue: 0, reason: `requests wait and none was taken for ${seconds} s` };
   }
@@ -77,8 +78,8 @@ export class HangDetector {
   }
 }
 
-function describe(request: OutstandingRequest): string {
-  return `a ${describeRequest(requestStatus(request))} is unanswered after ${(request.ageMs / 1000).toFixed(1)} s`;
+function describe(request: OutstandingRequest, waitedMs: number): string {
+  return `a ${describeRequest(requestStatus(request))} is unanswered after ${(waitedMs / 1000).toFixed(1)} s`;
 }
 
 /**

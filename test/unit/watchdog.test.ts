@@ -30,6 +30,11 @@ t.test('one that was answered in time is not, nor one that was late because all 
 
 t.test('waiting requests that nobody takes are a hang, as long as nothing at all is answered', (t) => {
   t.strictSame(watch(3500, times(8, { waiting: 1 }))[0]?.reason, '4: requests wait and none was taken for 4.0 s');
+  const takenLater = [
+    { waiting: 1 },
+    ...[900, 1900, 2900, 3900].map((ageMs) => ({ waiting: 1, oldest: [read(ageMs)] })),
+  ];
+  t.strictSame(watch(3950, takenLater)[0]?.reason, '4: a read of 4 sectors at 8 is unanswered after 4.0 s');
   const busy = times(20, 0).map((_, answered) => ({ waiting: 9, answered }));
   t.strictSame(watch(3500, busy), []);
   t.strictSame(watch(3500, times(20, { waiting: 0 })), [], 'an idle device');
