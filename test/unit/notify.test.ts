@@ -129,6 +129,8 @@ t.test('signs of life at half the interval, but not while a device is lost sight
   service.deviceChanged('b', 'degraded');
   await next();
   await next();
+  service.ready();
+  t.match(await next(), /^READY=1\n/);
   service.keepAlive();
   for (let beat = 0; beat < 3; beat++) t.equal(await next(), 'WATCHDOG=1');
   now = 300_001;
@@ -179,7 +181,10 @@ t.test('the environment is read once', async (t) => {
   const enter = (variables: Record<string, string>): void => void Object.assign(process.env, variables);
   const { logged, log } = keepLog();
   enter({ NOTIFY_SOCKET: address, WATCHDOG_USEC: '100000', WATCHDOG_PID: String(process.pid) });
-  takeNotifier(log).keepAlive();
+  const ours = takeNotifier(log);
+  ours.ready();
+  t.equal(await next(), 'READY=1\nSTATUS=no devices');
+  ours.keepAlive();
   t.equal(await next(), 'WATCHDOG=1');
   const names = ['NOTIFY_SOCKET', 'WATCHDOG_USEC', 'WATCHDOG_PID'];
   t.same(
@@ -191,6 +196,8 @@ t.test('the environment is read once', async (t) => {
   other.listen();
   enter({ NOTIFY_SOCKET: other.address, WATCHDOG_USEC: '1000', WATCHDOG_PID: '1' });
   const service = takeNotifier(log);
+  service.ready();
+  t.equal(await other.next(), 'READY=1\nSTATUS=no devices');
   service.keepAlive();
   service.deviceChanged('a', 'live');
   t.equal(await other.next(), 'STATUS=1 device live', 'with no WATCHDOG=1: it is for pid 1');
