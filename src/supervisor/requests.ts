@@ -1,15 +1,6 @@
 import type { RequestIdentity } from '../native/binding.js';
 import type { OperationName, RequestStatus } from './status.js';
 
-/** In the order of the shared page's counters. */
-export const operationNames = [
-  'read',
-  'write',
-  'flush',
-  'discard',
-  'writeZeroes',
-] as const satisfies readonly OperationName[];
-
 /** By `UBLK_IO_OP_*`. */
 const names: Readonly<Record<number, OperationName>> = {
   0: 'read',
@@ -18,6 +9,9 @@ const names: Readonly<Record<number, OperationName>> = {
   3: 'discard',
   5: 'writeZeroes',
 };
+
+/** In the order of the shared page's counters. */
+export const operationNames: readonly OperationName[] = Object.values(names);
 
 function operationName(operation: number): string {
   return names[operation] ?? `operation ${String(operation)}`;

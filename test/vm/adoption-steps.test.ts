@@ -42,7 +42,8 @@ test('A5 a supervisor is killed', { timeout: 1_100_000 }, async (t) => {
     {
       what: 'in a recovery',
       steps: ['killGeneration', 'beginRecovery', 'spawn', 'endRecovery'],
-      provoke: async () => process.kill((await served.device('victim')).queues[0]?.pid ?? 0, 'SIGKILL'),
+      provoke: async () =>
+        process.kill((await served.device('victim')).queues[0]?.pid ?? assert.fail('no process'), 'SIGKILL'),
     },
     {
       what: 'in a stop',

@@ -19,7 +19,7 @@ test('A6 a replacement that dies between the FETCHes of its queues', async () =>
   const pids = async (): Promise<number[]> => (await served.device('twin')).queues.map(({ pid }) => pid ?? 0);
 
   await arm('fetching', 1, 'SIGSTOP');
-  process.kill((await pids())[0] ?? 0, 'SIGKILL');
+  process.kill((await pids())[0] ?? assert.fail('no process'), 'SIGKILL');
   await untilStruck();
   const reading = run('dd', [`if=${twin.path ?? ''}`, 'of=/dev/null', 'bs=4k', 'count=1', 'iflag=direct']);
   const [fetched, stopped] = await pids();

@@ -55,13 +55,14 @@ function stampOf(index: number, number: number): Buffer {
 
 /** The block as that write left it; 0: as it was before all of them. */
 function blockOf(index: number, number: number): Buffer {
-  return (number === 0 ? before[index] : undefined) ?? Buffer.alloc(BLOCK, stampOf(index, number));
+  if (number === 0) return before[index] ?? assert.fail(`register ${String(index)} has no past`);
+  return Buffer.alloc(BLOCK, stampOf(index, number));
 }
 
 /** Whether each byte is one of a write that is allowed. */
 function isMadeOf(index: number, data: Buffer, allowed: ReadonlySet<number>): boolean {
-  const blocks = [...allowed].map((number) => blockOf(index, number));
   if (data.length !== BLOCK) return false;
+  const blocks = [...allowed].map((number) => blockOf(index, number));
   if (blocks.some((block) => block.equals(data))) return true;
   return data.every((byte, at) => blocks.some((block) => block[at] === byte));
 }
@@ -129,7 +130,7 @@ async function lane(disk: DirectFile): Promise<void> {
     if (dice === 0) await timed('a flush', () => disk.flush());
     else if (dice < 9) await write(disk, index);
     else await read(disk, index);
-    // Not to wait for anything: whoever asked for it wants the CPUs for something else.
+    // A pace, and no wait for anything. Without one a lane does not even go through the timers.
     if (rest > 0) await setTimeout(rest);
   }
 }

@@ -116,7 +116,7 @@ test('upgrade', { timeout: 1_100_000 }, async (t) => {
     assert.equal((await generations())[1], before[1]);
     // What is new now is the old code's, too.
     const { queues, generation } = await served.device('ram');
-    process.kill(queues[0]?.pid ?? 0, 'SIGKILL');
+    process.kill(queues[0]?.pid ?? assert.fail('no process'), 'SIGKILL');
     await served.untilGeneration('ram', generation + 1);
     assert.deepEqual(await forkedBy(), [zygote]);
   });
