@@ -86,12 +86,14 @@ function deviceOf(
 
 async function asFound(device: KernelDevice, held: readonly HeldByZygote[]): Promise<FoundDevice> {
   const { id, queues, depth } = device;
+  const state = stateOf(device);
   return {
     id,
+    state,
     queues,
     depth,
     dataPath: dataPathOf(device),
-    size: stateOf(device) === 'DEAD' ? null : await sizeOf(id),
+    size: state === 'DEAD' ? null : await sizeOf(id),
     held: held.find(({ deviceId }) => deviceId === id) ?? null,
   };
 }

@@ -1,8 +1,12 @@
 import { readdir, readFile } from 'node:fs/promises';
+import { constants } from 'node:os';
 import type { DataPath } from '../../backends/interface.js';
+import { errnoOf } from '../errors.js';
 import { ublkDeviceInfo, type UblkDeviceInfo } from '../native/binding.js';
 import type { KernelDeviceState } from './kernel.js';
 import { dataPathFeature, featureFlag } from './ublk-features.js';
+
+const { ENOENT } = constants.errno;
 
 export interface KernelDevice extends UblkDeviceInfo {
   readonly id: number;
@@ -10,7 +14,7 @@ export interface KernelDevice extends UblkDeviceInfo {
 
 /** Every ublk device of this machine, whoever's it is. */
 export async function devicesInKernel(): Promise<readonly KernelDevice[]> {
-  const names = await readdir('/sys/class/ublk-char').catch(() => []);
+  const names = (await unlessMissing(readdir('/sys/class/ublk-char'))) ?? [];
   return names.flatMap((name) => {
     const id = Number(/^ublkc(\d+)$/.exec(name)?.[1] ?? NaN);
     const info = Number.isNaN(id) ? null : ublkDeviceInfo(id);
@@ -32,6 +36,14 @@ export function dataPathOf({ flags }: Pick<UblkDeviceInfo, 'flags'>): DataPath {
 
 /** Bytes of /dev/ublkbN; null where there is none. */
 export async function sizeOf(id: number): Promise<number | null> {
-  const sectors = await readFile(`/sys/block/ublkb${String(id)}/size`, 'utf8').catch(() => null);
+  const sectors = await unlessMissing(readFile(`/sys/block/ublkb${String(id)}/size`, 'utf8'));
   return sectors === null ? null : Number(sectors) * 512;
+}
+
+/** null: there is none. That it cannot be read is another matter. */
+async function unlessMissing<Result>(reading: Promise<Result>): Promise<Result | null> {
+  return reading.catch((error: unknown) => {
+    if (errnoOf(error) === ENOENT) return null;
+    throw error;
+  });
 }

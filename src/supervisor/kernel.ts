@@ -44,6 +44,7 @@ export interface HeldByZygote extends HeldGeneration {
 
 /** A device that an earlier supervisor made and the kernel still has. */
 export interface FoundDevice extends GrantedDevice {
+  readonly state: KernelDeviceState;
   readonly dataPath: DataPath;
   /** Bytes; null: it has no block device. */
   readonly size: number | null;
@@ -54,11 +55,9 @@ export interface FoundDevice extends GrantedDevice {
 /** `DEAD`: not started, or stopped. `QUIESCED`: its server is gone; also where new requests fail meanwhile. */
 export type KernelDeviceState = 'DEAD' | 'LIVE' | 'QUIESCED';
 
-/** What there is of a device that an earlier supervisor left. */
+/** Who serves a device that an earlier supervisor left. */
 export interface Adopted {
-  readonly state: KernelDeviceState;
-  /** null: nobody knows of one. */
-  readonly generation: Generation | null;
+  readonly generation: Generation;
   /** Of the requests that the generation got to know. */
   readonly marked: readonly MarkedRequest[];
 }
@@ -155,8 +154,10 @@ export interface Kernel {
   ): Promise<Generation>;
   /** The device's queues forget what was marked, at once. */
   unmark(id: number): void;
-  /** Takes a device over that an earlier supervisor left. */
-  adopt(found: FoundDevice, spec: DeviceSpec, onReport: (report: QueueReport) => void): Promise<Adopted>;
+  /** Takes the processes over that serve a device which an earlier supervisor left; null: nobody knows of any. */
+  adopt(found: FoundDevice, spec: DeviceSpec, onReport: (report: QueueReport) => void): Adopted | null;
+  /** As the kernel has it now. */
+  stateOf(id: number): KernelDeviceState;
   /**
    * START_DEV, which makes /dev/ublkbN, once every FETCH is in. Not sent while a queue process is dead, or about to be,
    * so `signal` has to cancel then.

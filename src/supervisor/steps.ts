@@ -93,6 +93,7 @@ export class KernelDevice {
     this.#onReport = hooks.onReport;
     this.#found = found;
     this.#granted = found;
+    this.#started = found !== null && found.state !== 'DEAD';
     this.#steps = {
       adopt: () => this.#adopt(),
       addDevice: () => this.#addDevice(),
@@ -167,15 +168,16 @@ export class KernelDevice {
   async #adopt(): Promise<void> {
     const found = this.#found;
     if (found === null) throw new TypeError(`device ${this.spec.name} was not found in the kernel`);
-    const { state, generation, marked } = await this.#kernel.adopt(found, this.spec, this.#onReport);
-    this.#onMarked(marked);
-    this.#generationNumber = generation?.number ?? 0;
-    if (state === 'DEAD') {
-      this.#generation = generation;
-      throw this.#error('adopting', 'it was not started, or was stopped', 'DEAD');
-    }
-    this.#started = true;
-    if (generation === null) throw this.#error('adopting', 'nobody is left that serves it', 'EXITED');
+    // First, so that whatever fails from here on, these are the processes that are to be ended before others serve it.
+    const adopted = this.#kernel.adopt(found, this.spec, this.#onReport);
+    this.#generation = adopted?.generation ?? null;
+    this.#generationNumber = adopted?.generation.number ?? 0;
+    this.#onMarked(adopted?.marked ?? []);
+    const state = this.#kernel.stateOf(found.id);
+    this.#started = state !== 'DEAD';
+    if (state === 'DEAD') throw this.#error('adopting', 'it was not started, or was stopped', 'DEAD');
+    if (adopted === null) throw this.#error('adopting', 'nobody is left that serves it', 'EXITED');
+    const { generation } = adopted;
     const fetched = generation.phase() === 'fetched';
     this.#recoveryBegun = state === 'QUIESCED' && !fetched;
     this.#watch(generation);

@@ -31,7 +31,9 @@ import type {
   FoundDevice,
   Generation,
   GrantedDevice,
+  HeldByZygote,
   Kernel,
+  KernelDeviceState,
   KernelQuirks,
   QueueReport,
   StopOptions,
@@ -201,12 +203,16 @@ export class UblkKernel implements Kernel {
     return record.generation;
   }
 
-  async adopt(found: FoundDevice, spec: DeviceSpec, onReport: (report: QueueReport) => void): Promise<Adopted> {
-    const { id, held } = found;
-    const state = stateOf(ublkDeviceInfo(id));
-    if (state === 'LIVE') await this.#noticeDeathsSoon(id);
-    if (held === null) return { state, generation: null, marked: [] };
-    const record = this.#newRecord(found, spec, reopenSharedPages(held.queues, held.depth, held.sharedPage));
+  stateOf(id: number): KernelDeviceState {
+    return stateOf(ublkDeviceInfo(id));
+  }
+
+  adopt(found: FoundDevice, spec: DeviceSpec, onReport: (report: QueueReport) => void): Adopted | null {
+    const { id, held, state } = found;
+    // Nothing that a device cannot do without.
+    if (state === 'LIVE') void this.#noticeDeathsSoon(id).catch(() => undefined);
+    if (held === null) return null;
+    const record = this.#newRecord(found, spec, leftPages(held));
     const zygote = this.#zygotes.running(held.zygote) ?? null;
     record.zygote = zygote;
     const channels =
@@ -231,7 +237,7 @@ export class UblkKernel implements Kernel {
     });
     record.generation = generation;
     for (const process of held.processes) if (!process.running) generation.onNotice(process);
-    return { state, generation, marked: record.pages.marked() };
+    return { generation, marked: record.pages.marked() };
   }
 
   #newRecord({ id }: GrantedDevice, spec: DeviceSpec, pages: SharedPages): DeviceRecord {
@@ -472,6 +478,15 @@ export class UblkKernel implements Kernel {
         cause: error,
       });
     }
+  }
+}
+
+/** One that cannot be read gives way to an empty one, as of a generation that did not fetch: its processes can be ended. */
+function leftPages({ queues, depth, sharedPage }: HeldByZygote): SharedPages {
+  try {
+    return reopenSharedPages(queues, depth, sharedPage);
+  } catch {
+    return createSharedPages(queues, depth);
   }
 }
 

@@ -25,7 +25,9 @@ function newDevice(model: ModelKernel, kernel: ModelKernel, found?: FoundDevice)
 /** What a successor finds. */
 function foundIn(model: ModelKernel): FoundDevice | undefined {
   const [device] = [...model.devices.values()];
-  return device && { id: device.id, queues: 2, depth: 4, dataPath: 'user-copy', size: backend.size, held: null };
+  if (device === undefined) return undefined;
+  const { id, state } = device;
+  return { id, state, queues: 2, depth: 4, dataPath: 'user-copy', size: backend.size, held: null };
 }
 
 /** A life with everything in it: start, a crash and its recovery, a stop. */
@@ -97,3 +99,25 @@ for (const version of kernelVersions) {
     t.strictSame(faultsOf(successor), []);
   });
 }
+
+t.test('of a device that the kernel does not tell of, nothing is taken for not there', async (t) => {
+  for (const version of kernelVersions) {
+    const model = new ModelKernel(version);
+    const { kernel, kill } = mortal(model);
+    await newDevice(model, kernel).device.start();
+    kill();
+    const { generation } = model;
+    const successor = newDevice(model, model, foundIn(model));
+    model.only.open = true;
+    model.unreadable = true;
+    model.failFrom('spawn', 2, 'ENOMEM');
+    await t.rejects(successor.device.start(), { code: 'PARKED' });
+    t.equal(generation.alive.size, 0, 'its processes were known, so another generation could take over');
+    t.match(successor.device.status(), { state: 'degraded', path: '/dev/ublkb0' });
+    await t.rejects(successor.device.stop({ force: false }), { code: 'IN_USE' });
+    t.notOk(model.calls.includes('deleteDevice'));
+    model.heal();
+    await successor.device.recover();
+    t.strictSame([successor.device.state, faultsOf(successor)], ['live', []]);
+  }
+});

@@ -6,6 +6,7 @@ import type {
   FoundDevice,
   GrantedDevice,
   Kernel,
+  KernelDeviceState,
   KernelQuirks,
   StopOptions,
 } from '../../src/supervisor/kernel.js';
@@ -15,7 +16,6 @@ import { ModelGeneration } from './model-generation.js';
 
 /** `startDevice:fetching` and its like: the moment at which the queue processes reach that phase. */
 export type Moment =
-  | 'adopt'
   | 'addDevice'
   | 'setParameters'
   | 'spawn'
@@ -52,6 +52,8 @@ export class ModelKernel implements Kernel {
   readonly calls: Moment[] = [];
   readonly devices = new Map<number, ModelDevice>();
   readonly pages = new Set<number>();
+  /** It does not say in what state a device is. */
+  unreadable = false;
   readonly #behaviour: Behaviour;
   readonly #counts = new Map<Moment, number>();
   #injections: Injection[] = [];
@@ -136,12 +138,16 @@ export class ModelKernel implements Kernel {
     });
   }
 
-  async adopt({ id }: FoundDevice): Promise<Adopted> {
-    return this.#call('adopt', () => {
-      const device = this.#device(id);
-      device.adopted = true;
-      return { state: device.state, generation: device.generations.at(-1) ?? null, marked: [] };
-    });
+  adopt({ id }: FoundDevice): Adopted | null {
+    const device = this.#device(id);
+    device.adopted = true;
+    const generation = device.generations.at(-1);
+    return generation === undefined ? null : { generation, marked: [] };
+  }
+
+  stateOf(id: number): KernelDeviceState {
+    if (this.unreadable) throw errno('EMFILE');
+    return this.devices.get(id)?.state ?? 'DEAD';
   }
 
   async startDevice({ id }: GrantedDevice, signal: AbortSignal): Promise<void> {
