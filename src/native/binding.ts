@@ -228,8 +228,8 @@ export const MOST_MARKED = 256;
 /** A device's shared page; shared_page.hpp. */
 export interface SharedPages {
   readonly fd: number;
-  /** Only while no queue process of the device is alive. */
-  beginGeneration(): void;
+  /** Only while no queue process of the device is alive. `keepsOneBack`: its last FETCH waits until all are seen alive. */
+  beginGeneration(keepsOneBack: boolean): void;
   readQueue(index: number): SharedQueue;
   /** What the queue's backend has had longest; null: it has nothing. */
   oldestRequest(index: number): OutstandingRequest | null;

@@ -55,10 +55,10 @@ int retryWhileBusy(ControlRing& ring, const ControlMessage& message, ControlledM
   }
 }
 
-const DeviceHeader& mapHeader(int sharedPage) {
-  void* base = mmap(nullptr, sizeof(DeviceHeader), PROT_READ, MAP_SHARED, sharedPage, 0);
+DeviceHeader& mapHeader(int sharedPage) {
+  void* base = mmap(nullptr, sizeof(DeviceHeader), PROT_READ | PROT_WRITE, MAP_SHARED, sharedPage, 0);
   if (base == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "mapping the shared page");
-  return *static_cast<const DeviceHeader*>(base);
+  return *static_cast<DeviceHeader*>(base);
 }
 
 // Whether a queue process is alive and not told to exit. /proc/PID/stat ends with the process' exit code, which is set
@@ -87,18 +87,29 @@ bool areAllServing(const DeviceHeader& header) {
   return true;
 }
 
-// On 6.12 a device that is made live after one of its queue processes died is live for ever, and nobody can recover it.
-// The kernel would wait for the FETCHes itself, but would not look who is still there. With a dead process this goes on
-// until the supervisor, who sees the death too, ends it. Real-time priority keeps the time between look and command
-// short on a busy machine; without the right to it everything works the same.
-int runWhenFetched(ControlRing& ring, const ControlMessage& message, ControlledMessage& answer, int sharedPage) {
-  const DeviceHeader& header = mapHeader(sharedPage);
-  const sched_param priority{1};
-  sched_setscheduler(0, SCHED_FIFO, &priority);
-  for (uint32_t fetched; (fetched = header.fetched) < header.queues;) {
+// Returns when so many announcements were made and every queue process is alive. With a dead one this goes on until the
+// supervisor, who sees the death too, ends it.
+void awaitFetched(const DeviceHeader& header, uint32_t announcements) {
+  for (uint32_t fetched; (fetched = header.fetched) < announcements;) {
     syscall(SYS_futex, &header.fetched, FUTEX_WAIT, fetched, nullptr, nullptr, 0);
   }
   while (!areAllServing(header)) pauseMillisecond();
+}
+
+// On 6.12 a device that is made live after one of its queue processes died is live for ever, and nobody can recover it.
+// The kernel would wait for the FETCHes itself, but would not look who is still there. The same look comes before the last
+// FETCH of a first start, for the sake of 6.16 to 6.19. Real-time priority keeps the time between look and command short
+// on a busy machine; without the right to it everything works the same.
+int runWhenFetched(ControlRing& ring, const ControlMessage& message, ControlledMessage& answer, int sharedPage) {
+  DeviceHeader& header = mapHeader(sharedPage);
+  const sched_param priority{1};
+  sched_setscheduler(0, SCHED_FIFO, &priority);
+  awaitFetched(header, header.queues);
+  if (header.mayComplete == 0) {
+    header.mayComplete = 1;
+    syscall(SYS_futex, &header.mayComplete, FUTEX_WAKE, 1, nullptr, nullptr, 0);
+    awaitFetched(header, header.queues + 1);
+  }
   return runCommand(ring, message, answer);
 }
 

@@ -80,4 +80,8 @@ void announceFetched(DeviceHeader& header, uint32_t queue) {
   syscall(SYS_futex, &header.fetched, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
 }
 
+void awaitPermission(DeviceHeader& header) {
+  while (header.mayComplete == 0) syscall(SYS_futex, &header.mayComplete, FUTEX_WAIT, 0, nullptr, nullptr, 0);
+}
+
 }  // namespace ublk

@@ -28,7 +28,10 @@ void reportFailure(QueuePage& page, const std::system_error& error);
 // that does not get there.
 void awaitSiblings(DeviceHeader& header);
 
-// Says that all FETCHes of this process, which serves `queue`, are with the kernel.
+// Says that the FETCHes of this process, which serves `queue`, are with the kernel.
 void announceFetched(DeviceHeader& header, uint32_t queue);
+
+// Returns when the FETCH that was kept back may follow: every queue process was seen alive after its FETCHes.
+void awaitPermission(DeviceHeader& header);
 
 }  // namespace ublk

@@ -5,6 +5,9 @@
 #include <cstring>
 #include <ctime>
 
+#include "fault_point.hpp"
+#include "process_setup.hpp"
+
 namespace ublk {
 
 namespace {
@@ -98,15 +101,34 @@ void Queue::awaitDrain() {
   sqe->addr3 = kFutexAnyBit;
 }
 
-void Queue::fetchAll() {
-  for (uint32_t tag = 0; tag < setup_.depth; tag++) prepareCommand(kFetch, static_cast<uint16_t>(tag), 0);
+void Queue::fetchWithSiblings() {
+  DeviceHeader& header = *setup_.header;
+  const bool keepsOneBack = header.mayComplete == 0 && setup_.index + 1 == setup_.queues;
+  awaitSiblings(header);
+  setup_.page->phase = static_cast<uint32_t>(Phase::fetching);
+  faultPoint("fetching", setup_.index);
+  fetch(setup_.depth - (keepsOneBack ? 1 : 0));
+  setup_.page->phase = static_cast<uint32_t>(Phase::fetched);
+  faultPoint("fetched", setup_.index);
+  announceFetched(header, setup_.index);
+  faultPoint("announced", setup_.index);
+  if (keepsOneBack) {
+    awaitPermission(header);
+    faultPoint("permitted", setup_.index);
+    fetch(1);
+    faultPoint("complete", setup_.index);
+    announceFetched(header, setup_.index);
+  }
+  awaitDrain();
+}
+
+void Queue::fetch(uint32_t tags) {
+  for (uint32_t i = 0; i < tags; i++) prepareCommand(kFetch, static_cast<uint16_t>(fetched_++), 0);
   int submitted;
   do {
     submitted = io_uring_submit(&ring_);
   } while (submitted == -EINTR);
   if (submitted < 0) throw std::system_error(-submitted, std::generic_category(), "fetching requests");
-  fetched_ = setup_.depth;
-  awaitDrain();
 }
 
 void Queue::serve() {

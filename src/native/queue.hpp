@@ -14,6 +14,7 @@ namespace ublk {
 
 struct QueueSetup {
   uint32_t index;
+  uint32_t queues;  // of the device
   uint32_t depth;
   uint32_t maxIoBytes;
   uint64_t deviceBytes;
@@ -47,8 +48,9 @@ class Queue final : public Responder {
   Queue(const Queue&) = delete;
   Queue& operator=(const Queue&) = delete;
 
-  // Hands every tag to the kernel in one system call, so that a SIGKILL finds either none or all of them there.
-  void fetchAll();
+  // Hands every tag to the kernel when the device's other queues are ready to do so, and says in the shared page how far
+  // it is. One system call, so that a SIGKILL finds either none or all of them there; but see `mayComplete`.
+  void fetchWithSiblings();
 
   // Returns when the kernel has taken every tag back (-ENODEV), or when asked to drain and the backend holds nothing.
   void serve();
@@ -79,6 +81,7 @@ class Queue final : public Responder {
   };
 
   io_uring_sqe* nextSqe(Completion kind, uint16_t tag);
+  void fetch(uint32_t tags);
   void prepareCommand(uint32_t opcode, uint16_t tag, int32_t result);
   void awaitDrain();
   void waitForHalfQueued();

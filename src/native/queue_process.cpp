@@ -67,6 +67,7 @@ void runQueueProcess(const QueueInheritance& inheritance) {
     const std::unique_ptr<Backend> backend = makeBackend(backendName);
     if (!backend) throw std::system_error(ENOENT, std::generic_category(), "finding the backend");
     Queue queue({.index = inheritance.queue,
+                 .queues = request.queues,
                  .depth = request.depth,
                  .maxIoBytes = request.maxIoBytes,
                  .deviceBytes = request.size,
@@ -84,14 +85,7 @@ void runQueueProcess(const QueueInheritance& inheritance) {
     lockMemory();
     backend->open({request.size, request.depth, request.maxIoBytes, inheritance.backendFiles});
     dropPrivileges(request.user, request.coreDump != 0);
-    awaitSiblings(shared.header());
-    page->phase = static_cast<uint32_t>(Phase::fetching);
-    faultPoint("fetching", inheritance.queue);
-    queue.fetchAll();
-    page->phase = static_cast<uint32_t>(Phase::fetched);
-    faultPoint("fetched", inheritance.queue);
-    announceFetched(shared.header(), inheritance.queue);
-    faultPoint("announced", inheritance.queue);
+    queue.fetchWithSiblings();
     queue.serve();
     page->phase = static_cast<uint32_t>(Phase::released);
     _exit(0);

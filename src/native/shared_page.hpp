@@ -109,10 +109,14 @@ struct DeviceHeader {
   // How many queue processes of the present generation are ready to fetch. They wait for each other (futex), so that
   // nobody fetches unless everybody can: kernels before 7.0 lose a device of which only some FETCHes arrived.
   std::atomic<uint32_t> barrier;
-  // How many of them have handed all their FETCHes to the kernel, and who they are. The control process that is to make
-  // the device live waits for that (futex), and looks whether all of them are still there.
+  // How often one of them has said that its FETCHes are with the kernel. The control process that is to make the device
+  // live waits for that (futex), and looks whether all of them are still there.
   std::atomic<uint32_t> fetched;
-  std::atomic<int32_t> pids[kMaxQueues];
+  // 0 at a first start on Linux 6.16 to 6.19 if there are several queues: the last one keeps a FETCH back until the control
+  // process makes this 1 (futex), and then says again that it fetched. The last FETCH makes these kernels forget which
+  // commands they had cancelled, so that DEL_DEV would end those of a process that died before it a second time.
+  std::atomic<uint32_t> mayComplete;
+  std::atomic<int32_t> pids[kMaxQueues];  // of those that fetched
   // How many of `markedRequests` count, the refused ones first. Written by the supervisor between generations; it may
   // become 0 at any time, and a queue process leaves out the `alone` at the end when all of them are answered.
   std::atomic<uint32_t> marked;

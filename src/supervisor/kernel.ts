@@ -118,6 +118,11 @@ export interface KernelQuirks {
   readonly recoveryBeginsOnce: boolean;
   /** A dead server with every command in flight is only noticed by the block layer's time-out (6.14 and before). */
   readonly deathNoticedByTimeout: boolean;
+  /**
+   * The last FETCH of a first start makes the kernel forget which commands it cancelled before, so that DEL_DEV oopses (6.16
+   * to 6.19).
+   */
+  readonly lastFetchForgetsCancelled: boolean;
 }
 
 export interface StopOptions {
@@ -143,7 +148,8 @@ export interface Kernel {
   setParameters(id: number, spec: DeviceSpec): Promise<void>;
   /**
    * Opens and maps /dev/ublkcN in the zygote and forks the queue processes; resolves once they exist. `onReport`: what
-   * backends in JavaScript say from then on. `marked`: requests that they treat with care.
+   * backends in JavaScript say from then on. `marked`: requests that they treat with care. `firstStart`: it is for
+   * `startDevice`, not `endRecovery`.
    */
   spawn(
     granted: GrantedDevice,
@@ -151,6 +157,7 @@ export interface Kernel {
     generation: number,
     onReport: (report: QueueReport) => void,
     marked: readonly MarkedRequest[],
+    firstStart: boolean,
   ): Promise<Generation>;
   /** The device's queues forget what was marked, at once. */
   unmark(id: number): void;

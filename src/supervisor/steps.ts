@@ -219,7 +219,7 @@ export class KernelDevice {
     this.#generationNumber += 1;
     const number = this.#generationNumber;
     const marked = this.#marked();
-    this.#watch(await this.#kernel.spawn(this.#device(), this.spec, number, this.#onReport, marked));
+    this.#watch(await this.#kernel.spawn(this.#device(), this.spec, number, this.#onReport, marked, !this.#started));
   }
 
   #watch(generation: Generation): void {

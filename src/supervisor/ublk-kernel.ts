@@ -97,6 +97,7 @@ export class UblkKernel implements Kernel {
       midFetchDeathIsFatal: !this.#has('SAFE_STOP_DEV'),
       recoveryBeginsOnce: !this.#has('QUIESCE'),
       deathNoticedByTimeout: !this.#has('QUIESCE'),
+      lastFetchForgetsCancelled: this.#has('QUIESCE') && !this.#has('SAFE_STOP_DEV'),
     };
     this.resizes = this.#has('UPDATE_SIZE');
   }
@@ -163,10 +164,11 @@ export class UblkKernel implements Kernel {
     number: number,
     onReport: (report: QueueReport) => void,
     marked: readonly MarkedRequest[],
+    firstStart: boolean,
   ): Promise<Generation> {
     const record =
       this.#devices.get(granted.id) ?? this.#newRecord(granted, spec, createSharedPages(granted.queues, granted.depth));
-    record.pages.beginGeneration();
+    record.pages.beginGeneration(firstStart && this.quirks.lastFetchForgetsCancelled);
     record.pages.mark(marked);
     const { module } = spec.backend;
     const channels: BackendChannel[] = [];

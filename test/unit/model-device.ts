@@ -19,21 +19,36 @@ export interface Behaviour {
 /** docs: reliability.md 1.3 and 1.5. */
 export const behaviours: Readonly<Record<KernelVersion, Behaviour>> = {
   '6.12': {
-    quirks: { midFetchDeathIsFatal: true, recoveryBeginsOnce: true, deathNoticedByTimeout: true },
+    quirks: {
+      midFetchDeathIsFatal: true,
+      recoveryBeginsOnce: true,
+      deathNoticedByTimeout: true,
+      lastFetchForgetsCancelled: false,
+    },
     oneDeathQuiesces: true,
     safeStop: false,
     zeroCopy: false,
     resizes: false,
   },
   '6.16': {
-    quirks: { midFetchDeathIsFatal: true, recoveryBeginsOnce: false, deathNoticedByTimeout: false },
+    quirks: {
+      midFetchDeathIsFatal: true,
+      recoveryBeginsOnce: false,
+      deathNoticedByTimeout: false,
+      lastFetchForgetsCancelled: true,
+    },
     oneDeathQuiesces: false,
     safeStop: false,
     zeroCopy: true,
     resizes: true,
   },
   '7.2': {
-    quirks: { midFetchDeathIsFatal: false, recoveryBeginsOnce: false, deathNoticedByTimeout: false },
+    quirks: {
+      midFetchDeathIsFatal: false,
+      recoveryBeginsOnce: false,
+      deathNoticedByTimeout: false,
+      lastFetchForgetsCancelled: false,
+    },
     oneDeathQuiesces: false,
     safeStop: true,
     zeroCopy: true,

@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { root, waitFor } from './harness.js';
 
 /** Moments of a queue process' start that can be made fatal or endless; see src/native/fault_point.cpp. */
-export type FaultPoint = 'preparing' | 'fetching' | 'fetched' | 'announced';
+export type FaultPoint = 'preparing' | 'fetching' | 'fetched' | 'announced' | 'permitted' | 'complete';
 
 const FAULTS = '/run/ublk-faults';
 const SIGNALS = { SIGKILL: 9, SIGSTOP: 19 } as const;

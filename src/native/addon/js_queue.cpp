@@ -77,6 +77,7 @@ class JsQueue final : public Napi::ObjectWrap<JsQueue>, private Backend {
       const SpawnMessage& request = inherited_->request;
       page_ = &inherited_->shared.queue(inherited_->queue);
       queue_ = std::make_unique<Queue>(QueueSetup{.index = inherited_->queue,
+                                                  .queues = request.queues,
                                                   .depth = request.depth,
                                                   .maxIoBytes = request.maxIoBytes,
                                                   .deviceBytes = request.size,
@@ -123,12 +124,8 @@ class JsQueue final : public Napi::ObjectWrap<JsQueue>, private Backend {
   // start(): waits for the device's other queue processes, then fetches.
   void start(const Napi::CallbackInfo& info) {
     guarded(info.Env(), [&] {
-      awaitSiblings(inherited_->shared.header());
-      page_->phase = static_cast<uint32_t>(Phase::fetching);
-      queue_->fetchAll();
+      queue_->fetchWithSiblings();
       queue_->submit();
-      page_->phase = static_cast<uint32_t>(Phase::fetched);
-      announceFetched(inherited_->shared.header(), inherited_->queue);
     });
     Ref();
     watcher_.start(info.Env(), eventfd_.get(), [this] { readable(); });

@@ -68,10 +68,12 @@ class SharedPages final : public Napi::ObjectWrap<SharedPages> {
 
   Napi::Value fd(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), memfd_.get()); }
 
-  // beginGeneration(): only while no queue process of the device is alive. Counters go on.
-  void beginGeneration(const Napi::CallbackInfo&) {
+  // beginGeneration(keepsOneBack): only while no queue process of the device is alive. Counters go on.
+  void beginGeneration(const Napi::CallbackInfo& info) {
+    const bool keepsOneBack = info[0].ToBoolean();
     map_.header().barrier = 0;
     map_.header().fetched = 0;
+    map_.header().mayComplete = keepsOneBack && map_.layout().queues > 1 ? 0 : 1;
     for (uint32_t index = 0; index < map_.layout().queues; index++) {
       QueuePage& page = map_.queue(index);
       page.phase = static_cast<uint32_t>(Phase::absent);
