@@ -36,6 +36,7 @@
         'backends/zip/index.cpp',
         'src/native/addon/addon.cpp',
         'src/native/addon/accounts.cpp',
+        'src/native/addon/block_devices.cpp',
         'src/native/addon/files.cpp',
         'src/native/addon/js_queue.cpp',
         'src/native/addon/notify.cpp',

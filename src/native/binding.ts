@@ -54,7 +54,7 @@ export interface SpawnRequest {
 export const dataPathNumber = { copy: 0, 'user-copy': 1, 'zero-copy': 2 } as const;
 
 /** What a control process does with its command; ControlAction in protocol.hpp. */
-export const controlAction = { command: 0, retryWhileBusy: 1, writeBack: 2, claimed: 3, whenFetched: 4 } as const;
+export const controlAction = { command: 0, retryWhileBusy: 1, writeBack: 2, claim: 3, whenFetched: 4 } as const;
 
 /** Control commands by their ioctl-encoded number; `Control` in ublk_uapi.hpp. */
 export const controlCommand = {
@@ -76,8 +76,6 @@ export interface ControlRequest {
   readonly command: number;
   /** 0xffffffff in ADD_DEV: the kernel chooses. */
   readonly deviceId: number;
-  /** `writeBack`: only if nobody else claims the block device. */
-  readonly exclusively: boolean;
   /** How long `retryWhileBusy` goes on. */
   readonly deadlineMs: number;
   /** The command's inline argument, e.g. the pid of START_DEV. */
@@ -120,6 +118,8 @@ export type ZygoteMessage = { readonly sequence: number } & (
       readonly type: 'controlled';
       /** >= 0 or -errno. */
       readonly result: number;
+      /** Of the control process. */
+      readonly pid: number;
       /** The rest as ADD_DEV granted it. */
       readonly id: number;
       readonly queues: number;
@@ -245,6 +245,20 @@ export interface SharedPages {
   drain(): void;
 }
 
+/** Devices as `major:minor`. */
+export interface OpenBlockDevices {
+  readonly openers: readonly { readonly pid: number; readonly device: string }[];
+  readonly loops: readonly LoopDevice[];
+}
+
+export interface LoopDevice {
+  readonly name: string;
+  /** As the kernel names it, maybe seen from another root directory. */
+  readonly backingFile: string;
+  /** Empty: not known to be on a block device. */
+  readonly device: string;
+}
+
 /** Bytes. */
 export interface DirectIoAlignment {
   readonly memory: number;
@@ -307,6 +321,7 @@ interface Binding {
   writeAtOnce(fd: number, bytes: Uint8Array): number;
   directIoAlignment(fd: number): DirectIoAlignment | null;
   fallocate(fd: number, mode: number, offset: number, length: number): Promise<void>;
+  openBlockDevices(): Promise<OpenBlockDevices>;
   ublkFeatures(): bigint;
   ublkDeviceInfo(id: number): UblkDeviceInfo | null;
   ioUringErrno(): number;
@@ -404,6 +419,11 @@ export const PUNCH_HOLE = 2;
 /** fallocate(2), in a thread of its own: it may take long. Rejects with the errno's name as code. */
 export async function fallocate(fd: number, mode: number, offset: number, length: number): Promise<void> {
   await binding().fallocate(fd, mode, offset, length).catch(rethrowTranslated);
+}
+
+/** Who has which block device open; not who has it mounted. In a thread of its own, and no file system is asked. */
+export function openBlockDevices(): Promise<OpenBlockDevices> {
+  return binding().openBlockDevices();
 }
 
 /** What GET_FEATURES answers: the UBLK_F_* bits that this kernel's driver knows. */

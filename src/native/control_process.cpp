@@ -113,24 +113,25 @@ int runWhenFetched(ControlRing& ring, const ControlMessage& message, ControlledM
   return runCommand(ring, message, answer);
 }
 
-// O_EXCL is refused while a file system, swap or another exclusive user holds the device, in any mount namespace.
-FileDescriptor openBlockDevice(uint32_t deviceId, bool exclusively) {
+FileDescriptor openBlockDevice(uint32_t deviceId, int flags) {
   char path[32];
   std::snprintf(path, sizeof path, "/dev/ublkb%u", deviceId);
-  return FileDescriptor(checked(open(path, O_RDONLY | O_CLOEXEC | (exclusively ? O_EXCL : 0)), "opening the device"));
+  return FileDescriptor(checked(open(path, O_RDONLY | O_CLOEXEC | flags), "opening the device"));
 }
 
 // Writes what the page cache holds for the block device, and for a file system on it, to the backend's stable storage.
-int writeBack(const ControlMessage& message) {
-  const FileDescriptor device = openBlockDevice(message.deviceId, message.exclusively != 0);
+int writeBack(uint32_t deviceId) {
+  const FileDescriptor device = openBlockDevice(deviceId, 0);
   if (ioctl(device.get(), BLKFLSBUF) < 0) return -errno;
   return fsync(device.get()) < 0 ? -errno : 0;
 }
 
-// Nobody can mount the device while we hold it; a plain opener's last close writes its pages back.
-int runClaimed(ControlRing& ring, const ControlMessage& message, ControlledMessage& answer) {
-  const FileDescriptor device = openBlockDevice(message.deviceId, true);
-  return runCommand(ring, message, answer);
+// O_EXCL is refused while a file system, swap, a device on top or another exclusive user holds the device or one of its
+// partitions, in any mount namespace; and they are refused while we have it. It goes with this process.
+[[noreturn]] void claim(int supervisor, uint32_t deviceId, ControlledMessage& answer) {
+  const FileDescriptor device = openBlockDevice(deviceId, O_EXCL);
+  sendMessage(supervisor, &answer, sizeof answer);
+  for (;;) pause();
 }
 
 }  // namespace
@@ -138,6 +139,7 @@ int runClaimed(ControlRing& ring, const ControlMessage& message, ControlledMessa
 void runControlProcess(int supervisor, int controlFd, const ControlMessage& message, int sharedPage) {
   ControlledMessage answer{};
   answer.header = headerOf(MessageType::controlled, message.header.sequence);
+  answer.pid = getpid();
   try {
     ControlRing ring(controlFd);
     switch (message.action) {
@@ -148,11 +150,10 @@ void runControlProcess(int supervisor, int controlFd, const ControlMessage& mess
         answer.result = retryWhileBusy(ring, message, answer);
         break;
       case ControlAction::writeBack:
-        answer.result = writeBack(message);
+        answer.result = writeBack(message.deviceId);
         break;
-      case ControlAction::claimed:
-        answer.result = runClaimed(ring, message, answer);
-        break;
+      case ControlAction::claim:
+        claim(supervisor, message.deviceId, answer);
       case ControlAction::whenFetched:
         answer.result = runWhenFetched(ring, message, answer, sharedPage);
         break;

@@ -12,7 +12,7 @@
 namespace ublk {
 
 constexpr uint32_t kProtocolMagic = 0x7a6c6275;  // "ublz"
-constexpr uint16_t kProtocolVersion = 3;
+constexpr uint16_t kProtocolVersion = 4;
 constexpr uint32_t kMaxBackendFiles = kMaxQueues;
 
 enum class MessageType : uint16_t {
@@ -81,7 +81,7 @@ enum class ControlAction : uint32_t {
   command,         // one ublk control command
   retryWhileBusy,  // the same, again while it is refused with EBUSY, until the deadline
   writeBack,       // no command: write the block device's dirty pages back
-  claimed,         // one command while nobody else can claim the block device
+  claim,           // no command: keep everybody else from claiming the block device, until it is cancelled
   whenFetched,     // one command once every queue process has fetched, if none of them is about to exit
 };
 
@@ -90,9 +90,9 @@ struct ControlMessage {
   ControlAction action;
   Control command;
   uint32_t deviceId;
-  uint32_t exclusively;  // writeBack: only if nobody else claims the block device
   uint32_t deadlineMs;
   uint32_t payloadBytes;
+  uint32_t reserved;
   uint64_t data;
   union {
     DeviceInfo info;
@@ -103,8 +103,8 @@ struct ControlMessage {
 
 struct ControlledMessage {
   MessageHeader header;
-  int32_t result;  // >= 0 or -errno
-  uint32_t reserved;
+  int32_t result;   // >= 0 or -errno
+  int32_t pid;      // of the control process
   DeviceInfo info;  // ADD_DEV: as granted
 };
 

@@ -185,9 +185,9 @@ export class Device {
     await done;
   }
 
-  /** Rejects with `IN_USE` and who holds it while somebody has the block device open or mounted. */
-  assertUnused(): Promise<void> {
-    return this.#device.assertUnused();
+  /** N of /dev/ublkbN while there is one. */
+  get blockDevice(): number | null {
+    return this.#device.blockDevice;
   }
 
   status(): DeviceStatus {

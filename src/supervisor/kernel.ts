@@ -125,6 +125,15 @@ export interface KernelQuirks {
   readonly lastFetchForgetsCancelled: boolean;
 }
 
+/** What is to be done to block devices that nobody may use meanwhile. */
+export type ClaimedFor = 'stopping' | 'shrinking';
+
+/** While it is held nobody can mount the devices, swap on them, or make other devices of them. */
+export interface Claim {
+  /** To be called in any case; once is enough. */
+  release(): Promise<void>;
+}
+
 export interface StopOptions {
   /** Also while somebody uses the device. */
   readonly force: boolean;
@@ -176,11 +185,14 @@ export interface Kernel {
   endRecovery(granted: GrantedDevice, signal: AbortSignal): Promise<void>;
   /** UPDATE_SIZE, which checks nothing: `bytes` has to be a size that the device can have. Only after START_DEV. */
   updateSize(id: number, bytes: number): Promise<void>;
-  /** Rejects with `IN_USE` and who holds it when somebody has the block device open or mounted. */
-  assertUnused(id: number): Promise<void>;
+  /**
+   * Claims the block devices, all or none, of devices that were started. Rejects with `IN_USE` and who the users are while
+   * anybody uses one of them, or a partition of it. Claims of the same device share.
+   */
+  claim(ids: readonly number[], purpose: ClaimedFor): Promise<Claim>;
   /**
    * Writes the block device's dirty pages back where it is served, then STOP_DEV (TRY_STOP_DEV where there is one and
-   * not `force`). Rejects with `WRITE_BACK`, nothing stopped, when the pages could not be written in time.
+   * not `force`). Without `force` it is claimed up to there, and refused as in `claim`. Rejects with `WRITE_BACK`, nothing stopped, when the pages could not be written in time.
    */
   stopDevice(id: number, options: StopOptions): Promise<void>;
   /**

@@ -170,21 +170,27 @@ export class ManagedDevice {
     const { blockSize } = device.status();
     if (size % blockSize !== 0)
       throw refuse(`${String(size)} is not a multiple of its block size ${String(blockSize)}`);
-    if (current.module !== undefined) {
-      await this.#handOver(await this.prepare(this.#config, size), force);
-      return;
-    }
-    if (size === current.size) return;
-    if (current.resize === undefined) throw refuse(`its backend ${this.#config.backend.type} cannot change its size`);
-    if (size < current.size && !force) await device.assertUnused();
-    const backend = await current.resize(size);
+    // Until it is done: what is cut off must not become anybody's meanwhile.
+    const shrunk = size < current.size && !force ? device.blockDevice : null;
+    const claim = shrunk === null ? null : await this.#kernel.claim([shrunk], 'shrinking');
     try {
-      await this.#handOver({ config: withSize(this.#config, size), backend, zygote: null }, force);
-    } catch (error) {
-      if (size > current.size) await current.trim?.();
-      throw error;
+      if (current.module !== undefined) {
+        await this.#handOver(await this.prepare(this.#config, size), force);
+        return;
+      }
+      if (size === current.size) return;
+      if (current.resize === undefined) throw refuse(`its backend ${this.#config.backend.type} cannot change its size`);
+      const backend = await current.resize(size);
+      try {
+        await this.#handOver({ config: withSize(this.#config, size), backend, zygote: null }, force);
+      } catch (error) {
+        if (size > current.size) await current.trim?.();
+        throw error;
+      }
+      if (size < current.size) await backend.trim?.();
+    } finally {
+      await claim?.release();
     }
-    if (size < current.size) await backend.trim?.();
   }
 
   async #open(context: ManagedDeviceContext, left: LeftDevice | null): Promise<Device> {

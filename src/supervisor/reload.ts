@@ -1,6 +1,7 @@
 import type { DeviceConfig } from '../config/types.js';
 import { messageOf, SupervisorError } from '../errors.js';
 import type { Log } from './device-log.js';
+import type { Claim } from './kernel.js';
 import { withSize, type ManagedDevice, type Prepared as PreparedDevice } from './managed-device.js';
 import { planOf, type PlanEntry } from './reload-plan.js';
 
@@ -10,6 +11,8 @@ export interface Reloadable {
   /** Takes its name and opens its backend, no more. */
   open(config: DeviceConfig): Promise<ManagedDevice>;
   start(managed: ManagedDevice): Promise<unknown>;
+  /** Keeps everybody from using them until they are removed; rejects, line by line, with who does. */
+  claim(devices: readonly ManagedDevice[]): Promise<Claim>;
   /** Keeps the data. */
   remove(managed: ManagedDevice): Promise<void>;
   /** Of a device that was opened and is not to be, after all. */
@@ -41,7 +44,7 @@ export async function reload(
   if (dryRun) return plan;
   const refused = plan.flatMap(({ reason }) => reason ?? []);
   if (refused.length > 0) throw refusal(refused);
-  const prepared = await prepareAll(target, plan, wanted);
+  const { prepared, claim } = await prepareAll(target, plan, wanted);
   const failures: string[] = [];
   for (const { entry, carryOut } of prepared) {
     try {
@@ -51,6 +54,7 @@ export async function reload(
       failures.push(messageOf(error));
     }
   }
+  await claim.release();
   if (failures.length > 0) throw new SupervisorError(failures.join('\n'), { code: 'RELOAD' });
   return plan;
 }
@@ -65,22 +69,29 @@ async function prepareAll(
   target: Reloadable,
   plan: readonly PlanEntry[],
   wanted: readonly DeviceConfig[],
-): Promise<Prepared[]> {
+): Promise<{ readonly prepared: readonly Prepared[]; readonly claim: Claim }> {
   const order = ['remove', 'keep', 'change', 'add', 'refuse'];
   const sorted = [...plan].sort((a, b) => order.indexOf(a.action) - order.indexOf(b.action));
-  const outcomes = await Promise.allSettled(
-    sorted.map((entry) =>
+  const going = target.devices.filter(({ config }) =>
+    plan.some(({ action, device }) => action === 'remove' && device === config.name),
+  );
+  const [claim, ...outcomes] = await Promise.allSettled([
+    target.claim(going),
+    ...sorted.map((entry) =>
       prepare(
         target,
         entry,
         wanted.find(({ name }) => name === entry.device),
       ),
     ),
+  ]);
+  const failed = [claim, ...outcomes].flatMap((outcome) =>
+    outcome.status === 'rejected' ? messageOf(outcome.reason).split('\n') : [],
   );
-  const failed = outcomes.flatMap((outcome) => (outcome.status === 'rejected' ? messageOf(outcome.reason) : []));
   const prepared = outcomes.flatMap((outcome) => (outcome.status === 'fulfilled' ? outcome.value : []));
-  if (failed.length === 0) return prepared;
+  if (failed.length === 0 && claim.status === 'fulfilled') return { prepared, claim: claim.value };
   await Promise.all(prepared.map(({ undo }) => undo()));
+  if (claim.status === 'fulfilled') await claim.value.release();
   throw refusal(failed);
 }
 
@@ -95,7 +106,6 @@ async function prepare(target: Reloadable, entry: PlanEntry, wanted: DeviceConfi
   const device = managed?.device ?? null;
   if (managed === undefined || device === null) throw new TypeError(`there is no device ${entry.device} to reload`);
   if (wanted === undefined) {
-    await device.assertUnused();
     return { entry, carryOut: () => target.remove(managed), undo: nothing };
   }
   const { size } = device.status();

@@ -107,7 +107,7 @@ export class KernelDevice {
       checkRecoverable: () => this.#checkRecoverable(),
       beginRecovery: () => this.#beginRecovery(),
       endRecovery: () => this.#endRecovery(),
-      assertUnused: ({ force }) => (force ? Promise.resolve() : this.assertUnused()),
+      assertUnused: ({ force }) => (force ? Promise.resolve() : this.#assertUnused()),
       killUnlessServing: () => (this.#serving && !this.exited ? Promise.resolve() : this.#kill()),
       stopDevice: ({ force }) => this.#stopDevice(force),
       endGeneration: () => this.#endGeneration(),
@@ -153,8 +153,9 @@ export class KernelDevice {
     if (this.#granted !== null) this.#kernel.unmark(this.#granted.id);
   }
 
-  async assertUnused(): Promise<void> {
-    if (this.#started) await this.#kernel.assertUnused(this.#id());
+  /** N of /dev/ublkbN while there is one. */
+  get blockDevice(): number | null {
+    return this.#started ? this.id : null;
   }
 
   run(step: KernelStep, context: StepContext): Promise<void> {
@@ -201,8 +202,12 @@ export class KernelDevice {
   async #shrink(force: boolean): Promise<void> {
     if (this.spec.size >= this.#announcedSize) return;
     if (!this.#serving) throw this.#error('shrinking', 'it is not live', 'NOT_LIVE');
-    if (!force) await this.assertUnused();
-    await this.#updateSize();
+    const claim = force ? null : await this.#kernel.claim([this.#id()], 'shrinking');
+    try {
+      await this.#updateSize();
+    } finally {
+      await claim?.release();
+    }
   }
 
   /** After the generation that serves more. */
@@ -319,6 +324,13 @@ export class KernelDevice {
       if (!begun) throw error;
     }
     this.#recoveryBegun = true;
+  }
+
+  /** Before anything is ended; stopDevice claims the device again. */
+  async #assertUnused(): Promise<void> {
+    if (this.blockDevice === null) return;
+    const claim = await this.#kernel.claim([this.blockDevice], 'stopping');
+    await claim.release();
   }
 
   async #stopDevice(force: boolean): Promise<void> {

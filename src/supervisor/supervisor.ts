@@ -4,7 +4,7 @@ import { messageOf, SupervisorError } from '../errors.js';
 import type { Clock } from './clock.js';
 import type { CrashFiles } from './crash-files.js';
 import type { Log } from './device-log.js';
-import type { Kernel } from './kernel.js';
+import type { Claim, Kernel } from './kernel.js';
 import { configuredSize, type PlanEntry } from './reload-plan.js';
 import { reload } from './reload.js';
 import { ManagedDevice, withSize, type ManagedDeviceContext, type OpenBackendFunction } from './managed-device.js';
@@ -208,6 +208,7 @@ export class Supervisor implements SupervisorApi {
         devices: [...this.#devices.values()],
         open: (config: DeviceConfig) => this.#open(config, null),
         start: (managed: ManagedDevice) => this.#startOne(managed),
+        claim: (devices: readonly ManagedDevice[]) => this.#claim(devices),
         remove: (managed: ManagedDevice) => this.#remove(managed, { force: false, removeData: false }),
         undo: (managed: ManagedDevice) => this.#undo(managed),
       };
@@ -296,8 +297,9 @@ export class Supervisor implements SupervisorApi {
     await this.#left;
     this.#stops += 1;
     const devices = [...this.#devices.values()];
+    let claim: Claim | null = null;
     try {
-      if (!force) await Promise.all(devices.flatMap(({ device }) => device?.assertUnused() ?? []));
+      claim = force ? null : await this.#claim(devices);
       const removals = devices.map((managed) => this.#remove(managed, { force, removeData: false }));
       const refused = (await Promise.allSettled(removals)).find(
         (outcome, index) => outcome.status === 'rejected' && this.#has(devices[index]),
@@ -307,8 +309,16 @@ export class Supervisor implements SupervisorApi {
       if (force) this.#endAs('stopped');
       else this.#stops -= 1;
       throw error;
+    } finally {
+      await claim?.release();
     }
     this.#endAs('stopped');
+  }
+
+  /** So that all of them can be stopped, or none is. */
+  #claim(devices: readonly ManagedDevice[]): Promise<Claim> {
+    const ids = devices.flatMap(({ device }) => device?.blockDevice ?? []);
+    return this.#context.kernel.claim(ids, 'stopping');
   }
 
   /** Takes the name and the id, then opens the backend; what fails leaves nothing. */

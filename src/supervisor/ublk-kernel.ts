@@ -21,12 +21,14 @@ import {
 } from '../native/binding.js';
 import type { BackendReport } from '../queue-proc/message-schema.js';
 import { BackendChannel } from './backend-channel.js';
-import { holdersOf } from './block-device-users.js';
+import { Claims } from './claims.js';
 import { stateOf } from './found-devices.js';
 import { parentOf } from './processes.js';
 import { ProcessGeneration } from './generation.js';
 import type {
   Adopted,
+  Claim,
+  ClaimedFor,
   DeviceSpec,
   FoundDevice,
   Generation,
@@ -40,7 +42,7 @@ import type {
 } from './kernel.js';
 import type { OperationStatus, QueueStatus } from './status.js';
 import { dataPathFeature, featureFlag, hasFeature, ublkFeatureTable } from './ublk-features.js';
-import type { ControlAnswer, ExitNotice, Zygote } from './zygote.js';
+import type { ControlAnswer, ExitNotice, HeldProcess, Zygote } from './zygote.js';
 import type { ZygoteKeeper } from './zygote-keeper.js';
 
 /** Commands that only wait for locks or for FETCHes. */
@@ -54,6 +56,8 @@ const SPAWN_RETRY_MS = 5;
 const SPAWN_DEADLINE_MS = 2_000;
 /** Messages carry 253 descriptors, of which each channel takes two and the shared page one. */
 const MOST_KEPT_CHANNELS = 126;
+/** Who opened a device just now is most often udev, and leaves again. */
+const TRY_STOP_MS = 1_000;
 /** How long a deleted device's id may stay taken before somebody must be holding the block device. */
 const REMOVAL_POLL_MS = 5;
 const REMOVAL_DEADLINE_MS = 2_000;
@@ -83,6 +87,7 @@ export class UblkKernel implements Kernel {
   readonly #cookieOf: (name: string) => bigint;
   readonly #zygotes: Pick<ZygoteKeeper, 'get' | 'running'>;
   readonly #devices = new Map<number, DeviceRecord>();
+  readonly #claims = new Claims((id) => this.#holdClaim(id));
 
   /** `cookieOf` marks our devices in the kernel. */
   constructor(options: {
@@ -329,24 +334,37 @@ export class UblkKernel implements Kernel {
     await this.#controlBy(parent, command, id, details, signal, fetchDeadlineMs);
   }
 
-  async assertUnused(id: number): Promise<void> {
-    const holders = await holdersOf(id);
-    if (holders.length > 0) throw inUse(id, holders);
+  claim(ids: readonly number[], purpose: ClaimedFor): Promise<Claim> {
+    return this.#claims.take(ids, purpose);
   }
 
   async stopDevice(id: number, { force, served }: StopOptions): Promise<void> {
+    const claim = force ? null : await this.claim([id], 'stopping');
     try {
       if (served !== null) await this.#writeBack(id, force, served);
-      // Before 7.0 nobody may mount the device between our looking and the stop; TRY_STOP_DEV looks itself.
       if (force) await this.#control('STOP_DEV', id, {});
-      else if (this.#has('SAFE_STOP_DEV')) await this.#control('TRY_STOP_DEV', id, {});
-      else await this.#control('STOP_DEV', id, { action: controlAction.claimed });
+      else if (this.#has('SAFE_STOP_DEV')) await this.#tryStop(id);
+      else {
+        // Who opened it during the write-back.
+        await (await this.claim([id], 'stopping')).release();
+        await this.#control('STOP_DEV', id, {});
+      }
     } catch (error) {
-      const code = error instanceof SupervisorError ? error.code : undefined;
       // Never started or already gone: nothing to stop.
-      if (code === 'ENODEV') return;
-      if (code === 'EBUSY') throw inUse(id, await holdersOf(id));
-      throw error;
+      if (!(error instanceof SupervisorError && error.code === 'ENODEV')) throw error;
+    } finally {
+      await claim?.release();
+    }
+  }
+
+  /** The kernel itself refuses while anybody has the device open, us too. */
+  async #tryStop(id: number): Promise<void> {
+    await this.#claims.giveUp(id);
+    try {
+      await this.#control('TRY_STOP_DEV', id, { action: controlAction.retryWhileBusy, deadlineMs: TRY_STOP_MS });
+    } catch (error) {
+      if (!(error instanceof SupervisorError && error.code === 'EBUSY')) throw error;
+      throw await this.#claims.inUse([id], 'stopping');
     }
   }
 
@@ -356,9 +374,8 @@ export class UblkKernel implements Kernel {
    */
   async #writeBack(id: number, force: boolean, served: AbortSignal): Promise<void> {
     try {
-      await this.#control('STOP_DEV', id, { action: controlAction.writeBack, exclusively: !force }, served);
+      await this.#control('STOP_DEV', id, { action: controlAction.writeBack }, served);
     } catch (error) {
-      if (error instanceof SupervisorError && error.code === 'EBUSY') throw error;
       // Pages that the device itself refuses are lost either way.
       if (force && error instanceof SupervisorError && error.errno !== undefined) return;
       throw new SupervisorError(`writing back /dev/ublkb${String(id)} failed: ${messageOf(error)}`, {
@@ -454,19 +471,26 @@ export class UblkKernel implements Kernel {
     signal: AbortSignal | undefined,
     deadlineMs: number,
   ): Promise<ControlAnswer> {
-    const request: ControlRequest = {
-      action: controlAction.command,
-      command: controlCommand[command],
-      deviceId: id,
-      exclusively: false,
-      deadlineMs: COMMAND_DEADLINE_MS,
-      data: 0,
-      ...details,
-    };
+    const request = controlRequest(command, id, details);
+    return this.#answered(command, request, () => zygote.control(request, deadlineMs, signal));
+  }
+
+  /** In the zygote that has the device's processes, so that it ends when they do. */
+  async #holdClaim(id: number): Promise<HeldProcess> {
+    const zygote = this.#devices.get(id)?.zygote ?? (await this.#zygotes.get());
+    const request = controlRequest('STOP_DEV', id, { action: controlAction.claim });
+    return this.#answered('STOP_DEV', request, () => zygote.hold(request, COMMAND_DEADLINE_MS));
+  }
+
+  async #answered<Answer extends ControlAnswer>(
+    command: ControlCommand,
+    { action, deviceId: id }: ControlRequest,
+    ask: () => Promise<Answer>,
+  ): Promise<Answer> {
     const object = id === ANY_ID ? 'a new ublk device' : `ublk device ${String(id)}`;
-    const operation = request.action === controlAction.writeBack ? 'write-back' : command;
+    const operation = operationName[action] ?? command;
     try {
-      const answer = await zygote.control(request, deadlineMs, signal);
+      const answer = await ask();
       if (answer.result >= 0) return answer;
       const code = errnoName(answer.result);
       throw new SupervisorError(`${operation} on ${object} failed: ${await reasonOf(command, id, code)} (${code})`, {
@@ -490,6 +514,23 @@ function leftPages({ queues, depth, sharedPage }: HeldByZygote): SharedPages {
   } catch {
     return createSharedPages(queues, depth);
   }
+}
+
+/** Of actions that send no command. */
+const operationName: Readonly<Record<number, string>> = {
+  [controlAction.writeBack]: 'write-back',
+  [controlAction.claim]: 'claim',
+};
+
+function controlRequest(command: ControlCommand, id: number, details: Partial<ControlRequest>): ControlRequest {
+  return {
+    action: controlAction.command,
+    command: controlCommand[command],
+    deviceId: id,
+    deadlineMs: COMMAND_DEADLINE_MS,
+    data: 0,
+    ...details,
+  };
 }
 
 /** Where a process is who the zygote says: a child of it. null: it is gone. */
@@ -521,14 +562,6 @@ function operationStatus(operation: SharedOperation | undefined): OperationStatu
 async function writeAndClose(file: FileHandle, text: string): Promise<void> {
   await using opened = file;
   await opened.writeFile(text);
-}
-
-function inUse(id: number, holders: readonly string[]): SupervisorError {
-  const by = holders.length > 0 ? holders.join(', ') : 'somebody';
-  return new SupervisorError(
-    `stopping /dev/ublkb${String(id)} failed: it is in use by ${by} (EBUSY); unmount or close it, or use --force`,
-    { code: 'IN_USE' },
-  );
 }
 
 /** What an errno of a control command means to the person who reads it. */

@@ -21,6 +21,15 @@ type Answer<Type extends ZygoteMessage['type']> = Extract<ZygoteMessage, { type:
 export type ExitNotice = Answer<'exited'>;
 export type ControlAnswer = Answer<'controlled'>;
 
+/** A control process that goes on after its answer. */
+export interface HeldProcess {
+  readonly pid: number;
+  /** Resolves when it, and what it has open, is gone. */
+  readonly ended: Promise<void>;
+  /** Ends it; resolves when it is gone, or when it has survived that for a while. */
+  release(): Promise<void>;
+}
+
 interface Pending {
   readonly resolve: (message: ZygoteMessage) => void;
   readonly reject: (error: SupervisorError) => void;
@@ -28,7 +37,7 @@ interface Pending {
 
 /** Ample for a process that only forks; a zygote that needs longer hangs. */
 const ZYGOTE_DEADLINE_MS = 5_000;
-/** How long a killed zygote may take to be gone. */
+/** How long a killed zygote, or control process, may take to be gone. */
 const END_DEADLINE_MS = 1_000;
 /** How long the control processes of a supervisor that is gone, which were killed with it, may take to be gone too. */
 const CONTROLS_DEADLINE_MS = 2_000;
@@ -48,6 +57,8 @@ export class Zygote {
   readonly #channel: ZygoteChannel;
   readonly #process: ProcessWatch | null;
   readonly #pending = new Map<number, Pending>();
+  /** Who waits for the end of a control process. */
+  readonly #ends = new Map<number, () => void>();
   #held: HeldGeneration[] = [];
   #alive = true;
   #expiring: boolean;
@@ -71,16 +82,19 @@ export class Zygote {
         resolve();
         for (const pending of this.#pending.values()) pending.reject(zygoteGone());
         this.#pending.clear();
+        for (const sequence of this.#ends.keys()) this.#ended(sequence);
       };
     });
     connection.onMessage = (message) => {
       if (message.type === 'exited') {
         if (message.sequence === 0) onExit(message);
         // A control process that was killed never answered; one that answered is no longer pending.
-        else
+        else {
           this.#settle(message.sequence, (pending) => {
             pending.reject(aborted());
           });
+          this.#ended(message.sequence);
+        }
       } else if (message.type === 'held') {
         this.#held.push(message);
       } else {
@@ -135,6 +149,27 @@ export class Zygote {
     const answer = await this.#request(() => this.#channel.control(request), deadlineMs, hangs, signal);
     if (answer.type !== 'controlled') throw zygoteGone();
     return answer;
+  }
+
+  /** Runs a control command whose process goes on when it has answered; `result` of an answer below 0: it does not. */
+  async hold(request: ControlRequest, deadlineMs: number): Promise<ControlAnswer & HeldProcess> {
+    let end: () => void = () => undefined;
+    const ended = new Promise<void>((resolve) => {
+      end = resolve;
+    });
+    const hangs = (): boolean => isStopped(this.pid);
+    const send = (): number => {
+      const sequence = this.#channel.control(request);
+      this.#ends.set(sequence, end);
+      return sequence;
+    };
+    const answer = await this.#request(send, deadlineMs, hangs);
+    if (answer.type !== 'controlled') throw zygoteGone();
+    const release = async (): Promise<void> => {
+      if (this.#ends.has(answer.sequence)) this.#channel.cancel(answer.sequence);
+      await Promise.race([ended, sleep(END_DEADLINE_MS, undefined, { ref: false })]);
+    };
+    return { ...answer, ended, release };
   }
 
   /**
@@ -219,6 +254,11 @@ export class Zygote {
   /** Resolves nevertheless when a zygote in uninterruptible sleep is not gone. */
   #closedSoon(): Promise<void> {
     return Promise.race([this.closed, sleep(END_DEADLINE_MS, undefined, { ref: false })]);
+  }
+
+  #ended(sequence: number): void {
+    this.#ends.get(sequence)?.();
+    this.#ends.delete(sequence);
   }
 
   #settle(sequence: number, act: (pending: Pending) => void): void {

@@ -45,7 +45,7 @@ async function held(version: KernelVersion, state: string): Promise<Held> {
     case 'draining':
     case 'stopping': {
       const made = await live();
-      const release = hold(made, state === 'draining' ? 'assertUnused' : 'stopDevice');
+      const release = hold(made, state === 'draining' ? 'claim' : 'stopDevice');
       outcomeOf(made.device.stop({ force: false }));
       await quiet();
       return { ...made, release };
@@ -182,7 +182,7 @@ for (const version of kernelVersions) {
 
 t.test('a queue process that dies while a stop drains is replaced, then the stop goes on', async (t) => {
   const made = await liveRig('7.2');
-  made.model.at('assertUnused', 1, () => {
+  made.model.at('claim', 1, () => {
     made.model.generation.exit(0);
   });
   await made.device.stop({ force: false });
@@ -193,7 +193,7 @@ t.test('a queue process that dies while a stop drains is replaced, then the stop
 t.test('a queue process that dies while a stop is refused is replaced', async (t) => {
   const made = await liveRig('7.2');
   made.model.only.open = true;
-  made.model.at('assertUnused', 1, () => {
+  made.model.at('claim', 1, () => {
     made.model.generation.exit(0);
   });
   await t.rejects(made.device.stop({ force: false }), { code: 'IN_USE' });

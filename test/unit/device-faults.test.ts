@@ -11,7 +11,7 @@ const operations = [
   'startDevice',
   'beginRecovery',
   'endRecovery',
-  'assertUnused',
+  'claim',
   'stopDevice',
   'deleteDevice',
 ] as const;
@@ -92,14 +92,7 @@ for (const theCase of cases) {
 
   t.test(`${theCase.version}, ${theCase.onGiveUp}: a command that was obeyed fails nevertheless`, async (t) => {
     // Not begun twice where the kernel minds: there this is lost until the device is made anew.
-    const obeyed: Moment[] = [
-      'setParameters',
-      'startDevice',
-      'endRecovery',
-      'assertUnused',
-      'stopDevice',
-      'deleteDevice',
-    ];
+    const obeyed: Moment[] = ['setParameters', 'startDevice', 'endRecovery', 'claim', 'stopDevice', 'deleteDevice'];
     if (theCase.version !== '6.12') obeyed.push('beginRecovery');
     for (const operation of obeyed) {
       for (const nth of [1, 2]) {
@@ -217,7 +210,7 @@ t.test('a device that somebody else deleted is failed, and nothing of it is left
     t.notOk(leaked(made));
     await made.device.recover();
     made.model.at(
-      'assertUnused',
+      'claim',
       1,
       () => {
         made.model.devices.clear();

@@ -11,7 +11,7 @@ const operations = fc.constantFrom<Moment[]>(
   'startDevice',
   'beginRecovery',
   'endRecovery',
-  'assertUnused',
+  'claim',
   'stopDevice',
   'deleteDevice',
 );

@@ -36,7 +36,7 @@ t.test('a stop is refused while somebody uses the device, and the device stays l
 t.test('opened between the check and TRY_STOP_DEV: refused by the kernel and served on', async (t) => {
   const made = await liveRig('7.2');
   const openAfterCheck = (nth: number): void => {
-    made.model.at('assertUnused', nth, () => (made.model.only.open = true), 'after');
+    made.model.at('claim', nth, () => (made.model.only.open = true), 'after');
   };
   openAfterCheck(1);
   await t.rejects(made.device.stop({ force: false }), { code: 'EBUSY' });
@@ -142,7 +142,7 @@ t.test('START_DEV is not even sent when a stop came before it', async (t) => {
 
 t.test('recover is refused while a stop waits', async (t) => {
   const made = await liveRig('7.2');
-  made.model.at('assertUnused', 1, forever);
+  made.model.at('claim', 1, forever);
   void made.device.stop({ force: false });
   await t.rejects(made.device.recover(), { code: 'STOPPED' });
 });

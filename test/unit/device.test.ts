@@ -47,7 +47,7 @@ for (const version of kernelVersions) {
       [
         ...['addDevice', 'setParameters', 'spawn', 'startDevice'],
         ...['beginRecovery', 'spawn', 'endRecovery'],
-        ...['assertUnused', 'stopDevice', 'deleteDevice'],
+        ...['claim', 'stopDevice', 'deleteDevice'],
       ],
     );
   });

@@ -3,6 +3,7 @@ import { SupervisorError } from '../../src/errors.js';
 import type {
   DeviceSpec,
   Adopted,
+  Claim,
   FoundDevice,
   GrantedDevice,
   Kernel,
@@ -29,7 +30,7 @@ export type Moment =
   | 'endRecovery:fetching'
   | 'endRecovery:fetched'
   | 'updateSize'
-  | 'assertUnused'
+  | 'claim'
   | 'stopDevice'
   | 'deleteDevice'
   | 'unmark';
@@ -52,6 +53,8 @@ export class ModelKernel implements Kernel {
   readonly calls: Moment[] = [];
   readonly devices = new Map<number, ModelDevice>();
   readonly pages = new Set<number>();
+  /** Not released yet. */
+  readonly claims = new Set<Claim & { readonly ids: readonly number[] }>();
   /** It does not say in what state a device is. */
   unreadable = false;
   readonly #behaviour: Behaviour;
@@ -184,9 +187,12 @@ export class ModelKernel implements Kernel {
     });
   }
 
-  async assertUnused(id: number): Promise<void> {
-    return this.#call('assertUnused', () => {
-      if (this.#device(id).open) throw errno('IN_USE');
+  async claim(ids: readonly number[]): Promise<Claim> {
+    return this.#call('claim', () => {
+      if (ids.some((id) => this.#device(id).open)) throw errno('IN_USE');
+      const claim = { ids, release: () => Promise.resolve(void this.claims.delete(claim)) };
+      this.claims.add(claim);
+      return claim;
     });
   }
 

@@ -97,7 +97,26 @@ t.test('C2 one thing that cannot be done, and nothing is', async (t) => {
   made.file = { devices: [b] };
   await t.rejects(made.supervisor.reload(reallyReload), { code: 'REFUSED', message: /IN_USE/ });
   t.strictSame(now(made), before);
+  t.equal(made.model.claims.size, 0);
   t.strictSame(made.model.violations, []);
+});
+
+t.test('C2 a device that is to go is claimed until it is gone, and not when nothing is done after all', async (t) => {
+  const made = await rig(a, b, js({}));
+  made.file = { devices: [js({ size: 'broken' })] };
+  await t.rejects(made.supervisor.reload(reallyReload), { code: 'REFUSED' });
+  t.equal(made.model.claims.size, 0);
+  const claimed: number[][] = [];
+  for (const nth of [1, 2]) {
+    made.model.at('stopDevice', nth, () => claimed.push([...made.model.claims].flatMap(({ ids }) => ids)));
+  }
+  made.file = { devices: [js({})] };
+  await made.supervisor.reload(reallyReload);
+  t.strictSame(claimed, [
+    [0, 1],
+    [0, 1],
+  ]);
+  t.strictSame([made.model.claims.size, now(made)], [0, ['js live 1']]);
 });
 
 t.test('C2 what changed while there was no supervisor is a change to its successor', async (t) => {

@@ -258,6 +258,21 @@ t.test('stop touches no device while one of them is in use, and the supervisor g
   t.equal(made.events.at(-1), 'stopped');
 });
 
+t.test('nobody can begin to use a device while all are being stopped', async (t) => {
+  const made = rig();
+  await made.supervisor.start(config('a', 'b'));
+  const claimed: number[][] = [];
+  for (const nth of [1, 2]) {
+    made.model.at('stopDevice', nth, () => claimed.push([...made.model.claims].flatMap(({ ids }) => ids)));
+  }
+  await made.supervisor.stop({ force: false });
+  t.strictSame(claimed, [
+    [0, 1],
+    [0, 1],
+  ]);
+  t.equal(made.model.claims.size, 0);
+});
+
 t.test('a second stop with force ends what the first could not', async (t) => {
   const made = rig();
   await made.supervisor.start(config('a', 'b'));

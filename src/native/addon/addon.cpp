@@ -6,6 +6,7 @@ namespace {
 
 Napi::Object init(Napi::Env env, Napi::Object exports) {
   exportAccounts(env, exports);
+  exportBlockDevices(env, exports);
   exportFiles(env, exports);
   exportSystem(env, exports);
   exportZygoteChannel(env, exports);

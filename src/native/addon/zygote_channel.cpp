@@ -100,7 +100,7 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
     return room;
   }
 
-  // control({ action, command, deviceId, exclusively, deadlineMs, data, ... }), with one of { device: {...} } for ADD_DEV,
+  // control({ action, command, deviceId, deadlineMs, data, ... }), with one of { device: {...} } for ADD_DEV,
   // { parameters: {...} } for SET_PARAMS and { sharedPage: fd } for whenFetched.
   Napi::Value control(const Napi::CallbackInfo& info) {
     const Napi::Object request = info[0].As<Napi::Object>();
@@ -109,7 +109,6 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
     message.action = static_cast<ControlAction>(request.Get("action").ToNumber().Uint32Value());
     message.command = static_cast<Control>(request.Get("command").ToNumber().Uint32Value());
     message.deviceId = request.Get("deviceId").ToNumber().Uint32Value();
-    message.exclusively = request.Get("exclusively").ToBoolean();
     message.deadlineMs = request.Get("deadlineMs").ToNumber().Uint32Value();
     message.data = static_cast<uint64_t>(request.Get("data").ToNumber().Int64Value());
     if (request.Get("device").IsObject()) {
@@ -250,6 +249,7 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
       const auto& controlled = *static_cast<const ControlledMessage*>(message);
       object.Set("type", "controlled");
       object.Set("result", controlled.result);
+      object.Set("pid", controlled.pid);
       object.Set("id", controlled.info.deviceId);
       object.Set("queues", controlled.info.queues);
       object.Set("depth", controlled.info.depth);
