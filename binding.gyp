@@ -70,5 +70,12 @@
       'sources': ['<@(zygote_sources)', 'src/native/fault_point.cpp'],
       'libraries': ['-l:liburing.a', '-l:libz.a'],
     },
+    {
+      # Somebody else's device, for tests. Not shipped.
+      'target_name': 'unprivileged_device',
+      'type': 'executable',
+      'sources': ['test/vm/unprivileged_device.cpp', 'src/native/control_ring.cpp'],
+      'libraries': ['-l:liburing.a'],
+    },
   ],
 }

@@ -51,7 +51,7 @@ export interface Serving<Name extends string = string> extends AsyncDisposable {
 /**
  * Serves block devices from this process, which needs root, until they are stopped: a process that ends earlier leaves
  * its devices without a supervisor. Resolves when all are live. Rejects with a `SupervisorError`, and leaves nothing
- * behind, when one of them cannot be. Touches no signals.
+ * of its own behind, when one of them cannot be; what an earlier program left in `runtimeDir` is served on. Touches no signals.
  */
 export async function serve<const Name extends string>(options: ServeOptions<Name>): Promise<Serving<Name>> {
   // Loaded here and not above, so that a backend's module, which imports this package too, does not wait for it.

@@ -3,6 +3,7 @@ import { dirname } from 'node:path';
 import { messageOf } from '../errors.js';
 import { ublkDeviceInfo } from '../native/binding.js';
 import type { Check, CheckResult } from '../supervisor/preflight.js';
+import { featureFlag } from '../supervisor/ublk-features.js';
 
 /** Rings and request buffers of a device with many deep queues. */
 const COMFORTABLE_MEMLOCK = 64 * 2 ** 20;
@@ -73,6 +74,7 @@ function describe(id: number): string {
   try {
     const info = ublkDeviceInfo(id);
     if (!info) return `${String(id)}: gone`;
+    if ((info.flags & featureFlag('UNPRIVILEGED_DEV')) !== 0n) return `${String(id)}: made without privileges`;
     return `${String(id)}: ${STATES[info.state] ?? 'unknown state'}, pid ${String(info.ownerPid)}`;
   } catch (error) {
     return `${String(id)}: ${messageOf(error)}`;

@@ -124,6 +124,7 @@ constexpr uint32_t kCommitAndFetch = _IOWR('u', 0x21, IoCommand);
 enum Feature : uint64_t {
   kUserRecovery = 1ull << 3,
   kUserRecoveryReissue = 1ull << 4,
+  kUnprivilegedDevice = 1ull << 5,
   kIoctlEncode = 1ull << 6,
   kUserCopy = 1ull << 7,
   kUserRecoveryFailIo = 1ull << 9,

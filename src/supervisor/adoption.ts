@@ -1,3 +1,4 @@
+import { closeSync } from 'node:fs';
 import { isDeepStrictEqual } from 'node:util';
 import type { DeviceConfig } from '../config/types.js';
 import { messageOf } from '../errors.js';
@@ -36,9 +37,24 @@ export async function findLeftDevices(
   options: AdoptionOptions,
   configured: readonly DeviceConfig[],
 ): Promise<readonly LeftDevice[]> {
-  const { instance, journal, log } = options;
-  const entries = await journal.load();
+  const entries = await options.journal.load();
   const held = await adoptZygotes(options);
+  try {
+    return await leftDevices(options, configured, entries, held);
+  } catch (error) {
+    // The locks are the zygotes' alone again.
+    for (const { sharedPage, files } of held) for (const fd of [sharedPage, ...files]) closeSync(fd);
+    throw error;
+  }
+}
+
+async function leftDevices(
+  options: AdoptionOptions,
+  configured: readonly DeviceConfig[],
+  entries: ReadonlyMap<string, JournalEntry>,
+  held: readonly HeldByZygote[],
+): Promise<readonly LeftDevice[]> {
+  const { instance, log } = options;
   // Asked for only now: what the zygote's control processes were doing is done.
   const ours = (await devicesInKernel()).filter(({ cookie }) => instance.owns(cookie));
   const inConfiguration = new Map(configured.map((config) => [config.name, config]));

@@ -35,6 +35,8 @@ export interface Prepared extends Served {
 export class ManagedDevice {
   /** What the configuration file says of it; null: it was added by hand. */
   configured: DeviceConfig | null = null;
+  /** An earlier supervisor made it. */
+  readonly found: boolean;
   /** Rejects when the backend cannot be opened or does not fit; then nothing is left open. */
   readonly opened: Promise<Device>;
   /** Resolves when the kernel gave the device its id, or when it will not for now. */
@@ -60,6 +62,7 @@ export class ManagedDevice {
     this.added = new Promise((resolve) => {
       this.#markAdded = resolve;
     });
+    this.found = size !== null;
     this.#kernel = context.kernel;
     this.#journal = context.journal;
     this.opened = this.#open(context, left);

@@ -134,12 +134,16 @@ export class Supervisor implements SupervisorApi {
     return failures;
   }
 
-  /** As `start`, but all or nothing: when a device fails the others are removed again, and it rejects. */
+  /**
+   * As `start`, but all or nothing: when a device fails, those that this made are removed again, and it rejects. What an
+   * earlier supervisor left stays as it is, served.
+   */
   async startAll(config: Config): Promise<void> {
     const failures = await this.start(config);
     const [first] = failures;
     if (first === undefined) return;
-    await Promise.all([...this.#devices.values()].map((managed) => this.#undo(managed)));
+    const made = [...this.#devices.values()].filter(({ found }) => !found);
+    await Promise.all(made.map((managed) => this.#undo(managed)));
     const { name: device, error: cause } = first;
     const message = failures.map(({ error }) => error.message).join('\n');
     throw new SupervisorError(message, { code: cause.code, errno: cause.errno, device, cause });

@@ -43,8 +43,8 @@ type Use = (supervisor: Supervisor, ended: Promise<void>) => Promise<void>;
 
 /**
  * Runs a supervisor for as long as `use` takes; afterwards no process, socket or lock of it is left, but the processes that
- * serve where it is to be replaced. Resolves with how it ended, if it did. Rejects when this machine or directory cannot be
- * used, or as `use` does.
+ * serve in a runtime directory where it was not told to stop them: they are its successor's. Resolves with how it ended, if
+ * it did. Rejects when this machine or directory cannot be used, or as `use` does.
  */
 export async function withSupervisor(place: SupervisorPlace, use: Use): Promise<SupervisorEnd | null> {
   const { runtimeDir, group, log } = place;
@@ -133,8 +133,11 @@ async function runIn(
     return supervisor.end;
   } finally {
     await api.close();
+    // What goes on without us is what we were not told to stop, unless nobody else could ever find it.
+    if (supervisor.end === 'stopped' || socket === null) await keeper.retire();
+    else if (supervisor.end === null) keeper.disconnect();
     // A zygote that serves nothing ends by itself, and would have to be waited for by whom we become.
-    if (supervisor.end !== 'replaced' || supervisor.status().devices.length === 0) await keeper.retire();
+    else if (supervisor.status().devices.length === 0) await keeper.retire();
     await journal.settled();
   }
 }

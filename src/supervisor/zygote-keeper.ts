@@ -56,6 +56,7 @@ export class ZygoteKeeper {
    * started; the next call tries again.
    */
   async get(number: number | null = null): Promise<Zygote> {
+    if (this.#retired) throw new SupervisorError('the supervisor has ended', { code: 'ZYGOTE' });
     const wanted = number === null ? undefined : this.#running.get(number);
     const zygote = wanted?.expiring === false ? wanted : this.#current;
     if (zygote !== null) return zygote;
@@ -141,6 +142,12 @@ export class ZygoteKeeper {
     this.#retired = true;
     await this.#starting?.catch(() => undefined);
     await Promise.all([...this.#running.values()].map((zygote) => zygote.retire()));
+  }
+
+  /** Leaves the zygotes and what they serve to another supervisor. */
+  disconnect(): void {
+    this.#retired = true;
+    for (const zygote of this.#running.values()) zygote.disconnect();
   }
 
   async #startCurrent(): Promise<Zygote> {

@@ -201,6 +201,12 @@ export class Zygote {
     );
   }
 
+  /** Leaves it, and what it forked, to another supervisor; it ends if it serves nothing. */
+  disconnect(): void {
+    this.#alive = false;
+    this.#channel.close();
+  }
+
   /** Ends every queue process and the zygote. */
   async retire(): Promise<void> {
     if (this.#alive) this.#channel.retire();

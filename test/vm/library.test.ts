@@ -5,7 +5,7 @@ import { mkdtemp, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { SupervisorError, serve } from 'ublk-supervisor';
-import { assertNothingLeft, ok, processesNamed, run, supervisorCommand, waitFor } from './harness.js';
+import { Served, assertNothingLeft, ok, processesNamed, run, supervisorCommand, waitFor } from './harness.js';
 
 /** The library, from this very process: `ublk-supervisor` is what package.json exports of this tree. */
 
@@ -128,6 +128,32 @@ test('with a runtime directory the command line has a way in', async () => {
   const again = await serve({ devices: [], runtimeDir, log: silent });
   await again.stop();
   await serving.stop();
+  await assertNothingLeft(runtimeDir);
+});
+
+test('when one device cannot be started, what an earlier program left is served on', async () => {
+  const runtimeDir = await mkdtemp('/run/library-');
+  const kept = { name: 'kept', backend: ram };
+  const earlier = await Served.start([kept], { runtimeDir });
+  process.kill(earlier.pid, 'SIGKILL');
+  await earlier.exit;
+  const pids = processesNamed('ublk/');
+  const bad = { name: 'bad', backend: { type: 'file', path: '/nowhere/at/all' } } as const;
+  // In a program of its own, as it is with those whose devices nobody could start.
+  const program = `import { serve } from 'ublk-supervisor';
+    const [runtimeDir, devices] = process.argv.slice(1).map(JSON.parse);
+    await serve({ runtimeDir, devices });`;
+  const args = [runtimeDir, [kept, { name: 'good', backend: ram }, bad]].map((value) => JSON.stringify(value));
+  const failed = await run(process.execPath, ['--input-type=module', '-e', program, ...args], 60_000);
+  assert.notEqual(failed.code, 0);
+  assert.match(failed.stderr, /no such file/);
+  assert.deepEqual(processesNamed('ublk/'), pids);
+  const next = await Served.start([kept], { runtimeDir });
+  assert.deepEqual(
+    (await next.status()).devices.map(({ name, state, queues }) => [name, state, queues[0]?.pid]),
+    [['kept', 'live', pids[0]]],
+  );
+  assert.equal(await next.terminate(), 0);
   await assertNothingLeft(runtimeDir);
 });
 

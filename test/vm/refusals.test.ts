@@ -4,7 +4,7 @@ import { existsSync, readFileSync, readdirSync, readlinkSync, statSync } from 'n
 import { chmod, mkdir, mkdtemp, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { COMMAND_TIMEOUT_MS, Served, cli, ok, processesNamed, run, shell, supervisorCommand } from './harness.js';
+import { COMMAND_TIMEOUT_MS, Served, cli, ok, processesNamed, root, run, shell, supervisorCommand } from './harness.js';
 import type { Finished } from './harness.js';
 
 /** What a supervisor refuses to begin with, what it never touches, and how its queue processes are confined. */
@@ -103,6 +103,35 @@ const statusOf = (path: string): Map<string, string> =>
       .split('\n')
       .map((line) => line.split(/:\s*/, 2) as [string, string]),
   );
+
+// Behind the tests that find no device at all: this one stays until the guest ends.
+test('E1 a device that somebody made without privileges is not there for us', async (t) => {
+  // With the privilege the kernel would make an ordinary device.
+  const program = join(root, 'build/Release/unprivileged_device');
+  const foreign = Number(await ok('setpriv', ['--bounding-set', '-sys_admin', program]));
+  const runtimeDir = '/run/neighbour';
+  const devices = [{ name: 'own', backend: { type: 'ram', size: '16MiB' } }];
+  const served = await Served.start(devices, { runtimeDir });
+  const { id, queues } = await served.device('own');
+  assert.notEqual(id, foreign);
+  await assertUsable(id ?? assert.fail());
+
+  await t.test('nor when ours are adopted', async () => {
+    process.kill(served.pid, 'SIGKILL');
+    await served.exit;
+    const next = await Served.start(devices, { runtimeDir });
+    const adopted = await next.device('own');
+    assert.deepEqual([adopted.id, adopted.queues[0]?.pid], [id, queues[0]?.pid]);
+    const taken = { name: 'taken', id: foreign, backend: { type: 'null', size: '1MiB' } };
+    const { status, body } = await next.api('POST', '/v1/devices', taken);
+    assert.equal(status, 409);
+    assert.match(JSON.stringify(body), new RegExp(`id ${String(foreign)} is taken; choose another id.*EEXIST`));
+    const { stdout } = await next.command('doctor');
+    assert.match(stdout, new RegExp(`${String(foreign)}: made without privileges`));
+    assert.equal(await next.terminate(), 0);
+    assert.deepEqual(processesNamed('ublk'), []);
+  });
+});
 
 test('with a supervisor running', async (t) => {
   const served = await Served.start(firstDevices, { runtimeDir: '/run/first' });

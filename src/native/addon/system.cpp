@@ -35,7 +35,8 @@ Napi::Value ublkFeatures(const Napi::CallbackInfo& info) {
   });
 }
 
-// ublkDeviceInfo(id): object or null when there is no such device.
+// ublkDeviceInfo(id): object or null when there is no such device. Of one that was made without privileges, and so not by
+// us, only that it is.
 Napi::Value ublkDeviceInfo(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     const FileDescriptor control = openControl();
@@ -44,7 +45,11 @@ Napi::Value ublkDeviceInfo(const Napi::CallbackInfo& info) {
     const int result =
         ring.run(Control::getDeviceInfo, info[0].As<Napi::Number>().Uint32Value(), 0, &device, sizeof device);
     if (result == -ENODEV) return info.Env().Null();
-    if (result < 0) throw std::system_error(-result, std::generic_category(), "GET_DEV_INFO");
+    // The kernel asks, root too, for the path of a device that was made without privileges, and says no more without it.
+    if (result == -EINVAL)
+      device.flags = kUnprivilegedDevice;
+    else if (result < 0)
+      throw std::system_error(-result, std::generic_category(), "GET_DEV_INFO");
     Napi::Object answer = Napi::Object::New(info.Env());
     answer.Set("state", device.state);
     answer.Set("ownerPid", device.serverPid);
