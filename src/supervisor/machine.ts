@@ -59,8 +59,10 @@ export type Failure =
   | 'unloadable'
   /** The backend's data is no longer what was opened: serving it would mix two states of it. */
   | 'changed'
-  /** The kernel did not take the device's new size; it serves with the old one. */
-  | 'unsized'
+  /** The kernel did not take the smaller size; nothing else was changed yet. */
+  | 'unshrunk'
+  /** The kernel did not take the larger size, which the generation serves by now. */
+  | 'ungrown'
   /** No generation can ever serve this device again. */
   | 'lost'
   /** The kernel has a device that was never started, or was stopped. */
@@ -138,7 +140,7 @@ export const machine: Readonly<Record<DeviceState, Rule>> = {
     on: { exited: 'recovering' },
     failed: {
       changed: 'refuse',
-      unsized: 'refuse',
+      unshrunk: 'refuse',
       stuck: 'degraded',
       lost: remove('failed'),
       error: 'recovering',
@@ -165,7 +167,7 @@ export const machine: Readonly<Record<DeviceState, Rule>> = {
       unloadable: 'degraded',
       parked: 'degraded',
       changed: 'degraded',
-      unsized: 'refuse',
+      ungrown: 'refuse',
       givenUp: remove('failed'),
       lost: remove('failed'),
       error: 'recovering',
@@ -223,13 +225,13 @@ const failures: Readonly<Partial<Record<Step, Readonly<Record<string, Failure>>>
   backOff: { PARKED: 'parked', GIVEN_UP: 'givenUp' },
   checkBackend: { '*': 'changed' },
   exchange: { '*': 'changed' },
-  shrinkDevice: { '*': 'unsized' },
+  shrinkDevice: { '*': 'unshrunk' },
   killGeneration: { '*': 'stuck' },
   checkRecoverable: { '*': 'lost' },
   beginRecovery: { EBUSY: 'held', TIMEOUT: 'held', ENODEV: 'lost' },
   endRecovery: { ENODEV: 'lost', UNLOADABLE: 'unloadable' },
   adopt: { DEAD: 'dead' },
-  growDevice: { '*': 'unsized' },
+  growDevice: { '*': 'ungrown' },
 };
 
 /** Where a failed step leads. */

@@ -49,6 +49,8 @@ export class ManagedDevice {
   #backend: OpenBackend | null = null;
   #closed: Promise<void> | null = null;
   #removeData = false;
+  /** Its store may be larger than what is served: a change of size was begun. */
+  #oversized = false;
   #lastTurn: Promise<void> = Promise.resolve();
   #markAdded: () => void = () => undefined;
 
@@ -184,16 +186,24 @@ export class ManagedDevice {
       if (size === current.size) return;
       if (current.resize === undefined) throw refuse(`its backend ${this.#config.backend.type} cannot change its size`);
       const backend = await current.resize(size);
+      this.#oversized = true;
       try {
         await this.#handOver({ config: withSize(this.#config, size), backend, zygote: null }, force);
       } catch (error) {
-        if (size > current.size) await current.trim?.();
+        if (isLive(device)) await this.#trim().catch(() => undefined);
         throw error;
       }
-      if (size < current.size) await backend.trim?.();
+      await this.#trim();
     } finally {
       await claim?.release();
     }
+  }
+
+  /** Of either size what is served by now is the one to be kept. Not while a generation may serve the other one. */
+  async #trim(): Promise<void> {
+    if (!this.#oversized) return;
+    await this.#backend?.trim?.();
+    this.#oversized = false;
   }
 
   async #open(context: ManagedDeviceContext, left: LeftDevice | null): Promise<Device> {
@@ -233,9 +243,15 @@ export class ManagedDevice {
   }
 
   async #close(): Promise<void> {
+    await this.#trim().catch(() => undefined);
     await this.#backend?.close();
     if (this.#removeData) await this.#backend?.remove();
   }
+}
+
+/** It may be another state after each wait. */
+function isLive(device: Device): boolean {
+  return device.state === 'live';
 }
 
 /** Who uses the device was promised that size. */

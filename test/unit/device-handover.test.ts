@@ -141,7 +141,8 @@ for (const version of ['6.16', '7.2'] as const) {
     const made = await liveRig(version);
     const { device, model } = made;
     const is = (size: number, why: string): void => {
-      t.strictSame([device.status().size, model.only.size, faultsOf(made)], [size, size, []], why);
+      const { size: known, serves } = model.only;
+      t.strictSame([device.status().size, known, serves, faultsOf(made)], [size, size, size, []], why);
     };
     await device.handOver(sized(2 * SIZE), gently);
     is(2 * SIZE, 'grown');

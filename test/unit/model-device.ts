@@ -63,6 +63,8 @@ export interface ModelDevice {
   zygote: number | null;
   state: 'DEAD' | 'LIVE' | 'QUIESCED';
   size: number;
+  /** Bytes that its last generation serves. */
+  serves: number;
   /** Somebody has the block device open. */
   open: boolean;
   /** Its queue processes do not answer. */
@@ -86,6 +88,7 @@ export function newDevice(id: number, name: string): ModelDevice {
     zygote: null,
     state: 'DEAD',
     size: 0,
+    serves: 0,
     open: false,
     hung: false,
     wasStarted: false,

@@ -137,6 +137,7 @@ export class ModelKernel implements Kernel {
       });
       device.generations.push(generation);
       device.zygote = spec.zygote;
+      device.serves = spec.size;
       return generation;
     });
   }

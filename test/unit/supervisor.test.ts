@@ -322,6 +322,26 @@ t.test('a stop while devices are being started, or their backends opened', async
   }
 });
 
+t.test('what a resize made room for is cut off once nothing larger serves', async (t) => {
+  const cuts: (readonly [at: number, serves: number, size: number])[] = [];
+  const ofSize = (size: number): OpenBackend => ({
+    ...backend,
+    size,
+    resize: (wanted) => Promise.resolve(ofSize(wanted)),
+    trim: () => Promise.resolve(void cuts.push([size, made.model.only.serves, made.model.only.size])),
+  });
+  const { size } = backend;
+  const made = rig({ facts: ofSize(size) });
+  const { model, supervisor } = made;
+  await supervisor.start({ devices: [{ ...named('a'), backend: { type: 'ram', size } }] });
+  model.fail('updateSize', 1, 'EIO');
+  await t.rejects(supervisor.resize('a', { size: 2 * size, force: false }), { code: 'EIO' });
+  t.strictSame(cuts.splice(0), [[size, size, size]]);
+  await supervisor.resize('a', { size: size / 2, force: false });
+  t.strictSame(cuts.splice(0), [[size / 2, size / 2, size / 2]]);
+  t.strictSame([states(made), model.violations], [['a live'], []]);
+});
+
 t.test('a stop does not fail for a backend that could not be opened', async (t) => {
   const made = rig({ open: () => quiet().then(() => Promise.reject(new Error('no'))) });
   const add = outcomeOf(made.supervisor.add('a'));
