@@ -475,9 +475,8 @@ export class UblkKernel implements Kernel {
     return this.#answered(command, request, () => zygote.control(request, deadlineMs, signal));
   }
 
-  /** In the zygote that has the device's processes, so that it ends when they do. */
   async #holdClaim(id: number): Promise<HeldProcess> {
-    const zygote = this.#devices.get(id)?.zygote ?? (await this.#zygotes.get());
+    const zygote = await this.#zygotes.get();
     const request = controlRequest('STOP_DEV', id, { action: controlAction.claim });
     return this.#answered('STOP_DEV', request, () => zygote.hold(request, COMMAND_DEADLINE_MS));
   }

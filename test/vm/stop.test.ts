@@ -4,14 +4,15 @@ import { randomBytes } from 'node:crypto';
 import { existsSync } from 'node:fs';
 import { mkdir, open, readFile, writeFile } from 'node:fs/promises';
 import { test } from 'node:test';
-import { Served, assertNothingLeft, ok, run, shell, traces, waitFor } from './harness.js';
+import { Served, assertNothingLeft, ok, processesNamed, run, shell, traces, waitFor } from './harness.js';
 import { ramData, ramFile } from './ram-data.js';
 
 /** Stopping: refused while somebody uses the device, and nothing that was written is lost by it. */
 
-const names = ['mounted', 'held', 'elsewhere', 'forced', 'dirty', 'weak', 'dead', 'last'] as const;
+const names = ['mounted', 'held', 'elsewhere', 'forced', 'dirty', 'weak', 'dead', 'last', 'orphan'] as const;
 const recovery = {
   weak: { auto: false },
+  orphan: { auto: false },
   dead: { maxRestarts: 0, onGiveUp: 'stop' },
 } as const;
 const devices = names.map((name, id) => ({
@@ -192,6 +193,15 @@ test('stopping devices', async (t) => {
     assert.match(reason ?? '', /was killed by SIGKILL; the limit of 0 restarts/);
     await stops(served, 'dead');
     await isGone(served, 'dead', id);
+  });
+
+  await t.test('A2 a degraded device stops when the zygote that had its processes is gone', async () => {
+    const { id } = await identify(served, 'orphan');
+    for (const zygote of processesNamed('ublk-zygote')) process.kill(zygote, 'SIGKILL');
+    await waitFor('degraded', async () => (await served.device('orphan')).state === 'degraded');
+    await stops(served, 'orphan');
+    await isGone(served, 'orphan', id);
+    await served.untilLive('last', 1);
   });
 
   await t.test('E4 SIGTERM with a mounted device goes on serving; the second one forces', async () => {
