@@ -23,13 +23,13 @@ interface Memory {
   readonly residentKiB: number;
 }
 
-function memoryOf(pid: number): Memory {
+export function memoryOf(pid: number): Memory {
   const text = readFileSync(`/proc/${String(pid)}/smaps_rollup`, 'utf8');
   const field = (name: string): number => Number(new RegExp(`^${name}: +([0-9]+) kB`, 'm').exec(text)?.[1] ?? NaN);
   return { privateKiB: field('Private_Dirty') + field('Private_Clean'), residentKiB: field('Rss') };
 }
 
-/** What a queue process and the zygote have in memory for themselves, against a Node that booted and does nothing. */
+/** What a queue process and its zygote have in memory for themselves, against a Node that booted and does nothing. */
 export async function benchMemory(): Promise<void> {
   const node = spawn(process.execPath, ['-e', 'console.log(1); setInterval(() => 0, 1e6)'], {
     stdio: ['ignore', 'pipe', 'inherit'],
@@ -57,8 +57,8 @@ export async function benchMemory(): Promise<void> {
   );
 }
 
-/** Queue processes are children of the zygote. */
-function parentOf(pid: number): number {
+/** Queue processes are children of their device's zygote. */
+export function parentOf(pid: number): number {
   return Number(/^PPid:\t([0-9]+)$/m.exec(readFileSync(`/proc/${String(pid)}/status`, 'utf8'))?.[1]);
 }
 

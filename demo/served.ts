@@ -69,11 +69,11 @@ export class Served {
   async kill(): Promise<void> {
     const { pid } = this.#process;
     if (pid === undefined || !this.running) return;
-    // The zygote is in a session of its own, to outlive its supervisor; the queue processes end with the zygote.
-    const zygotes =
+    // What serves is in a process group of its own, to outlive its supervisor: that of the nursery, our child's child.
+    const nurseries =
       (await readFile(`/proc/${String(pid)}/task/${String(pid)}/children`, 'utf8')).match(/[0-9]+/g) ?? [];
     const ended = once(this.#process, 'exit');
-    for (const each of [pid, ...zygotes.map(Number)]) process.kill(each, 'SIGKILL');
+    for (const each of [pid, ...nurseries.map((nursery) => -Number(nursery))]) process.kill(each, 'SIGKILL');
     await ended;
   }
 

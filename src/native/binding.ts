@@ -8,7 +8,7 @@ import { SupervisorError, errnoOf, messageOf } from '../errors.js';
 /** From compiled dist/src/native/ to the package's root, where node-gyp put its output. */
 const packageRoot = fileURLToPath(new URL('../../../', import.meta.url));
 
-/** The preloaded library that turns the node binary into the zygote. */
+/** The preloaded library that turns the node binary into a nursery, and what it forks into zygotes. */
 export const zygoteLibrary = `${packageRoot}build/Release/zygote.so`;
 
 /** GET_DEV_INFO's answer about any ublk device of this machine; `struct ublksrv_ctrl_dev_info`. */
@@ -103,35 +103,40 @@ export interface ControlRequest {
 }
 
 /** `sequence` is that of the request which the message answers, 0 where it answers none. */
-export type ZygoteMessage = { readonly sequence: number } & (
-  | { readonly type: 'hello'; readonly pid: number; readonly expiring: boolean }
-  | {
-      readonly type: 'spawned';
-      /** 0, or the errno of `step`. */
-      readonly error: number;
-      readonly step: string;
-      readonly pids: readonly number[];
-      /** Owned by the receiver; ProcessWatch takes them over. */
-      readonly pidfds: readonly number[];
-    }
-  | {
-      readonly type: 'controlled';
-      /** >= 0 or -errno. */
-      readonly result: number;
-      /** Of the control process. */
-      readonly pid: number;
-      /** The rest as ADD_DEV granted it. */
-      readonly id: number;
-      readonly queues: number;
-      readonly depth: number;
-      readonly flags: bigint;
-    }
-  | ({ readonly type: 'exited' } & ProcessEnd)
-  | ({ readonly type: 'held' } & HeldGeneration)
-  /** `controls`: control processes of the supervisor that is gone which still run. */
-  | { readonly type: 'inventoried'; readonly controls: number }
-  | { readonly type: 'forgotten' }
-);
+export type ZygoteMessage = { readonly sequence: number } &
+  /** `error`: 0, or the errno with which the nursery could not fork it. */
+  (
+    | { readonly type: 'hello'; readonly pid: number; readonly error: number }
+    | {
+        readonly type: 'spawned';
+        /** 0, or the errno of `step`. */
+        readonly error: number;
+        readonly step: string;
+        readonly pids: readonly number[];
+        /** Owned by the receiver; ProcessWatch takes them over. */
+        readonly pidfds: readonly number[];
+      }
+    | {
+        readonly type: 'controlled';
+        /** >= 0 or -errno. */
+        readonly result: number;
+        /** Of the control process. */
+        readonly pid: number;
+        /** The rest as ADD_DEV granted it. */
+        readonly id: number;
+        readonly queues: number;
+        readonly depth: number;
+        readonly flags: bigint;
+      }
+    | ({ readonly type: 'exited' } & ProcessEnd)
+    | {
+        readonly type: 'held';
+        /** Control processes of the supervisor that is gone which still run. */
+        readonly controls: number;
+        /** null: there was none. */
+        readonly generation: HeldGeneration | null;
+      }
+  );
 
 /** As its parent learned it; one of `code` and `signal` is null. */
 export interface ProcessEnd {
@@ -140,7 +145,7 @@ export interface ProcessEnd {
   readonly signal: number | null;
 }
 
-/** What the zygote keeps of a device's last generation for a supervisor's successor. The receiver owns the descriptors. */
+/** What a zygote keeps of its device's last generation for a supervisor's successor. The receiver owns the descriptors. */
 export interface HeldGeneration {
   readonly deviceId: number;
   readonly generation: number;
@@ -153,7 +158,7 @@ export interface HeldGeneration {
   readonly processes: readonly (ProcessEnd & { readonly running: boolean })[];
 }
 
-/** The connection to the zygote. Requests return their sequence number and throw when the zygote does not read. */
+/** The connection to a zygote. Requests return their sequence number; those to a zygote that is gone are never answered. */
 export interface ZygoteChannel {
   /** `keptFiles` are for the zygote to keep, and to hand over to a successor of ours. */
   spawn(
@@ -166,9 +171,6 @@ export interface ZygoteChannel {
   cancel(sequence: number): void;
   retire(): void;
   inventory(): number;
-  forget(deviceId: number): number;
-  /** It ends once it serves nothing. */
-  expire(): void;
   close(): void;
 }
 
@@ -326,13 +328,15 @@ interface Binding {
   ublkDeviceInfo(id: number): UblkDeviceInfo | null;
   ioUringErrno(): number;
   listenSeqpacket(path: string): number;
-  ZygoteChannel: new (path: string, onMessage: (message: ZygoteMessage) => void, onClose: () => void) => ZygoteChannel;
+  connectSeqpacket(path: string): number;
+  forkZygote(nursery: number, listener: number, connection: number): void;
+  ZygoteChannel: new (fd: number, onMessage: (message: ZygoteMessage) => void, onClose: () => void) => ZygoteChannel;
   ProcessWatch: new (pidfd: number, onExit: () => void) => ProcessWatch;
   openPidfd(pid: number): number;
   sendDatagram(address: string, text: string): void;
   streamPair(): readonly [number, number];
+  seqpacketPair(): readonly [number, number];
   replaceProcess(path: string, argv: readonly string[], environment: readonly string[], fd: number): never;
-  reap(pid: number): void;
   dropPrivileges(uid: number, gid: number): void;
   userOf(nameOrUid: string | number): User | null;
   groupOf(name: string): number | null;
@@ -446,12 +450,25 @@ export function listenSeqpacket(path: string): number {
   return translated(() => binding().listenSeqpacket(path));
 }
 
-export function connectZygote(
-  path: string,
+/** The fd of a connection to what listens at `path`. */
+export function connectSeqpacket(path: string): number {
+  return translated(() => binding().connectSeqpacket(path));
+}
+
+/** Has the nursery at the other end of `nursery` fork a zygote that listens at `listener` and is connected to us. */
+export function forkZygote(nursery: number, listener: number, connection: number): void {
+  translated(() => {
+    binding().forkZygote(nursery, listener, connection);
+  });
+}
+
+/** Takes `fd`, a connection to a zygote, over. */
+export function openZygoteChannel(
+  fd: number,
   onMessage: (message: ZygoteMessage) => void,
   onClose: () => void,
 ): ZygoteChannel {
-  return translated(() => new (binding().ZygoteChannel)(path, onMessage, onClose));
+  return translated(() => new (binding().ZygoteChannel)(fd, onMessage, onClose));
 }
 
 /** Takes `pidfd` over; `onExit` is called once. */
@@ -494,14 +511,14 @@ export function replaceProcess(
   return translated(() => binding().replaceProcess(path, argv, environment, fd));
 }
 
-/** Collects the exit status of a child that has ended and that Node does not know; harmless for whatever else it is. */
-export function reap(pid: number): void {
-  binding().reap(pid);
-}
-
 /** The two ends of a stream socket, as descriptors that the caller owns. */
 export function streamPair(): readonly [number, number] {
   return translated(() => binding().streamPair());
+}
+
+/** The two ends of a socket that keeps messages apart. */
+export function seqpacketPair(): readonly [number, number] {
+  return translated(() => binding().seqpacketPair());
 }
 
 /** For good: every capability and the way to new ones, and the user if another one is given. */

@@ -1,5 +1,7 @@
 #include "channel.hpp"
 
+#include <fcntl.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 
@@ -9,7 +11,19 @@ namespace ublk {
 
 namespace {
 constexpr size_t kMaxFiles = 253;  // SCM_MAX_FD
+
+// false: the socket is full.
+bool trySend(int socket, const void* message, size_t bytes, std::span<const int> files) {
+  try {
+    sendMessage(socket, message, bytes, files);
+    return true;
+  } catch (const std::system_error& error) {
+    if (error.code().value() != EAGAIN) throw;
+    return false;
+  }
 }
+
+}  // namespace
 
 void sendMessage(int socket, const void* message, size_t bytes, std::span<const int> files) {
   iovec part{const_cast<void*>(message), bytes};
@@ -32,6 +46,37 @@ void sendMessage(int socket, const void* message, size_t bytes, std::span<const 
     sent = sendmsg(socket, &header, MSG_NOSIGNAL | MSG_DONTWAIT);
   } while (sent < 0 && errno == EINTR);
   checked(sent, "sending a message");
+}
+
+void sendMessageWaiting(int socket, const void* message, size_t bytes) {
+  while (!trySend(socket, message, bytes, {})) {
+    pollfd writable{socket, POLLOUT, 0};
+    poll(&writable, 1, -1);
+  }
+}
+
+void Outbox::send(int socket, const void* message, size_t bytes, std::span<const int> files) {
+  if (waiting_.empty() && trySend(socket, message, bytes, files)) return;
+  const auto* begin = static_cast<const std::byte*>(message);
+  Message copy{{begin, begin + bytes}, {}};
+  for (const int fd : files) {
+    copy.files.emplace_back(checked(fcntl(fd, F_DUPFD_CLOEXEC, 0), "keeping a message that waits"));
+  }
+  waiting_.push_back(std::move(copy));
+}
+
+void Outbox::flush(int socket) {
+  while (!waiting_.empty()) {
+    const Message& next = waiting_.front();
+    if (!trySend(socket, next.bytes.data(), next.bytes.size(), rawDescriptors(next.files))) return;
+    waiting_.pop_front();
+  }
+}
+
+std::vector<int> rawDescriptors(std::span<const FileDescriptor> files) {
+  std::vector<int> raw;
+  for (const auto& file : files) raw.push_back(file.get());
+  return raw;
 }
 
 Received receiveMessage(int socket, void* buffer, size_t capacity) {

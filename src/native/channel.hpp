@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <deque>
 #include <span>
 #include <vector>
 
@@ -15,8 +16,32 @@ struct Received {
   std::vector<FileDescriptor> files;
 };
 
-// Sends without waiting. Throws std::system_error; EAGAIN means that the other side does not read.
+// Sends without waiting. Throws std::system_error; EAGAIN means that the socket is full.
 void sendMessage(int socket, const void* message, size_t bytes, std::span<const int> files = {});
+
+// Sends, and waits as long as the socket is full: for a process that has nothing else to do.
+void sendMessageWaiting(int socket, const void* message, size_t bytes);
+
+// What a full socket did not take yet. A reader that is busy, or stopped for a while, is not gone, and loses nothing.
+class Outbox {
+ public:
+  // Sends at once, or keeps a copy, with duplicates of the files. Throws std::system_error when the other side is gone.
+  void send(int socket, const void* message, size_t bytes, std::span<const int> files = {});
+  // To be called when the socket takes something again. Throws likewise.
+  void flush(int socket);
+  bool empty() const { return waiting_.empty(); }
+  void clear() { waiting_.clear(); }
+
+ private:
+  struct Message {
+    std::vector<std::byte> bytes;
+    std::vector<FileDescriptor> files;
+  };
+
+  std::deque<Message> waiting_;
+};
+
+std::vector<int> rawDescriptors(std::span<const FileDescriptor> files);
 
 // Receives without waiting, descriptors close-on-exec. Throws std::system_error, EMSGSIZE for an oversized message.
 Received receiveMessage(int socket, void* buffer, size_t capacity);

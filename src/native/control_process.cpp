@@ -130,7 +130,7 @@ int writeBack(uint32_t deviceId) {
 // partitions, in any mount namespace; and they are refused while we have it. It goes with this process.
 [[noreturn]] void claim(int supervisor, uint32_t deviceId, ControlledMessage& answer) {
   const FileDescriptor device = openBlockDevice(deviceId, O_EXCL);
-  sendMessage(supervisor, &answer, sizeof answer);
+  sendMessageWaiting(supervisor, &answer, sizeof answer);
   for (;;) pause();
 }
 
@@ -158,14 +158,13 @@ void runControlProcess(int supervisor, int controlFd, const ControlMessage& mess
         answer.result = runWhenFetched(ring, message, answer, sharedPage);
         break;
     }
-    sendMessage(supervisor, &answer, sizeof answer);
   } catch (const std::system_error& error) {
     answer.result = -error.code().value();
-    try {
-      sendMessage(supervisor, &answer, sizeof answer);
-    } catch (const std::system_error&) {
-      // The supervisor is gone, and with it the only one who wanted to know.
-    }
+  }
+  try {
+    sendMessageWaiting(supervisor, &answer, sizeof answer);
+  } catch (const std::system_error&) {
+    // The supervisor is gone, and with it the only one who wanted to know.
   }
   _exit(0);
 }

@@ -1,5 +1,5 @@
 // Messages between supervisor and zygote over a SOCK_SEQPACKET socket: one fixed-size struct a message, the same build
-// on both sides. A message of another size or version is an error, never a guess.
+// on both sides. A message of another size or version is an error, never a guess. A zygote serves one device.
 #pragma once
 
 #include <cstdint>
@@ -16,21 +16,18 @@ constexpr uint16_t kProtocolVersion = 4;
 constexpr uint32_t kMaxBackendFiles = kMaxQueues;
 
 enum class MessageType : uint16_t {
-  hello = 1,  // zygote -> supervisor, on connection: who serves
+  hello = 1,  // zygote -> supervisor, on connection; or its nursery, which could not fork it
   spawn,      // supervisor -> zygote, with the shared page's memfd and the backend's files: fork a generation
   spawned,    // answer, with a pidfd per queue process
   control,    // supervisor -> zygote, whenFetched with the shared page's memfd: run one control command in a process of
               // its own
-  controlled,   // answer, from that process itself
-  cancel,       // supervisor -> zygote: end the control process of `sequence`
-  exited,       // zygote -> supervisor: a child was reaped
-  retire,       // supervisor -> zygote: end every child, then yourself
-  inventory,    // supervisor -> zygote: what do you hold for a supervisor that is gone
-  held,         // a part of the answer, one for each device, with its shared page and its files
-  inventoried,  // the end of the answer
-  forget,       // supervisor -> zygote: let go of a device's shared page and files
-  forgotten,    // answer
-  expire,       // supervisor -> zygote: end yourself once you serve nothing
+  controlled,  // answer, from that process itself
+  cancel,      // supervisor -> zygote: end the control process of `sequence`
+  exited,      // zygote -> supervisor: a child was reaped
+  retire,      // supervisor -> zygote: end every child, then yourself
+  inventory,   // supervisor -> zygote: what do you hold for a supervisor that is gone
+  held,        // answer, with the shared page and the files of the last generation
+  fork,        // supervisor -> nursery, with a listening socket and a connection: fork a zygote that has them
 };
 
 struct MessageHeader {
@@ -47,8 +44,8 @@ constexpr MessageHeader headerOf(MessageType type, uint32_t sequence = 0) {
 
 struct HelloMessage {
   MessageHeader header;
-  int32_t pid;
-  uint32_t expiring;  // it was told to
+  int32_t pid;    // of the zygote
+  int32_t error;  // 0, or a positive errno: there is no zygote
 };
 
 struct SpawnMessage {
@@ -114,8 +111,8 @@ struct ExitedMessage {
   int32_t waitStatus;
 };
 
-// A device's last generation. With it come the shared page's memfd and `files` more: the backend's files, or the
-// supervisor's ends of the channels of a backend in JavaScript.
+// The device's last generation; `queues` is 0 where there was none. With it come the shared page's memfd and `files` more:
+// the backend's files, or the supervisor's ends of the channels of a backend in JavaScript.
 struct HeldMessage {
   MessageHeader header;
   int32_t deviceId;
@@ -123,22 +120,12 @@ struct HeldMessage {
   uint32_t queues;
   uint32_t depth;
   uint32_t files;
-  uint32_t reserved;
+  uint32_t controls;  // control processes of the supervisor that is gone which still run
   int32_t pids[kMaxQueues];
   int32_t waitStatus[kMaxQueues];  // kStillRunning, or as waitpid() gave it
 };
 
 constexpr int32_t kStillRunning = -1;
-
-struct InventoriedMessage {
-  MessageHeader header;
-  uint32_t controls;  // control processes of the supervisor that is gone which still run
-};
-
-struct ForgetMessage {
-  MessageHeader header;
-  int32_t deviceId;
-};
 
 static_assert(sizeof(Parameters) <= sizeof(ControlMessage::payload));
 

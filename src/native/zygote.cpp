@@ -1,4 +1,4 @@
-// The zygote: the node binary, stopped before V8 exists.
+// The zygote of a device.
 //
 // Only one address space may map /dev/ublkcN and only one open of it may exist, but a mapping is inherited by fork().
 // So one process opens and maps the descriptor areas of all queues and forks a process per queue. It holds on to
@@ -26,8 +26,7 @@
 
 #include "channel.hpp"
 #include "control_process.hpp"
-#include "held_generations.hpp"
-#include "mount_namespace.hpp"
+#include "held_generation.hpp"
 #include "queue_process.hpp"
 
 namespace ublk {
@@ -53,44 +52,50 @@ struct JavaScriptChild {
 
 class Zygote {
  public:
-  Zygote() {
-    enterOwnMountNamespace();
+  Zygote(FileDescriptor listener, FileDescriptor supervisor, int controlFd)
+      : listener_(std::move(listener)), supervisor_(std::move(supervisor)), controlFd_(controlFd) {
     sigset_t blocked;
     sigemptyset(&blocked);
     sigaddset(&blocked, SIGCHLD);
     sigprocmask(SIG_BLOCK, &blocked, &inheritedMask_);
     childSignals_ = FileDescriptor(checked(signalfd(-1, &blocked, SFD_CLOEXEC | SFD_NONBLOCK), "signalfd"));
-    for (const int signal : {SIGTERM, SIGINT, SIGHUP, SIGPIPE}) ::signal(signal, SIG_IGN);
     prctl(PR_SET_NAME, "ublk-zygote");
-    for (const int fd : {kListenFd, kControlFd}) fcntl(fd, F_SETFD, FD_CLOEXEC);
   }
 
   [[noreturn]] void run() {
+    sayHello();
     for (;;) {
-      pollfd watched[] = {{kListenFd, POLLIN, 0}, {childSignals_.get(), POLLIN, 0}, {supervisor_.get(), POLLIN, 0}};
+      const auto wanted = static_cast<short>(outbox_.empty() ? POLLIN : POLLIN | POLLOUT);
+      pollfd watched[] = {
+          {listener_.get(), POLLIN, 0}, {childSignals_.get(), POLLIN, 0}, {supervisor_.get(), wanted, 0}};
       if (poll(watched, std::size(watched), -1) < 0) {
         if (errno == EINTR) continue;
         std::abort();
       }
       if (watched[1].revents) reap();
       if (watched[0].revents) acceptSupervisor();
-      if (supervisor_ && watched[2].fd == supervisor_.get() && watched[2].revents) receive();
+      if (!supervisor_ || watched[2].fd != supervisor_.get()) continue;
+      if (watched[2].revents & POLLOUT) sendWaiting();
+      if (watched[2].revents & ~POLLOUT) receive();
     }
   }
 
  private:
   void acceptSupervisor() {
-    FileDescriptor connection(accept4(kListenFd, nullptr, nullptr, SOCK_CLOEXEC));
+    FileDescriptor connection(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
     if (!connection) return;
     ucred peer{};
     socklen_t length = sizeof peer;
     if (getsockopt(connection.get(), SOL_SOCKET, SO_PEERCRED, &peer, &length) < 0 || peer.uid != geteuid()) return;
     letSupervisorGo();
     supervisor_ = std::move(connection);
+    sayHello();
+  }
+
+  void sayHello() {
     HelloMessage hello{};
     hello.header = headerOf(MessageType::hello);
     hello.pid = getpid();
-    hello.expiring = expiring_;
     send(&hello, sizeof hello);
   }
 
@@ -99,17 +104,25 @@ class Zygote {
   void letSupervisorGo() {
     if (!supervisor_) return;
     supervisor_.reset();
+    outbox_.clear();
     for (const auto& child : children_) {
       if (child.controlSequence != 0) kill(child.pid, SIGKILL);
     }
     endIfUseless();
   }
 
-  // A supervisor that does not read is let go of.
   void send(const void* message, size_t bytes, std::span<const int> files = {}) {
     if (!supervisor_) return;
     try {
-      sendMessage(supervisor_.get(), message, bytes, files);
+      outbox_.send(supervisor_.get(), message, bytes, files);
+    } catch (const std::system_error&) {
+      letSupervisorGo();
+    }
+  }
+
+  void sendWaiting() {
+    try {
+      outbox_.flush(supervisor_.get());
     } catch (const std::system_error&) {
       letSupervisorGo();
     }
@@ -120,7 +133,6 @@ class Zygote {
       MessageHeader header;
       SpawnMessage spawn;
       ControlMessage control;
-      ForgetMessage forget;
     } message;
     try {
       Received received = receiveMessage(supervisor_.get(), &message, sizeof message);
@@ -137,11 +149,6 @@ class Zygote {
           return retire();
         case MessageType::inventory:
           return inventory(message.header.sequence);
-        case MessageType::forget:
-          return forget(message.forget);
-        case MessageType::expire:
-          expiring_ = true;
-          return endIfUseless();
         default:
           return letSupervisorGo();
       }
@@ -157,8 +164,6 @@ class Zygote {
         return bytes == sizeof(SpawnMessage);
       case MessageType::control:
         return bytes == sizeof(ControlMessage);
-      case MessageType::forget:
-        return bytes == sizeof(ForgetMessage);
       default:
         return bytes == sizeof(MessageHeader);
     }
@@ -242,7 +247,7 @@ class Zygote {
       areas[other].base = nullptr;
     }
     supervisor_.reset();
-    close(kControlFd);
+    close(controlFd_);
     if (request.javascript) becomeJavaScriptChild(request, queue, device, areas, files);
     const std::vector<int> raw = rawDescriptors(files);
     runQueueProcess({request, queue, device, areas[queue].base, raw[0], std::span(raw).subspan(1)});
@@ -265,7 +270,7 @@ class Zygote {
     if (pid == 0) {
       leaveZygote();
       prctl(PR_SET_NAME, "ublk-control");
-      runControlProcess(supervisor_.get(), kControlFd, request, files.empty() ? -1 : files[0].get());
+      runControlProcess(supervisor_.get(), controlFd_, request, files.empty() ? -1 : files[0].get());
     }
     if (pid > 0) {
       children_.push_back({pid, request.header.sequence});
@@ -286,22 +291,11 @@ class Zygote {
   // ---- for a supervisor's successor --------------------------------------------------------------------------------
 
   void inventory(uint32_t sequence) {
-    held_.forEach([&](HeldMessage& message, std::span<const int> files) {
-      message.header = headerOf(MessageType::held, sequence);
-      send(&message, sizeof message, files);
-    });
-    InventoriedMessage end{};
-    end.header = headerOf(MessageType::inventoried, sequence);
-    end.controls = static_cast<uint32_t>(std::count_if(children_.begin(), children_.end(),
-                                                       [](const Child& child) { return child.controlSequence != 0; }));
-    send(&end, sizeof end);
-  }
-
-  void forget(const ForgetMessage& request) {
-    held_.forget(request.deviceId);
-    const MessageHeader answer = headerOf(MessageType::forgotten, request.header.sequence);
-    send(&answer, sizeof answer);
-    endIfUseless();
+    HeldMessage message = held_.message();
+    message.header = headerOf(MessageType::held, sequence);
+    message.controls = static_cast<uint32_t>(std::count_if(
+        children_.begin(), children_.end(), [](const Child& child) { return child.controlSequence != 0; }));
+    send(&message, sizeof message, rawDescriptors(held_.files()));
   }
 
   // ---- life --------------------------------------------------------------------------------------------------------
@@ -313,8 +307,9 @@ class Zygote {
     if (getppid() != zygotePid_) _exit(1);
     sigprocmask(SIG_SETMASK, &inheritedMask_, nullptr);
     childSignals_.reset();
-    held_.clear();  // which is other devices' as well
-    close(kListenFd);
+    held_.clear();
+    outbox_.clear();
+    listener_.reset();
   }
 
   void reap() {
@@ -336,9 +331,9 @@ class Zygote {
     endIfUseless();
   }
 
-  // A zygote that serves nothing is of no use where nobody, or another zygote, starts more.
+  // A zygote that never served is of no use to anybody but the supervisor that it was forked for.
   void endIfUseless() const {
-    if ((!supervisor_ || expiring_) && held_.empty() && children_.empty()) _exit(0);
+    if (!supervisor_ && held_.empty() && children_.empty()) _exit(0);
   }
 
   [[noreturn]] void retire() {
@@ -349,17 +344,19 @@ class Zygote {
   const pid_t zygotePid_ = getpid();
   sigset_t inheritedMask_{};
   FileDescriptor childSignals_;
+  FileDescriptor listener_;
   FileDescriptor supervisor_;
-  bool expiring_ = false;
+  const int controlFd_;
+  Outbox outbox_;  // for the supervisor
   std::vector<Child> children_;
-  HeldGenerations held_;
+  HeldGeneration held_;
 };
 
 }  // namespace
 
-Inheritance runZygote() {
+Inheritance runZygote(FileDescriptor listener, FileDescriptor supervisor, int controlFd) {
   try {
-    Zygote zygote;
+    Zygote zygote(std::move(listener), std::move(supervisor), controlFd);
     zygote.run();
   } catch (const JavaScriptChild& child) {
     Inheritance inheritance = child.inheritance;

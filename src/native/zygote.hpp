@@ -1,15 +1,13 @@
 #pragma once
 
+#include "file_descriptor.hpp"
 #include "inheritance.hpp"
 
 namespace ublk {
 
-// What the supervisor gives the zygote, by descriptor number.
-constexpr int kListenFd = 3;   // a listening SOCK_SEQPACKET socket: supervisors connect to it, one at a time
-constexpr int kControlFd = 4;  // /dev/ublk-control
-
-// Serves spawn and control requests until told to retire. Runs before main(), in a process with one thread. Returns
-// only in a forked queue process that is to serve in JavaScript, prepared and without privileges.
-Inheritance runZygote();
+// Serves spawn and control requests for one device until told to retire. `listener`: supervisors that take over connect to
+// it, one at a time; `supervisor`: the connection to the first; `controlFd`: /dev/ublk-control. Returns only in a forked
+// queue process that is to serve in JavaScript, prepared and without privileges.
+Inheritance runZygote(FileDescriptor listener, FileDescriptor supervisor, int controlFd);
 
 }  // namespace ublk

@@ -1,20 +1,20 @@
-// Entry of the preloaded library: turns a node that was started as zygote into one before its main() runs. In a queue
+// Entry of the preloaded library: turns a node that was started as nursery into one before its main() runs. In a queue
 // process that serves in JavaScript the constructor returns, and node boots with the mapping in place.
 #include <cstdlib>
 #include <optional>
 
 #include "inheritance.hpp"
-#include "zygote.hpp"
+#include "nursery.hpp"
 
 namespace {
 
 std::optional<ublk::Inheritance> inheritance;
 
 [[gnu::constructor]] void enter() {
-  if (!getenv("UBLK_SUPERVISOR_ZYGOTE")) return;
-  unsetenv("UBLK_SUPERVISOR_ZYGOTE");
+  if (!getenv("UBLK_SUPERVISOR_NURSERY")) return;
+  unsetenv("UBLK_SUPERVISOR_NURSERY");
   unsetenv("LD_PRELOAD");
-  inheritance = ublk::runZygote();
+  inheritance = ublk::runNursery();
 }
 
 }  // namespace

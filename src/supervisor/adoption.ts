@@ -114,15 +114,13 @@ async function asFound(device: KernelDevice, held: readonly HeldByZygote[]): Pro
   };
 }
 
-/** A zygote that does not answer, or not as one of this build, is ended: its devices recover with another one. */
+/** A zygote that does not answer, or not as one of this build, is ended: its device recovers with another one. */
 async function adoptZygotes({ keeper, instance }: AdoptionOptions): Promise<readonly HeldByZygote[]> {
-  const { held, pids, unusable } = await keeper.adopt();
-  if (!unusable) return held;
-  const servers = (await devicesInKernel())
-    .filter(({ cookie }) => instance.owns(cookie))
-    .map(({ ownerPid }) => ownerPid)
-    .filter((pid) => pid > 0 && !pids.includes(pid));
-  await Promise.all([...new Set(servers)].map(endZygote));
+  const { held, pids } = await keeper.adopt();
+  const others = (await devicesInKernel())
+    .filter(({ cookie, ownerPid }) => instance.owns(cookie) && ownerPid > 0 && !pids.includes(ownerPid))
+    .map(({ ownerPid }) => ownerPid);
+  await Promise.all([...new Set(others)].map(endZygote));
   return held;
 }
 

@@ -3,7 +3,10 @@ import type { Served } from './hand-over.js';
 import type { DeviceSpec, Kernel } from './kernel.js';
 
 /** What a configured device and its open backend come to. Throws `CONFIG` where the two do not fit. */
-export function deviceSpec({ config, backend, zygote }: Served, kernel: Pick<Kernel, 'offers'>): DeviceSpec {
+export function deviceSpec(
+  { config, backend, nursery }: Served,
+  kernel: Pick<Kernel, 'offers' | 'nursery'>,
+): DeviceSpec {
   const refuse = (reason: string): SupervisorError =>
     new SupervisorError(`configuring device ${config.name} failed: ${reason}`, { code: 'CONFIG', device: config.name });
   if (config.recovery.mode === 'reissue' && !backend.facts.idempotentWrites) {
@@ -36,7 +39,7 @@ export function deviceSpec({ config, backend, zygote }: Served, kernel: Pick<Ker
     requestTimeoutMs: config.requestTimeoutMs,
     user: config.user,
     coreDump: config.coreDump,
-    zygote,
+    nursery: kernel.nursery(nursery),
     facts: { ...backend.facts, readOnly: backend.facts.readOnly || config.readOnly },
     backend: {
       name: backend.module?.path ?? config.backend.type,

@@ -74,7 +74,7 @@ export class Device {
     const { config, backend, kernel, log, found = null, clock = monotonicClock, ...hooks } = options;
     this.#config = config;
     const served = { config: found === null ? config : { ...config, dataPath: found.dataPath }, backend };
-    this.#spec = deviceSpec({ ...served, zygote: found?.held?.zygote ?? null }, kernel);
+    this.#spec = deviceSpec({ ...served, nursery: null }, kernel);
     this.#state = found === null ? 'adding' : 'adopting';
     this.#clock = clock;
     this.#backend = backend;
@@ -285,8 +285,8 @@ export class Device {
   #exchange(): void {
     const next = this.#requests.handOver;
     if (next === null) return;
-    const { zygote } = this.#spec;
-    this.#previous = { config: this.#config, backend: this.#backend, zygote, spec: this.#spec, force: true };
+    const { nursery } = this.#spec;
+    this.#previous = { config: this.#config, backend: this.#backend, nursery, spec: this.#spec, force: true };
     this.#serve(next);
   }
 

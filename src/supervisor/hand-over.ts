@@ -7,8 +7,8 @@ import type { DeviceSpec } from './kernel.js';
 export interface Served {
   readonly config: DeviceConfig;
   readonly backend: OpenBackend;
-  /** See `DeviceSpec`. */
-  readonly zygote: number | null;
+  /** Whose native code, as in `DeviceSpec`; null: that of what is new. */
+  readonly nursery: number | null;
 }
 
 export interface HandOver extends Served {

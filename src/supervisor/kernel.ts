@@ -19,8 +19,8 @@ export interface DeviceSpec {
   /** Whom the queue processes run as; undefined: as the supervisor, without its capabilities. */
   readonly user: User | undefined;
   readonly coreDump: boolean;
-  /** Which zygote forks its queue processes, unless that one is gone or to end; null: the one that forks what is new. */
-  readonly zygote: number | null;
+  /** Which nursery its zygote is of, and so which native code serves it; where that nursery is closed, the present one. */
+  readonly nursery: number;
   readonly facts: BackendFacts;
   readonly backend: {
     readonly name: string;
@@ -37,7 +37,7 @@ export interface GrantedDevice {
   readonly depth: number;
 }
 
-/** A generation that a zygote holds for the successor of a supervisor that is gone. */
+/** A generation that its zygote holds for the successor of a supervisor that is gone. */
 export interface HeldByZygote extends HeldGeneration {
   readonly zygote: number;
 }
@@ -148,6 +148,8 @@ export interface StopOptions {
  */
 export interface Kernel {
   readonly quirks: KernelQuirks;
+  /** That nursery if there is one of that number, else the one that forks what is new. */
+  nursery(wanted: number | null): number;
   offers(dataPath: DataPath): boolean;
   /** There is UPDATE_SIZE. */
   readonly resizes: boolean;

@@ -99,13 +99,13 @@ export class ManagedDevice {
   }
 
   /**
-   * Replaces its generation; of a backend in JavaScript the code, too. `zygote`: which one is to fork it; null: the one
-   * that forks what is new.
+   * Replaces its generation; of a backend in JavaScript the code, too. `nursery`: whose native code is to serve it; null:
+   * that of what is new.
    */
-  restart(zygote: number | null = null): Promise<void> {
+  restart(nursery: number | null = null): Promise<void> {
     return this.#inTurn(async () => {
       const { size } = (await this.opened).status();
-      await this.#handOver({ ...(await this.prepare(this.#config, size)), zygote }, false);
+      await this.#handOver({ ...(await this.prepare(this.#config, size)), nursery }, false);
     });
   }
 
@@ -126,7 +126,7 @@ export class ManagedDevice {
         { code: 'REFUSED', device: name },
       );
     }
-    const served = { config, backend, zygote: null };
+    const served = { config, backend, nursery: null };
     device.specOf(served);
     return { ...served, replaces: current };
   }
@@ -188,7 +188,7 @@ export class ManagedDevice {
       const backend = await current.resize(size);
       this.#oversized = true;
       try {
-        await this.#handOver({ config: withSize(this.#config, size), backend, zygote: null }, force);
+        await this.#handOver({ config: withSize(this.#config, size), backend, nursery: null }, force);
       } catch (error) {
         if (isLive(device)) await this.#trim().catch(() => undefined);
         throw error;

@@ -24,7 +24,7 @@ export interface SupervisorOptions {
   readonly parseDevice: (input: unknown) => DeviceConfig;
   /** Reads the configuration again; left out, there is none to read. */
   readonly loadConfig?: (() => Promise<Config>) | undefined;
-  /** A zygote of the native code that is installed now; left out, there is only one. */
+  /** A nursery of the native code that is installed now; left out, there is only one. */
   readonly startSuccessor?: () => Promise<Successor>;
   /** Rejects when this process cannot be replaced by what is installed now; left out, it never is. */
   readonly assertReplaceable?: (() => Promise<void>) | undefined;
@@ -252,13 +252,13 @@ export class Supervisor implements SupervisorApi {
   }
 
   /** What nobody serves is served by the new code as soon as somebody does. */
-  async #upgradeOne(managed: ManagedDevice, { zygote }: Successor): Promise<void> {
+  async #upgradeOne(managed: ManagedDevice, { nursery }: Successor): Promise<void> {
     const device = await managed.opened.catch(() => null);
     const isServed = (): boolean =>
       this.#has(managed) && device !== null && !['degraded', 'failed', 'stopping', 'gone'].includes(device.state);
     if (!isServed()) return;
     try {
-      await managed.restart(zygote);
+      await managed.restart(nursery);
     } catch (error) {
       if (!isServed()) return;
       const { name } = managed.config;

@@ -42,7 +42,7 @@ import type {
 } from './kernel.js';
 import type { OperationStatus, QueueStatus } from './status.js';
 import { dataPathFeature, featureFlag, hasFeature, ublkFeatureTable } from './ublk-features.js';
-import type { ControlAnswer, ExitNotice, HeldProcess, Zygote } from './zygote.js';
+import type { ControlAnswer, HeldProcess, Zygote } from './zygote.js';
 import type { ZygoteKeeper } from './zygote-keeper.js';
 
 /** Commands that only wait for locks or for FETCHes. */
@@ -72,20 +72,24 @@ const Attribute = { readOnly: 1, rotational: 2, volatileCache: 4, fua: 8 } as co
 
 /** What is kept for a device between its generations. */
 interface DeviceRecord {
-  readonly pages: SharedPages;
-  generation: ProcessGeneration | null;
-  /** Which forked the generation. */
+  /** Which forks its generations and runs its control commands; null: an earlier supervisor left none. */
   zygote: Zygote | null;
+  /** Another one, on its way. */
+  forking: Promise<Zygote> | null;
+  /** null: it never had a generation. */
+  pages: SharedPages | null;
+  generation: ProcessGeneration | null;
+  /** How long FETCHes may be waited for. */
   fetchDeadlineMs: number;
 }
 
-/** The real kernel: control commands through the zygote, processes by pidfd, counters from the shared pages. */
+/** The real kernel: control commands through the device's zygote, processes by pidfd, counters from the shared pages. */
 export class UblkKernel implements Kernel {
   readonly quirks: KernelQuirks;
   readonly resizes: boolean;
   readonly #features: bigint;
   readonly #cookieOf: (name: string) => bigint;
-  readonly #zygotes: Pick<ZygoteKeeper, 'get' | 'running'>;
+  readonly #zygotes: Pick<ZygoteKeeper, 'fork' | 'nursery' | 'running'>;
   readonly #devices = new Map<number, DeviceRecord>();
   readonly #claims = new Claims((id) => this.#holdClaim(id));
 
@@ -93,7 +97,7 @@ export class UblkKernel implements Kernel {
   constructor(options: {
     features: bigint;
     cookieOf: (name: string) => bigint;
-    zygotes: Pick<ZygoteKeeper, 'get' | 'running'>;
+    zygotes: Pick<ZygoteKeeper, 'fork' | 'nursery' | 'running'>;
   }) {
     this.#features = options.features;
     this.#cookieOf = options.cookieOf;
@@ -107,9 +111,8 @@ export class UblkKernel implements Kernel {
     this.resizes = this.#has('UPDATE_SIZE');
   }
 
-  /** To be called with what the zygote reports of its children. */
-  onExit(notice: ExitNotice): void {
-    for (const { generation } of this.#devices.values()) generation?.onNotice(notice);
+  nursery(wanted: number | null): number {
+    return this.#zygotes.nursery(wanted);
   }
 
   offers(dataPath: DataPath): boolean {
@@ -119,27 +122,31 @@ export class UblkKernel implements Kernel {
 
   async addDevice(spec: DeviceSpec): Promise<GrantedDevice> {
     const wanted = this.#deviceFlags(spec);
-    const answer = await this.#control('ADD_DEV', spec.id ?? ANY_ID, {
-      device: {
-        id: spec.id ?? ANY_ID,
-        queues: spec.queues,
-        depth: spec.depth,
-        maxIoBytes: maxIoBytes(spec),
-        flags: wanted,
-        cookie: this.#cookieOf(spec.name),
-      },
+    const zygote = await this.#zygotes.fork(spec.nursery);
+    const device = {
+      id: spec.id ?? ANY_ID,
+      queues: spec.queues,
+      depth: spec.depth,
+      maxIoBytes: maxIoBytes(spec),
+      flags: wanted,
+      cookie: this.#cookieOf(spec.name),
+    };
+    const answer = await this.#controlBy(zygote, 'ADD_DEV', device.id, { device }).catch(async (error: unknown) => {
+      await zygote.retire();
+      throw error;
     });
+    const { id, queues, depth } = answer;
+    this.#devices.set(id, newRecord(spec, zygote));
     const missing = wanted & ~answer.flags;
-    if (missing !== 0n) {
-      await this.deleteDevice(answer.id);
-      const names = ublkFeatureTable.filter((feature) => hasFeature(missing, feature));
-      const lacking = names.map(({ name, since }) => `${name} (Linux ${since})`).join(', ');
-      throw new SupervisorError(
-        `ADD_DEV for device ${spec.name} failed: the kernel does not grant ${lacking}; use a newer kernel`,
-        { code: 'EOPNOTSUPP', device: spec.name },
-      );
-    }
-    return { id: answer.id, queues: answer.queues, depth: answer.depth };
+    if (missing === 0n) return { id, queues, depth };
+    await this.deleteDevice(id);
+    await this.release(id);
+    const names = ublkFeatureTable.filter((feature) => hasFeature(missing, feature));
+    const lacking = names.map(({ name, since }) => `${name} (Linux ${since})`).join(', ');
+    throw new SupervisorError(
+      `ADD_DEV for device ${spec.name} failed: the kernel does not grant ${lacking}; use a newer kernel`,
+      { code: 'EOPNOTSUPP', device: spec.name },
+    );
   }
 
   async setParameters(id: number, spec: DeviceSpec): Promise<void> {
@@ -171,10 +178,10 @@ export class UblkKernel implements Kernel {
     marked: readonly MarkedRequest[],
     firstStart: boolean,
   ): Promise<Generation> {
-    const record =
-      this.#devices.get(granted.id) ?? this.#newRecord(granted, spec, createSharedPages(granted.queues, granted.depth));
-    record.pages.beginGeneration(firstStart && this.quirks.lastFetchForgetsCancelled);
-    record.pages.mark(marked);
+    const record = this.#record(granted.id);
+    const pages = (record.pages ??= createSharedPages(granted.queues, granted.depth));
+    pages.beginGeneration(firstStart && this.quirks.lastFetchForgetsCancelled);
+    pages.mark(marked);
     const { module } = spec.backend;
     const channels: BackendChannel[] = [];
     try {
@@ -187,19 +194,15 @@ export class UblkKernel implements Kernel {
       }
       const files = module === null ? spec.backend.files : channels.flatMap(({ remote }) => remote ?? []);
       const kept = channels.length > MOST_KEPT_CHANNELS ? [] : channels.map(({ local }) => local);
-      const { zygote, pids, pidfds } = await this.#fork(granted, spec, number, record.pages.fd, files, kept);
+      const { pids, pidfds } = await this.#fork(granted, spec, number, pages.fd, files, kept);
       record.generation = new ProcessGeneration({
         number,
-        pages: record.pages,
+        pages,
         processes: pids.map((pid, queue) => ({ pid, pidfd: pidfds[queue] ?? null })),
         channels,
         deviceId: granted.id,
         requestTimeoutMs: spec.requestTimeoutMs,
       });
-      const before = record.zygote;
-      record.zygote = zygote;
-      // Nobody waits for a zygote that is to end.
-      if (before !== null && before !== zygote) before.forget(granted.id).catch(() => undefined);
     } finally {
       for (const channel of channels) channel.handedOver();
     }
@@ -218,10 +221,12 @@ export class UblkKernel implements Kernel {
     const { id, held, state } = found;
     // Nothing that a device cannot do without.
     if (state === 'LIVE') void this.#noticeDeathsSoon(id).catch(() => undefined);
+    const zygote = held === null ? null : (this.#zygotes.running(held.zygote) ?? null);
+    const record = newRecord(spec, zygote);
+    this.#devices.set(id, record);
     if (held === null) return null;
-    const record = this.#newRecord(found, spec, leftPages(held));
-    const zygote = this.#zygotes.running(held.zygote) ?? null;
-    record.zygote = zygote;
+    const pages = leftPages(held);
+    record.pages = pages;
     const channels =
       spec.backend.module === null
         ? []
@@ -233,7 +238,7 @@ export class UblkKernel implements Kernel {
           });
     const generation = new ProcessGeneration({
       number: held.generation,
-      pages: record.pages,
+      pages,
       processes: held.processes.map(({ pid, running }) => ({
         pid,
         pidfd: running && zygote !== null ? childPidfd(pid, zygote.pid) : null,
@@ -244,18 +249,7 @@ export class UblkKernel implements Kernel {
     });
     record.generation = generation;
     for (const process of held.processes) if (!process.running) generation.onNotice(process);
-    return { generation, marked: record.pages.marked() };
-  }
-
-  #newRecord({ id }: GrantedDevice, spec: DeviceSpec, pages: SharedPages): DeviceRecord {
-    const record: DeviceRecord = {
-      pages,
-      generation: null,
-      zygote: null,
-      fetchDeadlineMs: spec.backend.module === null ? COMMAND_DEADLINE_MS : JAVASCRIPT_FETCH_DEADLINE_MS,
-    };
-    this.#devices.set(id, record);
-    return record;
+    return { generation, marked: pages.marked() };
   }
 
   /** Asks again while udev holds the char device or its node is not there yet. */
@@ -266,7 +260,7 @@ export class UblkKernel implements Kernel {
     sharedPage: number,
     files: readonly number[],
     kept: readonly number[],
-  ): Promise<{ zygote: Zygote; pids: readonly number[]; pidfds: readonly number[] }> {
+  ): Promise<{ pids: readonly number[]; pidfds: readonly number[] }> {
     const deadline = performance.now() + SPAWN_DEADLINE_MS;
     const request = {
       deviceId: granted.id,
@@ -282,17 +276,39 @@ export class UblkKernel implements Kernel {
       size: spec.size,
       backend: spec.backend.module === null ? spec.backend.name : '',
     };
-    for (;;) {
-      const zygote = await this.#zygotes.get(spec.zygote);
-      try {
-        const { pids, pidfds } = await zygote.spawn(request, sharedPage, files, kept);
-        return { zygote, pids, pidfds };
-      } catch (error) {
-        const busy = error instanceof SupervisorError && (error.code === 'EBUSY' || error.code === 'ENOENT');
-        if (!busy || performance.now() > deadline) throw error;
-        await setTimeout(SPAWN_RETRY_MS);
+    const before = this.#record(granted.id).zygote;
+    const zygote = await this.#zygoteOf(granted.id, this.nursery(spec.nursery));
+    try {
+      for (;;) {
+        try {
+          return await zygote.spawn(request, sharedPage, files, kept);
+        } catch (error) {
+          const busy = error instanceof SupervisorError && (error.code === 'EBUSY' || error.code === 'ENOENT');
+          if (!busy || performance.now() > deadline) throw error;
+          await setTimeout(SPAWN_RETRY_MS);
+        }
       }
+    } finally {
+      // Only now does another zygote hold for a successor of ours what this one held.
+      if (before !== zygote) void before?.retire();
     }
+  }
+
+  /** The device's own, or another one that takes its place: when it is gone, or when it is not of `nursery`. */
+  #zygoteOf(id: number, nursery?: number): Promise<Zygote> {
+    const record = this.#record(id);
+    const { zygote } = record;
+    if (zygote?.alive === true && (nursery === undefined || zygote.nursery === nursery)) return Promise.resolve(zygote);
+    record.forking ??= this.#replaceZygote(record, nursery ?? this.nursery(null)).finally(() => {
+      record.forking = null;
+    });
+    return record.forking;
+  }
+
+  async #replaceZygote(record: DeviceRecord, nursery: number): Promise<Zygote> {
+    const zygote = await this.#zygotes.fork(nursery);
+    useZygote(record, zygote);
+    return zygote;
   }
 
   async startDevice({ id }: GrantedDevice, signal: AbortSignal): Promise<void> {
@@ -327,11 +343,10 @@ export class UblkKernel implements Kernel {
   }
 
   async #serve(command: ControlCommand, id: number, signal: AbortSignal): Promise<void> {
-    const { zygote, fetchDeadlineMs, pages } = this.#record(id);
-    // Which queue processes are alive is asked of their siblings.
-    const parent = zygote ?? (await this.#zygotes.get());
-    const details = { action: controlAction.whenFetched, data: parent.pid, sharedPage: pages.fd };
-    await this.#controlBy(parent, command, id, details, signal, fetchDeadlineMs);
+    const { fetchDeadlineMs, pages } = this.#record(id);
+    const zygote = await this.#zygoteOf(id);
+    const details = { action: controlAction.whenFetched, data: zygote.pid, ...(pages && { sharedPage: pages.fd }) };
+    await this.#controlBy(zygote, command, id, details, signal, fetchDeadlineMs);
   }
 
   claim(ids: readonly number[], purpose: ClaimedFor): Promise<Claim> {
@@ -385,9 +400,23 @@ export class UblkKernel implements Kernel {
     }
   }
 
-  async deleteDevice(id: number): Promise<boolean> {
+  /** Of a device that an earlier supervisor left and that has no zygote. */
+  async deleteLeftDevice(id: number): Promise<boolean> {
+    const zygote = await this.#zygotes.fork(this.nursery(null));
     try {
-      await this.#control('DEL_DEV_ASYNC', id, {});
+      return await this.#deleteDevice(id, zygote);
+    } finally {
+      await zygote.retire();
+    }
+  }
+
+  async deleteDevice(id: number): Promise<boolean> {
+    return this.#deleteDevice(id, await this.#zygoteOf(id));
+  }
+
+  async #deleteDevice(id: number, zygote: Zygote): Promise<boolean> {
+    try {
+      await this.#controlBy(zygote, 'DEL_DEV_ASYNC', id, {});
     } catch (error) {
       if (error instanceof SupervisorError && error.code === 'ENODEV') return true;
       throw error;
@@ -402,10 +431,10 @@ export class UblkKernel implements Kernel {
   }
 
   queueStatus({ id, queues, depth }: GrantedDevice, generation: Generation | null): QueueStatus[] {
-    const record = this.#devices.get(id);
-    if (!record) return [];
+    const pages = this.#devices.get(id)?.pages;
+    if (!pages) return [];
     return Array.from({ length: queues }, (_, index) => {
-      const { inflight, operations } = record.pages.readQueue(index);
+      const { inflight, operations } = pages.readQueue(index);
       const operation = (kind: number): OperationStatus => operationStatus(operations[kind]);
       return {
         index,
@@ -422,14 +451,13 @@ export class UblkKernel implements Kernel {
   }
 
   unmark(id: number): void {
-    this.#devices.get(id)?.pages.mark([]);
+    this.#devices.get(id)?.pages?.mark([]);
   }
 
   async release(id: number): Promise<void> {
     const record = this.#devices.get(id);
     this.#devices.delete(id);
-    // A zygote that does not answer is ended, and with it goes what it kept.
-    await record?.zygote?.forget(id).catch(() => undefined);
+    await record?.zygote?.retire();
   }
 
   #has(feature: Parameters<typeof featureFlag>[0]): boolean {
@@ -438,7 +466,7 @@ export class UblkKernel implements Kernel {
 
   #record(id: number): DeviceRecord {
     const record = this.#devices.get(id);
-    if (!record) throw new TypeError(`ublk device ${String(id)} has no generation`);
+    if (!record) throw new TypeError(`ublk device ${String(id)} is not in the kernel`);
     return record;
   }
 
@@ -459,7 +487,7 @@ export class UblkKernel implements Kernel {
     details: Partial<ControlRequest>,
     signal?: AbortSignal,
   ): Promise<ControlAnswer> {
-    return this.#controlBy(await this.#zygotes.get(), command, id, details, signal, deadlineOf(details.action));
+    return this.#controlBy(await this.#zygoteOf(id), command, id, details, signal);
   }
 
   /** Likewise, in a child of this zygote. */
@@ -468,15 +496,15 @@ export class UblkKernel implements Kernel {
     command: ControlCommand,
     id: number,
     details: Partial<ControlRequest>,
-    signal: AbortSignal | undefined,
-    deadlineMs: number,
+    signal?: AbortSignal,
+    deadlineMs = deadlineOf(details.action),
   ): Promise<ControlAnswer> {
     const request = controlRequest(command, id, details);
     return this.#answered(command, request, () => zygote.control(request, deadlineMs, signal));
   }
 
   async #holdClaim(id: number): Promise<HeldProcess> {
-    const zygote = await this.#zygotes.get();
+    const zygote = await this.#zygoteOf(id);
     const request = controlRequest('STOP_DEV', id, { action: controlAction.claim });
     return this.#answered('STOP_DEV', request, () => zygote.hold(request, COMMAND_DEADLINE_MS));
   }
@@ -504,6 +532,18 @@ export class UblkKernel implements Kernel {
       });
     }
   }
+}
+
+function newRecord(spec: DeviceSpec, zygote: Zygote | null): DeviceRecord {
+  const fetchDeadlineMs = spec.backend.module === null ? COMMAND_DEADLINE_MS : JAVASCRIPT_FETCH_DEADLINE_MS;
+  const record: DeviceRecord = { zygote: null, forking: null, pages: null, generation: null, fetchDeadlineMs };
+  if (zygote !== null) useZygote(record, zygote);
+  return record;
+}
+
+function useZygote(record: DeviceRecord, zygote: Zygote): void {
+  record.zygote = zygote;
+  zygote.onExit = (notice) => record.generation?.onNotice(notice);
 }
 
 /** One that cannot be read gives way to an empty one, as of a generation that did not fetch: its processes can be ended. */

@@ -85,14 +85,7 @@ async function runIn(
   await using control = await open('/dev/ublk-control', constants.O_RDWR);
   const instance = new Instance(directory);
   const journal = new Journal(join(directory, 'devices'), parseDevice, log);
-  const keeper: ZygoteKeeper = new ZygoteKeeper({
-    directory,
-    controlFd: control.fd,
-    log,
-    onExit: (notice) => {
-      kernel.onExit(notice);
-    },
-  });
+  const keeper = new ZygoteKeeper({ directory, controlFd: control.fd, log });
   const kernel = new UblkKernel({
     features: ublkFeatures(),
     cookieOf: (name) => instance.cookieOf(name),
@@ -112,7 +105,10 @@ async function runIn(
     parseDevice,
     journal,
     findLeftDevices: (configured) =>
-      findLeftDevices({ instance, keeper, journal, log, deleteDevice: (id) => kernel.deleteDevice(id) }, configured),
+      findLeftDevices(
+        { instance, keeper, journal, log, deleteDevice: (id) => kernel.deleteLeftDevice(id) },
+        configured,
+      ),
     crashFiles,
     loadConfig,
     startSuccessor: () => keeper.startSuccessor(),
@@ -134,10 +130,7 @@ async function runIn(
   } finally {
     await api.close();
     // What goes on without us is what we were not told to stop, unless nobody else could ever find it.
-    if (supervisor.end === 'stopped' || socket === null) await keeper.retire();
-    else if (supervisor.end === null) keeper.disconnect();
-    // A zygote that serves nothing ends by itself, and would have to be waited for by whom we become.
-    else if (supervisor.status().devices.length === 0) await keeper.retire();
+    await (supervisor.end === 'stopped' || socket === null ? keeper.retire() : keeper.disconnect());
     await journal.settled();
   }
 }

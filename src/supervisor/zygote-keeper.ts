@@ -1,11 +1,12 @@
-import { closeSync, rmSync } from 'node:fs';
+import { rmSync } from 'node:fs';
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { messageOf, SupervisorError } from '../errors.js';
 import type { Log } from './device-log.js';
 import type { HeldByZygote } from './kernel.js';
-import { findZygote, startZygote, type ZygoteConnection } from './zygote-connection.js';
-import { Zygote, type ExitNotice } from './zygote.js';
+import { Nursery } from './nursery.js';
+import { findZygote, type ZygoteConnection } from './zygote-connection.js';
+import { Zygote, closeHeld } from './zygote.js';
 
 /** Of a zygote, with its number; a later one's is higher. */
 const SOCKET = /^zygote-([1-9][0-9]{0,8})\.sock$/;
@@ -14,54 +15,54 @@ const SOCKET = /^zygote-([1-9][0-9]{0,8})\.sock$/;
 export interface LeftZygotes {
   /** One a device. */
   readonly held: readonly HeldByZygote[];
+  /** Of those that can be talked to. */
   readonly pids: readonly number[];
-  /** There is one, or may be, with which nothing can be done but to end it. */
-  readonly unusable: boolean;
 }
 
-/** A zygote of the code that is installed now, beside the one that forks. */
+/** A nursery of the code that is installed now, beside the one that forks. */
 export interface Successor {
-  readonly zygote: number;
-  /** It forks from now on, and the one before ends once it serves nothing any more. */
+  readonly nursery: number;
+  /** It forks from now on. */
   accept(): void;
-  /** The other way round. */
+  /** The one before goes on. */
   discard(): void;
 }
 
 /**
- * Keeps a zygote running that forks what is new: starts it when it is first needed and again after it died. Others live
- * beside it as long as they serve something: in an upgrade, and after one that did not work.
+ * Keeps the zygotes, one for each device, and the nursery that forks them. There are two nurseries in an upgrade: the one
+ * of the code before stays until every device is served by the other one's.
  */
 export class ZygoteKeeper {
   readonly #directory: string;
   readonly #controlFd: number;
   readonly #log: Log;
-  readonly #onExit: (notice: ExitNotice) => void;
   readonly #running = new Map<number, Zygote>();
-  #current: Zygote | null = null;
-  #starting: Promise<Zygote> | null = null;
+  readonly #nurseries = new Map<number, Nursery>();
+  #current: Nursery;
   #lastNumber = 0;
-  #retired = false;
+  #lastNursery = 0;
+  #ended = false;
 
-  /** `directory`: for their sockets. */
-  constructor(options: { directory: string; controlFd: number; log: Log; onExit: (notice: ExitNotice) => void }) {
+  /** `directory`: for the zygotes' sockets. */
+  constructor(options: { directory: string; controlFd: number; log: Log }) {
     this.#directory = options.directory;
     this.#controlFd = options.controlFd;
     this.#log = options.log;
-    this.#onExit = options.onExit;
+    this.#current = this.#newNursery();
   }
 
-  /**
-   * The zygote of that number unless it is gone or to end, else the one that forks what is new. Rejects when none can be
-   * started; the next call tries again.
-   */
-  async get(number: number | null = null): Promise<Zygote> {
-    if (this.#retired) throw new SupervisorError('the supervisor has ended', { code: 'ZYGOTE' });
-    const wanted = number === null ? undefined : this.#running.get(number);
-    const zygote = wanted?.expiring === false ? wanted : this.#current;
-    if (zygote !== null) return zygote;
-    this.#starting ??= this.#startCurrent();
-    return this.#starting;
+  /** `wanted` if there is that nursery, else the one that forks what is new. */
+  nursery(wanted: number | null): number {
+    return wanted !== null && this.#nurseries.has(wanted) ? wanted : this.#current.number;
+  }
+
+  /** A new zygote of that nursery. Rejects when none can be started; the next call tries again. */
+  async fork(nursery: number): Promise<Zygote> {
+    if (this.#ended) throw new SupervisorError('the supervisor has ended', { code: 'ZYGOTE' });
+    const from = this.#nurseries.get(nursery) ?? this.#current;
+    this.#lastNumber += 1;
+    const number = this.#lastNumber;
+    return this.#use(await from.fork(this.#socketOf(number)), number, from.number);
   }
 
   /** undefined: it is gone. */
@@ -69,112 +70,110 @@ export class ZygoteKeeper {
     return this.#running.get(number);
   }
 
-  /**
-   * Takes over the zygotes that an earlier supervisor left, most often one; there are more where it was killed in the
-   * middle of an upgrade. Call before anything asks for a zygote.
-   */
+  /** Takes over the zygotes that an earlier supervisor left. Call before anything asks for a zygote. */
   async adopt(): Promise<LeftZygotes> {
     const numbers = (await readdir(this.#directory)).flatMap((name) => Number(SOCKET.exec(name)?.[1] ?? []));
+    this.#lastNumber = Math.max(0, ...numbers);
     const held = new Map<number, HeldByZygote>();
-    let unusable = numbers.length === 0;
-    for (const number of numbers.sort((a, b) => a - b)) {
-      this.#lastNumber = number;
-      try {
-        const connection = await findZygote(this.#socketOf(number));
-        if (connection === null) this.#removeSocket(number);
-        else await this.#adoptOne(this.#use(connection, number), held);
-      } catch (error) {
-        if (!(error instanceof SupervisorError)) throw error;
-        this.#log.warn({ code: error.code }, `${messageOf(error)}; its devices go on with another one`);
-        this.#running.delete(number);
-        unusable = true;
-      }
-    }
-    const zygotes = [...this.#running.values()];
-    this.#current = zygotes.findLast(({ expiring }) => !expiring) ?? null;
-    for (const zygote of zygotes) if (zygote !== this.#current) zygote.expire();
-    return {
-      held: [...held.values()],
-      pids: zygotes.map(({ pid }) => pid),
-      unusable: unusable || zygotes.length === 0,
-    };
-  }
-
-  /** Of a device in the middle of a hand-over each of two zygotes holds a generation. */
-  async #adoptOne(zygote: Zygote, held: Map<number, HeldByZygote>): Promise<void> {
-    for (const generation of await zygote.inventory()) {
-      const one = { ...generation, zygote: zygote.number };
+    for (const one of (await Promise.all(numbers.map((number) => this.#adoptOne(number)))).flat()) {
+      // Of a device in the middle of an upgrade each of two zygotes holds a generation.
       const other = held.get(one.deviceId);
       const [newer, older] = other === undefined || other.generation < one.generation ? [one, other] : [other, one];
       held.set(newer.deviceId, newer);
       if (older !== undefined) await this.forget(older);
     }
+    return { held: [...held.values()], pids: [...this.#running.values()].map(({ pid }) => pid) };
+  }
+
+  async #adoptOne(number: number): Promise<HeldByZygote[]> {
+    try {
+      const connection = await findZygote(this.#socketOf(number));
+      if (connection === null) {
+        this.#removeSocket(number);
+        return [];
+      }
+      const zygote = this.#use(connection, number, this.#current.number);
+      const generation = await zygote.inventory();
+      if (generation !== null) return [{ ...generation, zygote: number }];
+      await zygote.retire();
+    } catch (error) {
+      if (!(error instanceof SupervisorError)) throw error;
+      this.#log.warn({ code: error.code }, `${messageOf(error)}; its device goes on with another one`);
+      this.#removeSocket(number);
+    }
+    return [];
   }
 
   /** Nobody adopts this: lets go of the backend's files, here and there, so that their locks are free. */
-  async forget({ deviceId, sharedPage, files, zygote }: HeldByZygote): Promise<void> {
-    for (const fd of [sharedPage, ...files]) closeSync(fd);
-    // A zygote that does not answer is ended, and with it goes what it kept.
-    await this.#running
-      .get(zygote)
-      ?.forget(deviceId)
-      .catch(() => undefined);
+  async forget(held: HeldByZygote): Promise<void> {
+    closeHeld(held);
+    await this.#running.get(held.zygote)?.retire();
   }
 
-  /** Starts another zygote; rejects when that is not possible, or it is of a build that this supervisor cannot talk to. */
+  /** Starts another nursery; rejects when that is not possible, or it is of a build that this supervisor cannot talk to. */
   async startSuccessor(): Promise<Successor> {
-    const before = await this.get();
-    const zygote = await this.#start();
+    const nursery = this.#newNursery();
+    const discard = (): void => {
+      this.#nurseries.delete(nursery.number);
+      void nursery.close();
+    };
+    try {
+      const trial = await this.fork(nursery.number);
+      await trial.retire();
+    } catch (error) {
+      discard();
+      throw error;
+    }
     return {
-      zygote: zygote.number,
+      nursery: nursery.number,
       accept: () => {
-        this.#current = zygote.alive ? zygote : null;
-        before.expire();
+        const before = this.#current;
+        this.#current = nursery;
+        this.#nurseries.delete(before.number);
+        void before.close();
       },
-      discard: () => {
-        zygote.expire();
-      },
+      discard,
     };
   }
 
   /** Ends the zygotes and every process that they forked. */
   async retire(): Promise<void> {
-    this.#retired = true;
-    await this.#starting?.catch(() => undefined);
+    await this.#closeNurseries();
     await Promise.all([...this.#running.values()].map((zygote) => zygote.retire()));
   }
 
   /** Leaves the zygotes and what they serve to another supervisor. */
-  disconnect(): void {
-    this.#retired = true;
+  async disconnect(): Promise<void> {
+    await this.#closeNurseries();
     for (const zygote of this.#running.values()) zygote.disconnect();
   }
 
-  async #startCurrent(): Promise<Zygote> {
+  async #closeNurseries(): Promise<void> {
+    this.#ended = true;
+    await Promise.all([...this.#nurseries.values()].map((nursery) => nursery.close()));
+  }
+
+  #newNursery(): Nursery {
+    this.#lastNursery += 1;
+    const nursery = new Nursery(this.#lastNursery, this.#controlFd);
+    this.#nurseries.set(nursery.number, nursery);
+    return nursery;
+  }
+
+  #use(connection: ZygoteConnection, number: number, nursery: number): Zygote {
+    let zygote: Zygote;
     try {
-      const zygote = await this.#start();
-      if (zygote.alive) this.#current = zygote;
-      return zygote;
-    } finally {
-      this.#starting = null;
+      zygote = new Zygote(connection, { number, nursery });
+    } catch (error) {
+      // Without a supervisor, and without anything to serve, it ends.
+      connection.channel.close();
+      throw error;
     }
-  }
-
-  async #start(): Promise<Zygote> {
-    this.#lastNumber += 1;
-    const number = this.#lastNumber;
-    return this.#use(await startZygote(this.#socketOf(number), this.#controlFd), number);
-  }
-
-  #use(connection: ZygoteConnection, number: number): Zygote {
-    const zygote = new Zygote(connection, number, this.#onExit);
     this.#running.set(number, zygote);
     void zygote.closed.then(() => {
       this.#running.delete(number);
       this.#removeSocket(number);
-      if (this.#current === zygote) this.#current = null;
-      if (this.#retired || zygote.expiring) return;
-      this.#log.warn({ pid: zygote.pid }, 'the zygote died; starting another when it is needed');
+      if (!zygote.retired) this.#log.warn({ pid: zygote.pid }, 'a zygote died; its device goes on with another one');
     });
     return zygote;
   }

@@ -4,7 +4,6 @@ import { SupervisorError } from '../errors.js';
 import {
   errnoName,
   openPidfd,
-  reap,
   translated,
   watchProcess,
   type ControlRequest,
@@ -43,80 +42,83 @@ const END_DEADLINE_MS = 1_000;
 const CONTROLS_DEADLINE_MS = 2_000;
 const CONTROLS_POLL_MS = 10;
 
+/** How long what a zygote said before its end may take to arrive. */
+const LAST_WORDS_DEADLINE_MS = 50;
+
 /**
- * One running zygote and the requests that wait for it. When it dies every queue process dies with it, `onExit` is no
- * longer called, and requests reject; the owner starts another.
+ * A device's zygote and the requests that wait for it. When it dies every queue process of its device dies with it, and
+ * requests reject; the device goes on with another one.
  */
 export class Zygote {
   /** Of its socket; a later zygote's is higher. */
   readonly number: number;
+  /** Which forked it; of one that was adopted, whose code stands for it. */
+  readonly nursery: number;
   /** Of the zygote: START_DEV and END_USER_RECOVERY name it, as it opened the char device. */
   readonly pid: number;
   /** Resolves when the zygote is gone. */
   readonly closed: Promise<void>;
+  /** What becomes of queue processes. */
+  onExit: (notice: ExitNotice) => void = () => undefined;
   readonly #channel: ZygoteChannel;
   readonly #process: ProcessWatch | null;
   readonly #pending = new Map<number, Pending>();
   /** Who waits for the end of a control process. */
   readonly #ends = new Map<number, () => void>();
-  #held: HeldGeneration[] = [];
   #alive = true;
-  #expiring: boolean;
+  #retired = false;
 
-  /** Call in the turn in which the connection was made. `onExit`: what becomes of queue processes. */
-  constructor(connection: ZygoteConnection, number: number, onExit: (notice: ExitNotice) => void) {
+  /** Call in the turn in which the connection was made. */
+  constructor(connection: ZygoteConnection, { number, nursery }: { number: number; nursery: number }) {
     this.number = number;
-    this.#expiring = connection.expiring;
+    this.nursery = nursery;
     this.#channel = connection.channel;
     this.pid = connection.pid;
-    const pidfd = openPidfd(connection.pid);
-    const onEnd = (): void => {
-      // It is our child, and Node does not know it, where we took this process over by exec.
-      if (connection.found) reap(this.pid);
-    };
-    this.#process = pidfd === null ? null : watchProcess(pidfd, onEnd);
-    this.closed = new Promise((resolve) => {
-      connection.onClose = () => {
-        this.#alive = false;
-        // First, so that the owner knows before anyone whose request rejects can ask it for a zygote.
-        resolve();
-        for (const pending of this.#pending.values()) pending.reject(zygoteGone());
-        this.#pending.clear();
-        for (const sequence of this.#ends.keys()) this.#ended(sequence);
-      };
-    });
     connection.onMessage = (message) => {
-      if (message.type === 'exited') {
-        if (message.sequence === 0) onExit(message);
-        // A control process that was killed never answered; one that answered is no longer pending.
-        else {
-          this.#settle(message.sequence, (pending) => {
-            pending.reject(aborted());
-          });
-          this.#ended(message.sequence);
-        }
-      } else if (message.type === 'held') {
-        this.#held.push(message);
-      } else {
-        this.#settle(message.sequence, (pending) => {
-          pending.resolve(message);
+      if (message.type === 'exited' && message.sequence === 0) this.onExit(message);
+      else {
+        this.#settle(message.sequence, ({ resolve, reject }) => {
+          // A control process that was killed never answered; one that answered is no longer pending.
+          if (message.type === 'exited') reject(aborted());
+          else resolve(message);
         });
+        if (message.type === 'exited') this.#ended(message.sequence);
       }
     };
+    const disconnected = new Promise<void>((resolve) => {
+      connection.onClose = resolve;
+    });
+    let end = (): void => undefined;
+    const ended = new Promise<void>((resolve) => {
+      end = resolve;
+    });
+    const pidfd = openPidfd(connection.pid);
+    this.#process = pidfd === null ? null : watchProcess(pidfd, end);
+    if (pidfd === null) end();
+    this.closed = this.#gone(disconnected, ended);
+  }
+
+  /** One that we can no longer talk to is of no use, and what it was asked for must not happen later. */
+  async #gone(disconnected: Promise<void>, ended: Promise<void>): Promise<void> {
+    await Promise.race([disconnected, ended]);
+    this.#alive = false;
+    this.#process?.kill();
+    await ended;
+    // A control process that cannot be killed has the connection too.
+    await Promise.race([disconnected, sleep(LAST_WORDS_DEADLINE_MS)]);
+    this.#channel.close();
+    for (const { reject } of this.#pending.values()) reject(zygoteGone());
+    this.#pending.clear();
+    for (const sequence of this.#ends.keys()) this.#ended(sequence);
   }
 
   get alive(): boolean {
     return this.#alive;
   }
 
-  /** It ends once it serves nothing. */
-  get expiring(): boolean {
-    return this.#expiring;
-  }
-
-  expire(): void {
-    this.#expiring = true;
-    if (this.#alive) this.#channel.expire();
+  /** Its end is our doing. */
+  get retired(): boolean {
+    return this.#retired;
   }
 
   /** Forks a generation. Rejects with the errno's name as code when a step failed. */
@@ -176,39 +178,31 @@ export class Zygote {
    * What it holds for the successor of a supervisor that is gone, once nothing that one began is under way any more; but
    * what waits uninterruptibly is not waited for.
    */
-  async inventory(): Promise<readonly HeldGeneration[]> {
+  async inventory(): Promise<HeldGeneration | null> {
     const deadline = performance.now() + CONTROLS_DEADLINE_MS;
     for (;;) {
-      this.#held = [];
       const answer = await this.#request(
         () => this.#channel.inventory(),
         ZYGOTE_DEADLINE_MS,
         () => true,
       );
-      if (answer.type !== 'inventoried') throw zygoteGone();
-      if (answer.controls === 0 || performance.now() > deadline) return this.#held;
-      for (const { sharedPage, files } of this.#held) for (const fd of [sharedPage, ...files]) closeSync(fd);
+      if (answer.type !== 'held') throw zygoteGone();
+      const { controls, generation } = answer;
+      if (controls === 0 || performance.now() > deadline) return generation;
+      if (generation !== null) closeHeld(generation);
       await sleep(CONTROLS_POLL_MS);
     }
   }
 
-  /** Lets go of what is kept of a device; the backend's files, and so its locks, are free when this resolves. */
-  async forget(deviceId: number): Promise<void> {
-    await this.#request(
-      () => this.#channel.forget(deviceId),
-      ZYGOTE_DEADLINE_MS,
-      () => true,
-    );
-  }
-
-  /** Leaves it, and what it forked, to another supervisor; it ends if it serves nothing. */
+  /** Leaves it, and what it serves, to another supervisor. */
   disconnect(): void {
     this.#alive = false;
     this.#channel.close();
   }
 
-  /** Ends every queue process and the zygote. */
+  /** Ends the zygote and every process of its; what it kept is free when this resolves. */
   async retire(): Promise<void> {
+    this.#retired = true;
     if (this.#alive) this.#channel.retire();
     await this.#closedSoon();
     if (this.#alive) await this.#end();
@@ -250,7 +244,7 @@ export class Zygote {
 
   /**
    * A zygote that hangs must not act on a request later, when nobody waits for the processes or the device that come of
-   * it. Its death ends every queue process, and their devices recover with the next zygote.
+   * it. Its death ends the queue processes, and the device recovers with the next zygote.
    */
   async #end(): Promise<void> {
     this.#process?.kill();
@@ -281,4 +275,9 @@ function zygoteGone(): SupervisorError {
 
 function aborted(): SupervisorError {
   return new SupervisorError('cancelled', { code: 'ABORTED' });
+}
+
+/** What is not adopted must not stay open, and locked, here. */
+export function closeHeld({ sharedPage, files }: HeldGeneration): void {
+  for (const fd of [sharedPage, ...files]) closeSync(fd);
 }

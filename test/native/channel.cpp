@@ -135,6 +135,45 @@ TEST("a peer that does not read makes sending fail instead of wait") {
   EXPECT_EQUAL(failed, EAGAIN);
 }
 
+TEST("what a full socket does not take waits, with its descriptors, and arrives in order") {
+  const size_t before = test::openFiles();
+  {
+    const Pair pair = connected();
+    Outbox outbox;
+    constexpr uint32_t kMessages = 5000;
+    for (uint32_t i = 0; i < kMessages; i++) {
+      const FileDescriptor file = someFile();
+      const int files[] = {file.get()};
+      outbox.send(pair.left.get(), &i, sizeof i, i % 100 == 0 ? std::span<const int>(files) : std::span<const int>());
+    }
+    EXPECT(!outbox.empty());
+    uint32_t next = 0;
+    while (next < kMessages) {
+      uint32_t got = 0;
+      const Received received = receiveMessage(pair.right.get(), &got, sizeof got);
+      if (received.wouldBlock) {
+        EXPECT(!outbox.empty());
+        outbox.flush(pair.left.get());
+        continue;
+      }
+      EXPECT_EQUAL(got, next);
+      EXPECT_EQUAL(received.files.size(), next % 100 == 0 ? 1u : 0u);
+      next++;
+    }
+    EXPECT(outbox.empty());
+  }
+  EXPECT_EQUAL(test::openFiles(), before);
+}
+
+TEST("what waits for a peer that is gone is an error, and sending while waiting is too") {
+  Pair pair = connected();
+  Outbox outbox;
+  for (int i = 0; outbox.empty(); i++) outbox.send(pair.left.get(), &i, sizeof i);
+  pair.right.reset();
+  EXPECT_EQUAL(test::errnoOf([&] { outbox.flush(pair.left.get()); }), ECONNRESET);  // it had not read all
+  EXPECT_EQUAL(test::errnoOf([&] { sendMessageWaiting(pair.left.get(), "x", 1); }), EPIPE);
+}
+
 TEST("a descriptor that is no socket is an error") {
   const FileDescriptor file = someFile();
   char buffer[8];

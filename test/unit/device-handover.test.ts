@@ -7,7 +7,7 @@ import type { Moment } from './model-kernel.js';
 
 const gently = { force: false };
 const config = deviceConfig('ram0');
-const same: Served = { config, backend, zygote: null };
+const same: Served = { config, backend, nursery: null };
 const sized = (size: number): Served => ({ ...same, backend: { ...backend, size } });
 const SIZE = backend.size;
 

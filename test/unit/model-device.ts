@@ -60,7 +60,7 @@ export interface ModelDevice {
   readonly id: number;
   readonly name: string;
   /** Which forked its last generation. */
-  zygote: number | null;
+  nursery: number | null;
   state: 'DEAD' | 'LIVE' | 'QUIESCED';
   size: number;
   /** Bytes that its last generation serves. */
@@ -85,7 +85,7 @@ export function newDevice(id: number, name: string): ModelDevice {
   return {
     id,
     name,
-    zygote: null,
+    nursery: null,
     state: 'DEAD',
     size: 0,
     serves: 0,

@@ -67,6 +67,10 @@ export class ModelKernel implements Kernel {
     this.resizes = this.#behaviour.resizes;
   }
 
+  nursery(wanted: number | null): number {
+    return wanted ?? 1;
+  }
+
   offers(dataPath: DataPath): boolean {
     return dataPath !== 'zero-copy' || this.#behaviour.zeroCopy;
   }
@@ -136,7 +140,7 @@ export class ModelKernel implements Kernel {
         this.#onExit(device, generation);
       });
       device.generations.push(generation);
-      device.zygote = spec.zygote;
+      device.nursery = spec.nursery;
       device.serves = spec.size;
       return generation;
     });

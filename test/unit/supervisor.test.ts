@@ -57,7 +57,7 @@ function rig({ open, close, facts, assertReplaceable, version = '7.2' }: Options
     },
     startSuccessor: () =>
       Promise.resolve({
-        zygote: 2,
+        nursery: 2,
         accept: () => void events.push('accept'),
         discard: () => void events.push('discard'),
       }),
@@ -379,10 +379,10 @@ t.test('an upgrade hands every device over that is served, and ends at the first
   const { model, supervisor, events } = made;
   await supervisor.start(config('ram0', 'ram1', 'ram2'));
   const generations = (): number[] => supervisor.status().devices.map(({ generation }) => generation);
-  const zygotes = (): (number | null)[] => [...model.devices.values()].map(({ zygote }) => zygote);
+  const nurseries = (): (number | null)[] => [...model.devices.values()].map(({ nursery }) => nursery);
   await supervisor.upgrade();
   t.strictSame(
-    [generations(), zygotes()],
+    [generations(), nurseries()],
     [
       [2, 2, 2],
       [2, 2, 2],
@@ -395,7 +395,7 @@ t.test('an upgrade hands every device over that is served, and ends at the first
     message: /ram1 and the devices after it are/,
   });
   t.strictSame(
-    [generations(), zygotes()],
+    [generations(), nurseries()],
     [
       [3, 4, 2],
       [2, 2, 2],

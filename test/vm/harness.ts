@@ -11,6 +11,7 @@ import { fileURLToPath } from 'node:url';
 import assert from 'node:assert/strict';
 import { execa } from 'execa';
 import { messageOf } from '../../src/errors.js';
+import { parentOf } from '../../src/supervisor/processes.js';
 import type { DeviceStatus, Status } from '../../src/supervisor/status.js';
 
 /** What the tests share that run inside a guest, as root, on a real kernel. */
@@ -294,7 +295,7 @@ export class Served {
   }
 }
 
-/** Pids of live processes whose name begins with `prefix`: `ublk/0/1` is queue 1 of device 0, `ublk-zygote` the zygote. */
+/** Pids of live processes whose name begins with `prefix`: `ublk/0/1` is queue 1 of device 0, `ublk-zygote` a zygote. */
 export function processesNamed(prefix: string): number[] {
   return readdirSync('/proc')
     .filter((name) => /^[0-9]+$/.test(name))
@@ -307,6 +308,13 @@ export function processesNamed(prefix: string): number[] {
       }
     })
     .map(Number);
+}
+
+/** The zygote of a device that is served. */
+export function zygoteOf({ name, queues }: DeviceStatus): number {
+  const zygote = parentOf(queues[0]?.pid ?? 0);
+  assert.ok(zygote !== undefined, `nobody serves device ${name}`);
+  return zygote;
 }
 
 /** Whether the process is gone, or a zombie that its parent has not seen yet. */

@@ -5,7 +5,7 @@ import { once } from 'node:events';
 import { constants, existsSync, readFileSync, readlinkSync } from 'node:fs';
 import { open, writeFile } from 'node:fs/promises';
 import { test } from 'node:test';
-import { Served, kernelComplaints, ok, processesNamed, run, shell, waitFor } from './harness.js';
+import { Served, kernelComplaints, ok, processesNamed, run, shell, waitFor, zygoteOf } from './harness.js';
 import { ramData } from './ram-data.js';
 
 /** Mounts of a device where its own queue processes could be the last to have them. */
@@ -18,15 +18,6 @@ const devices = ['outside', 'inside', 'last'].map((name, id) => ({
 
 const namespaceOf = (pid: number): string => readlinkSync(`/proc/${String(pid)}/ns/mnt`);
 const mountsOf = (pid: number): string => readFileSync(`/proc/${String(pid)}/mountinfo`, 'utf8');
-
-async function onlyZygote(): Promise<number> {
-  const [pid] = await waitFor('there being a zygote', () => {
-    const pids = processesNamed('ublk-zygote');
-    return pids.length === 1 && pids;
-  });
-  assert.ok(pid);
-  return pid;
-}
 
 /** Whether somebody has the device mounted, in whatever namespace. */
 async function isClaimed(path: string): Promise<boolean> {
@@ -48,11 +39,10 @@ test('G2 mount namespaces', { timeout: 1_100_000 }, async (t) => {
     ok('nsenter', ['--mount', `--target=${String(served.pid)}`, ...args]);
 
   await t.test('queue processes are in one of their own', async () => {
-    const zygote = await onlyZygote();
-    const namespaces = new Set(processesNamed('ublk/').map(namespaceOf));
-    assert.deepEqual([...namespaces], [namespaceOf(zygote)]);
-    assert.notEqual(namespaceOf(zygote), namespaceOf(served.pid));
-    assert.notEqual(namespaceOf(zygote), namespaceOf(process.pid));
+    const [namespace, ...others] = new Set(processesNamed('ublk').map(namespaceOf));
+    assert.deepEqual(others, []);
+    assert.notEqual(namespace, namespaceOf(served.pid));
+    assert.notEqual(namespace, namespaceOf(process.pid));
   });
 
   await t.test('umount -l in another namespace, with a file open, while queue processes are killed', async () => {
@@ -84,16 +74,16 @@ test('G2 mount namespaces', { timeout: 1_100_000 }, async (t) => {
     await ok('e2fsck', ['-fn', '/run/outside.img']);
   });
 
-  await t.test('a zygote that starts while the device is mounted does not keep it mounted', async () => {
+  await t.test('a nursery that starts while the device is mounted does not keep it mounted', async () => {
     await ok('mkfs.ext4', ['-q', '/dev/ublkb1']);
     await shell('mkdir -p "/mnt/in side"');
     await inNamespace('mount', '/dev/ublkb1', '/mnt/in side');
-    const before = await onlyZygote();
-    process.kill(before, 'SIGKILL');
-    await served.untilLive('inside', 1, 60_000);
-    const zygote = await onlyZygote();
+    const [nursery = assert.fail()] = processesNamed('ublk-nursery');
+    process.kill(nursery, 'SIGKILL');
+    process.kill(zygoteOf(await served.device('inside')), 'SIGKILL');
+    const inside = await served.untilLive('inside', 1, 60_000);
     assert.match(mountsOf(served.pid), /\/dev\/ublkb1 /);
-    assert.doesNotMatch(mountsOf(zygote), /\/dev\/ublkb/);
+    assert.doesNotMatch(mountsOf(zygoteOf(inside)), /\/dev\/ublkb/);
     await inNamespace('umount', '/mnt/in side');
     assert.equal(await isClaimed('/dev/ublkb1'), false);
     assert.equal((await served.api('DELETE', '/v1/devices/inside')).status, 200);
@@ -103,13 +93,14 @@ test('G2 mount namespaces', { timeout: 1_100_000 }, async (t) => {
     await ok('mkfs.ext4', ['-q', '/dev/ublkb2']);
     await inNamespace('mount', '/dev/ublkb2', '/mnt');
     await inNamespace('bash', '-ec', 'head -c 1M /dev/urandom > /mnt/file');
+    const zygote = zygoteOf(await served.device('last'));
     process.kill(served.pid, 'SIGKILL');
     await served.exit;
     await waitFor('the namespace taking its mount away', async () => !(await isClaimed('/dev/ublkb2')), 60_000);
     assert.equal(processesNamed('ublk/').length, 1);
     assert.equal((await run('e2fsck', ['-fn', '/dev/ublkb2'])).code, 0);
     assert.deepEqual(await kernelComplaints(), []);
-    process.kill(await onlyZygote(), 'SIGKILL');
+    process.kill(zygote, 'SIGKILL');
     await waitFor('everything ending', () => processesNamed('ublk').length === 0);
   });
 });

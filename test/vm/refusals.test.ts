@@ -4,7 +4,18 @@ import { existsSync, readFileSync, readdirSync, readlinkSync, statSync } from 'n
 import { chmod, mkdir, mkdtemp, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { COMMAND_TIMEOUT_MS, Served, cli, ok, processesNamed, root, run, shell, supervisorCommand } from './harness.js';
+import {
+  COMMAND_TIMEOUT_MS,
+  Served,
+  cli,
+  ok,
+  processesNamed,
+  root,
+  run,
+  shell,
+  supervisorCommand,
+  zygoteOf,
+} from './harness.js';
 import type { Finished } from './harness.js';
 
 /** What a supervisor refuses to begin with, what it never touches, and how its queue processes are confined. */
@@ -135,9 +146,6 @@ test('E1 a device that somebody made without privileges is not there for us', as
 
 test('with a supervisor running', async (t) => {
   const served = await Served.start(firstDevices, { runtimeDir: '/run/first' });
-  const zygotes = processesNamed('ublk-zygote');
-  assert.equal(zygotes.length, 1);
-  const zygote = String(zygotes[0]);
 
   await t.test('A7 D2 its queue processes are confined', async () => {
     const pids = (await served.status()).devices.flatMap(({ queues }) => queues.map(({ pid }) => pid));
@@ -181,7 +189,10 @@ test('with a supervisor running', async (t) => {
   await t.test('E1 its devices are foreign to another, which leaves them alone', async () => {
     const taken = { name: 'taken', id: 3, backend: { type: 'ram', size: '16MiB' } };
     const other = await Served.start([taken, { name: 'fine', backend: { type: 'null', size: '16MiB' } }]);
-    const conflict = new RegExp(`id 3 is taken by pid ${zygote}; choose another id or delete that device \\(EEXIST\\)`);
+    const owner = (await served.status()).devices.find(({ id }) => id === 3) ?? assert.fail('no device 3');
+    const conflict = new RegExp(
+      `id 3 is taken by pid ${String(zygoteOf(owner))}; choose another id or delete that device \\(EEXIST\\)`,
+    );
     const { state, reason, path } = await other.device('taken');
     assert.deepEqual([state, path], ['failed', null]);
     assert.match(reason ?? '', conflict);

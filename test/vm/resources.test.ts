@@ -10,7 +10,7 @@ import { setTimeout } from 'node:timers/promises';
 import { ublkDeviceInfo } from '../../src/native/binding.js';
 import type { DeviceStatus } from '../../src/supervisor/status.js';
 import { Cgroup } from './cgroup.js';
-import { Served, ok, processesNamed, root, run, shell, waitFor } from './harness.js';
+import { Served, ok, processesNamed, root, run, shell, waitFor, zygoteOf } from './harness.js';
 import { Oracles, assertCause } from './oracles.js';
 
 /** Too little memory, too few files, processes or rings: what is there goes on, what is asked for is refused by name. */
@@ -178,9 +178,8 @@ test('a device in a machine that is short of something', { timeout: 1_100_000 },
   });
 
   await t.test('D3 without a process to spare a recovery is tried until there is one', async () => {
-    const [zygote = assert.fail()] = processesNamed('ublk-zygote');
     const group = await Cgroup.make('full');
-    await group.add(zygote);
+    await group.add(zygoteOf(await served.device('native')));
     await group.set('pids.max', '1');
     const logged = served.log.length;
     const generation = await killOne('native');

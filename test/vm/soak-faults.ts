@@ -90,7 +90,7 @@ export const faults: readonly Fault[] = [
   },
   { name: 'kill all', weight: 4, strike: (soak, random) => toQueues(soak, random, 'SIGKILL', (pids) => pids) },
   {
-    name: 'kill the zygote',
+    name: 'kill the zygotes',
     weight: 2,
     hurtsWitness: true,
     strike: async (soak) => {
@@ -108,7 +108,7 @@ export const faults: readonly Fault[] = [
     },
   },
   {
-    name: 'kill the supervisor and the zygote',
+    name: 'kill the supervisor and the zygotes',
     weight: 1,
     hurtsWitness: true,
     strike: async (soak) => {

@@ -4,7 +4,6 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cstring>
@@ -99,16 +98,19 @@ Napi::Value mapShared(const Napi::CallbackInfo& info) {
   });
 }
 
-// streamPair(): [fd, fd], the two ends of a stream socket.
-Napi::Value streamPair(const Napi::CallbackInfo& info) {
+Napi::Value socketPair(const Napi::CallbackInfo& info, int type) {
   return guarded(info.Env(), [&] {
     int ends[2];
-    checked(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends), "socketpair");
+    checked(socketpair(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends), "socketpair");
     Napi::Array pair = Napi::Array::New(info.Env(), 2);
     for (uint32_t i = 0; i < 2; i++) pair.Set(i, ends[i]);
     return pair;
   });
 }
+
+// streamPair(): [fd, fd], the two ends of a stream socket; seqpacketPair() likewise.
+Napi::Value streamPair(const Napi::CallbackInfo& info) { return socketPair(info, SOCK_STREAM); }
+Napi::Value seqpacketPair(const Napi::CallbackInfo& info) { return socketPair(info, SOCK_SEQPACKET); }
 
 // replaceProcess(path, argv, environment, fd): execve(2), which keeps the standard streams open and, unless it is negative,
 // `fd`. Returns only by throwing.
@@ -136,9 +138,6 @@ Napi::Value replaceProcess(const Napi::CallbackInfo& info) {
   });
 }
 
-// reap(pid): collects the exit status of a child that has ended; harmless for whatever else it is.
-void reap(const Napi::CallbackInfo& info) { waitpid(info[0].As<Napi::Number>().Int32Value(), nullptr, WNOHANG); }
-
 }  // namespace
 
 void exportSystem(Napi::Env env, Napi::Object exports) {
@@ -147,8 +146,8 @@ void exportSystem(Napi::Env env, Napi::Object exports) {
   exports.Set("ioUringErrno", Napi::Function::New(env, ioUringErrno));
   exports.Set("mapShared", Napi::Function::New(env, mapShared));
   exports.Set("replaceProcess", Napi::Function::New(env, replaceProcess));
-  exports.Set("reap", Napi::Function::New(env, reap));
   exports.Set("streamPair", Napi::Function::New(env, streamPair));
+  exports.Set("seqpacketPair", Napi::Function::New(env, seqpacketPair));
   exports.Set("listenSeqpacket", Napi::Function::New(env, listenSeqpacket));
 }
 

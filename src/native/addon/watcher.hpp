@@ -7,7 +7,8 @@
 
 namespace ublk::addon {
 
-// Calls back on the JavaScript thread when a descriptor becomes readable. Does not own the descriptor.
+// Calls back on the JavaScript thread when a descriptor becomes readable, or, where that is asked for, writable. Does not
+// own the descriptor.
 class Watcher {
  public:
   Watcher() = default;
@@ -15,17 +16,18 @@ class Watcher {
   Watcher& operator=(const Watcher&) = delete;
   ~Watcher() { stop(); }
 
-  void start(Napi::Env env, int fd, std::function<void()> onReadable) {
+  void start(Napi::Env env, int fd, std::function<void()> onReadable, std::function<void()> onWritable = {}) {
     uv_loop_t* loop = nullptr;
     napi_get_uv_event_loop(env, &loop);
-    handle_ = new Handle{{}, std::move(onReadable)};
+    handle_ = new Handle{{}, std::move(onReadable), std::move(onWritable)};
     uv_poll_init(loop, &handle_->poll, fd);
     handle_->poll.data = handle_;
-    uv_poll_start(&handle_->poll, UV_READABLE, [](uv_poll_t* poll, int, int) {
-      // A copy, because the callback may stop this watcher.
-      const auto callback = static_cast<Handle*>(poll->data)->onReadable;
-      callback();
-    });
+    watch(UV_READABLE);
+  }
+
+  // Whether `onWritable` is to be called too.
+  void awaitWritable(bool wanted) {
+    if (handle_) watch(wanted ? UV_READABLE | UV_WRITABLE : UV_READABLE);
   }
 
   // The descriptor may be closed as soon as this returns; libuv frees the handle later.
@@ -43,7 +45,19 @@ class Watcher {
   struct Handle {
     uv_poll_t poll;
     std::function<void()> onReadable;
+    std::function<void()> onWritable;
   };
+
+  void watch(int events) {
+    uv_poll_start(&handle_->poll, events, [](uv_poll_t* poll, int status, int ready) {
+      // A copy, because the callback may stop this watcher.
+      const auto* handle = static_cast<Handle*>(poll->data);
+      const bool writable = status == 0 && (ready & UV_READABLE) == 0;
+      const auto callback = writable ? handle->onWritable : handle->onReadable;
+      callback();
+    });
+  }
+
   Handle* handle_ = nullptr;
 };
 

@@ -17,9 +17,37 @@ namespace ublk::addon {
 
 namespace {
 
-// The supervisor's end of the connection to the zygote.
-// new ZygoteChannel(path, onMessage(message), onClose()). Every request returns the sequence number that its answer
-// carries; the shapes of messages are those of ZygoteMessage in binding.ts.
+// connectSeqpacket(path): fd of a connection to what listens there.
+Napi::Value connectSeqpacket(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const std::string path = info[0].As<Napi::String>();
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    if (path.size() >= sizeof address.sun_path) {
+      throw std::system_error(ENAMETOOLONG, std::generic_category(), "connecting to the zygote");
+    }
+    std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
+    FileDescriptor connection(checked(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), "socket"));
+    checked(connect(connection.get(), reinterpret_cast<sockaddr*>(&address), sizeof address),
+            "connecting to the zygote");
+    return Napi::Number::New(info.Env(), connection.release());
+  });
+}
+
+// forkZygote(nursery, listener, connection): has a nursery fork a zygote that listens there and is connected so. Throws
+// where the nursery does not read.
+void forkZygote(const Napi::CallbackInfo& info) {
+  guarded(info.Env(), [&] {
+    const auto fd = [&info](size_t index) { return info[index].As<Napi::Number>().Int32Value(); };
+    const MessageHeader message = headerOf(MessageType::fork);
+    const int files[] = {fd(1), fd(2)};
+    sendMessage(fd(0), &message, sizeof message, files);
+  });
+}
+
+// The supervisor's end of the connection to a zygote.
+// new ZygoteChannel(fd, onMessage(message), onClose()) takes the descriptor over. Every request returns the sequence number
+// that its answer carries; the shapes of messages are those of ZygoteMessage in binding.ts.
 class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
  public:
   static void define(Napi::Env env, Napi::Object exports) {
@@ -30,8 +58,6 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
                                                  InstanceMethod<&ZygoteChannel::cancel>("cancel"),
                                                  InstanceMethod<&ZygoteChannel::retire>("retire"),
                                                  InstanceMethod<&ZygoteChannel::inventory>("inventory"),
-                                                 InstanceMethod<&ZygoteChannel::forget>("forget"),
-                                                 InstanceMethod<&ZygoteChannel::expire>("expire"),
                                                  InstanceMethod<&ZygoteChannel::close>("close"),
                                              }));
   }
@@ -39,21 +65,11 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
   explicit ZygoteChannel(const Napi::CallbackInfo& info)
       : Napi::ObjectWrap<ZygoteChannel>(info),
         onMessage_(Napi::Persistent(info[1].As<Napi::Function>())),
-        onClose_(Napi::Persistent(info[2].As<Napi::Function>())) {
-    guarded(info.Env(), [&] {
-      const std::string path = info[0].As<Napi::String>();
-      sockaddr_un address{};
-      address.sun_family = AF_UNIX;
-      if (path.size() >= sizeof address.sun_path) {
-        throw std::system_error(ENAMETOOLONG, std::generic_category(), "connecting to the zygote");
-      }
-      std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
-      socket_ = FileDescriptor(checked(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), "socket"));
-      checked(connect(socket_.get(), reinterpret_cast<sockaddr*>(&address), sizeof address),
-              "connecting to the zygote");
-    });
+        onClose_(Napi::Persistent(info[2].As<Napi::Function>())),
+        socket_(info[0].As<Napi::Number>().Int32Value()) {
     Ref();
-    watcher_.start(info.Env(), socket_.get(), [this] { readable(); });
+    watcher_.start(
+        info.Env(), socket_.get(), [this] { readable(); }, [this] { writable(); });
   }
 
  private:
@@ -169,23 +185,29 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
     return send(info.Env(), headerOf(MessageType::inventory, ++lastSequence_));
   }
 
-  Napi::Value forget(const Napi::CallbackInfo& info) {
-    const ForgetMessage message{headerOf(MessageType::forget, ++lastSequence_),
-                                info[0].As<Napi::Number>().Int32Value()};
-    return send(info.Env(), message);
-  }
-
-  void expire(const Napi::CallbackInfo& info) { send(info.Env(), headerOf(MessageType::expire)); }
-
   void close(const Napi::CallbackInfo&) { closeSocket(); }
 
+  // A zygote that is gone shows as the end of what it sends, so that there is one place to learn of it.
   template <typename Message>
   Napi::Value send(Napi::Env env, const Message& message, std::span<const int> files = {}) {
     return guarded(env, [&] {
-      if (!socket_) throw std::system_error(ENOTCONN, std::generic_category(), "sending to the zygote");
-      sendMessage(socket_.get(), &message, sizeof message, files);
+      try {
+        if (socket_) outbox_.send(socket_.get(), &message, sizeof message, files);
+      } catch (const std::system_error& error) {
+        if (error.code().value() != EPIPE && error.code().value() != ECONNRESET) throw;
+      }
+      watcher_.awaitWritable(!outbox_.empty());
       return Napi::Number::New(env, lastSequence_);
     });
+  }
+
+  void writable() {
+    try {
+      outbox_.flush(socket_.get());
+    } catch (const std::system_error&) {
+      outbox_.clear();
+    }
+    watcher_.awaitWritable(!outbox_.empty());
   }
 
   void readable() {
@@ -197,7 +219,6 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
       ControlledMessage controlled;
       ExitedMessage exited;
       HeldMessage held;
-      InventoriedMessage inventoried;
     } message;
     while (socket_) {
       MessageHeader next{};
@@ -230,7 +251,7 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
     if (header.type == MessageType::hello && received.bytes == sizeof(HelloMessage)) {
       object.Set("type", "hello");
       object.Set("pid", static_cast<const HelloMessage*>(message)->pid);
-      object.Set("expiring", static_cast<const HelloMessage*>(message)->expiring != 0);
+      object.Set("error", static_cast<const HelloMessage*>(message)->error);
     } else if (header.type == MessageType::spawned && received.bytes == sizeof(SpawnedMessage)) {
       const auto& spawned = *static_cast<const SpawnedMessage*>(message);
       if (spawned.queues > kMaxQueues || received.files.size() != spawned.queues) return {};
@@ -260,11 +281,6 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
       setExit(object, exited.pid, exited.waitStatus);
     } else if (header.type == MessageType::held && received.bytes == sizeof(HeldMessage)) {
       return decodeHeld(object, *static_cast<const HeldMessage*>(message), received);
-    } else if (header.type == MessageType::inventoried && received.bytes == sizeof(InventoriedMessage)) {
-      object.Set("type", "inventoried");
-      object.Set("controls", static_cast<const InventoriedMessage*>(message)->controls);
-    } else if (header.type == MessageType::forgotten && received.bytes == sizeof(MessageHeader)) {
-      object.Set("type", "forgotten");
     } else {
       return {};
     }
@@ -272,6 +288,10 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
   }
 
   Napi::Object decodeHeld(Napi::Object object, const HeldMessage& held, Received& received) {
+    object.Set("type", "held");
+    object.Set("controls", held.controls);
+    object.Set("generation", Env().Null());
+    if (held.queues == 0 && received.files.empty()) return object;
     if (held.queues > kMaxQueues || received.files.size() != 1 + held.files) return {};
     Napi::Array processes = Napi::Array::New(Env(), held.queues);
     for (uint32_t i = 0; i < held.queues; i++) {
@@ -283,14 +303,15 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
     }
     Napi::Array files = Napi::Array::New(Env(), held.files);
     for (uint32_t i = 0; i < held.files; i++) files.Set(i, received.files[1 + i].release());
-    object.Set("type", "held");
-    object.Set("deviceId", held.deviceId);
-    object.Set("generation", held.generation);
-    object.Set("queues", held.queues);
-    object.Set("depth", held.depth);
-    object.Set("sharedPage", received.files[0].release());
-    object.Set("files", files);
-    object.Set("processes", processes);
+    Napi::Object generation = Napi::Object::New(Env());
+    generation.Set("deviceId", held.deviceId);
+    generation.Set("generation", held.generation);
+    generation.Set("queues", held.queues);
+    generation.Set("depth", held.depth);
+    generation.Set("sharedPage", received.files[0].release());
+    generation.Set("files", files);
+    generation.Set("processes", processes);
+    object.Set("generation", generation);
     return object;
   }
 
@@ -308,6 +329,7 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
     if (!socket_) return;
     watcher_.stop();
     socket_.reset();
+    outbox_.clear();
     room_.clear();
     Unref();
   }
@@ -315,6 +337,7 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
   Napi::FunctionReference onMessage_;
   Napi::FunctionReference onClose_;
   FileDescriptor socket_;
+  Outbox outbox_;
   Watcher watcher_;
   uint32_t lastSequence_ = 0;
   std::map<uint32_t, std::vector<FileDescriptor>> room_;  // by sequence
@@ -322,6 +345,10 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
 
 }  // namespace
 
-void exportZygoteChannel(Napi::Env env, Napi::Object exports) { ZygoteChannel::define(env, exports); }
+void exportZygoteChannel(Napi::Env env, Napi::Object exports) {
+  exports.Set("connectSeqpacket", Napi::Function::New(env, connectSeqpacket));
+  exports.Set("forkZygote", Napi::Function::New(env, forkZygote));
+  ZygoteChannel::define(env, exports);
+}
 
 }  // namespace ublk::addon

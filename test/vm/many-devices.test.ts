@@ -1,0 +1,5 @@
+// kernels: newest
+import { testManyDevices } from './many-devices.js';
+
+// More than a socket takes messages of 1 KiB.
+testManyDevices(120, 1);
