@@ -174,6 +174,8 @@ export class KernelDevice {
     this.#generation = adopted?.generation ?? null;
     this.#generationNumber = adopted?.generation.number ?? 0;
     this.#onMarked(adopted?.marked ?? []);
+    // Which of them are gone already is said in this turn, but not at once.
+    await Promise.resolve();
     const state = this.#kernel.stateOf(found.id);
     this.#started = state !== 'DEAD';
     if (state === 'DEAD') throw this.#error('adopting', 'it was not started, or was stopped', 'DEAD');
