@@ -320,6 +320,7 @@ interface ZipIndexer {
 
 interface Binding {
   flock(fd: number): boolean;
+  duplicate(fd: number): number;
   writeAtOnce(fd: number, bytes: Uint8Array): number;
   directIoAlignment(fd: number): DirectIoAlignment | null;
   fallocate(fd: number, mode: number, offset: number, length: number): Promise<void>;
@@ -489,6 +490,11 @@ export function createSharedPages(queues: number, depth: number): SharedPages {
 /** A shared page that an earlier supervisor made. Takes `memfd` over. */
 export function reopenSharedPages(queues: number, depth: number, memfd: number): SharedPages {
   return translated(() => new (binding().SharedPages)(queues, depth, memfd));
+}
+
+/** Another descriptor of the same open file. */
+export function duplicate(fd: number): number {
+  return translated(() => binding().duplicate(fd));
 }
 
 /** One datagram to a unix socket: a path, or `@` and an abstract name. Throws `EAGAIN` rather than wait. */

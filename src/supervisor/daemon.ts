@@ -45,9 +45,6 @@ export async function runDaemon(options: DaemonOptions): Promise<number> {
     const stopWatching = watch ? watchModules(supervisor, log) : () => undefined;
     try {
       const failures = await supervisor.start(config);
-      const known = new Set(supervisor.status().devices.map(({ name }) => name));
-      // Of a device whose backend could not be opened nothing was heard.
-      for (const { name } of failures) if (!known.has(name)) notifier.deviceChanged(name, 'failed');
       const live = config.devices.length - failures.length;
       log.info({ devices: live, failed: failures.length }, 'serving');
       notifier.ready();

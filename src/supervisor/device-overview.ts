@@ -1,7 +1,7 @@
 import { machine, type DeviceState } from './machine.js';
 
 /**
- * Every step of a state that leads on has a deadline, and all of one state's together are below three minutes. A device
+ * Every step of a state that leads on has a deadline, and all of one state's together are below five minutes. A device
  * that is in such a state for longer is one that the supervisor has lost sight of.
  */
 const LONGEST_PASSAGE_MS = 300_000;

@@ -1,6 +1,10 @@
+import type { BackendFacts, Inheritance } from '../../backends/interface.js';
+import type { DeviceConfig } from '../config/types.js';
 import { SupervisorError } from '../errors.js';
 import type { Served } from './hand-over.js';
-import type { DeviceSpec, Kernel } from './kernel.js';
+import type { DeviceSpec, FoundDevice, Kernel } from './kernel.js';
+
+export type Announced = NonNullable<Inheritance['announced']>;
 
 /** What a configured device and its open backend come to. Throws `CONFIG` where the two do not fit. */
 export function deviceSpec(
@@ -48,3 +52,45 @@ export function deviceSpec(
     },
   };
 }
+
+interface Unopened {
+  readonly found: FoundDevice | null;
+  readonly announced: Announced | null;
+  readonly nursery: number;
+}
+
+/** What is known of a device whose backend is not open yet. Nothing is forked from it. */
+export function unopenedSpec(config: DeviceConfig, { found, announced, nursery }: Unopened): DeviceSpec {
+  const { backend } = config;
+  const configured = 'size' in backend && typeof backend.size === 'number' ? backend.size : 0;
+  return {
+    name: config.name,
+    id: config.id,
+    queues: config.queues,
+    depth: config.depth,
+    blockSize: announced?.blockSize ?? config.blockSize,
+    size: found?.size ?? announced?.size ?? configured,
+    dataPath: found?.dataPath ?? (config.dataPath === 'auto' ? 'copy' : config.dataPath),
+    recovery: config.recovery.mode,
+    requestTimeoutMs: config.requestTimeoutMs,
+    user: config.user,
+    coreDump: config.coreDump,
+    nursery,
+    facts: announced?.facts ?? NO_FACTS,
+    backend: {
+      name: backend.type === 'module' ? backend.path : backend.type,
+      files: [],
+      module: backend.type === 'module' ? { path: backend.path, options: backend.options, sharedMemory: '' } : null,
+    },
+  };
+}
+
+const NO_FACTS: BackendFacts = {
+  volatileCache: false,
+  fua: false,
+  discard: false,
+  writeZeroes: false,
+  readOnly: false,
+  rotational: false,
+  idempotentWrites: false,
+};

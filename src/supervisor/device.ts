@@ -9,7 +9,8 @@ import { DeviceCrashes } from './device-crashes.js';
 import { describeExit, DeviceHistory } from './device-history.js';
 import type { Log } from './device-log.js';
 import { DeviceRequests } from './device-requests.js';
-import { deviceSpec } from './device-spec.js';
+import { within } from './deadline.js';
+import { deviceSpec, unopenedSpec, type Announced } from './device-spec.js';
 import { assertSameDevice, type HandOver, type Served } from './hand-over.js';
 import type { DeviceSpec, FoundDevice, Kernel, QueueReport } from './kernel.js';
 import { machine, targetOfFailure, type AfterRemoval, type DeviceEvent, type DeviceState } from './machine.js';
@@ -19,20 +20,26 @@ import { KernelDevice, type Death } from './steps.js';
 
 export interface DeviceOptions {
   readonly config: DeviceConfig;
-  readonly backend: OpenBackend;
+  /** One attempt to open the backend; asked for again and again until it is open. */
+  readonly openBackend: () => Promise<OpenBackend>;
   readonly kernel: Kernel;
   readonly log: Log;
   readonly clock?: Clock | undefined;
   /** What an earlier supervisor left of it in the kernel. */
   readonly found?: FoundDevice | undefined;
+  /** What the backend of the found device announced when it was opened then; null: it is not known. */
+  readonly announced?: Announced | null | undefined;
   /** null: crash reports are in the log and in `status` alone. */
   readonly crashFiles?: CrashFiles | null;
   /** Called after every change of state; must not throw. */
   readonly onChange?: ((state: DeviceState) => void) | undefined;
 }
 
-/** How often a backend that cannot be loaded is tried again. */
-const RELOAD_INTERVAL_MS = 1000;
+/** How often a backend that cannot be opened, or loaded, is tried again. */
+const RETRY_INTERVAL_MS = 1000;
+/** A large archive is read through when it is opened. What takes longer goes on, and the device with it when it is done. */
+const OPEN_DEADLINE_MS = 120_000;
+const CHECK_DEADLINE_MS = 10_000;
 
 const events: readonly DeviceEvent[] = ['exited', 'stop', 'recover', 'handOver'];
 
@@ -43,7 +50,12 @@ const events: readonly DeviceEvent[] = ['exited', 'stop', 'recover', 'handOver']
 export class Device {
   #config: DeviceConfig;
   #spec: DeviceSpec;
-  #backend: OpenBackend;
+  /** null: it could not be opened yet. */
+  #backend: OpenBackend | null = null;
+  #opening: Promise<OpenBackend> | null = null;
+  #checking: Promise<void> | null = null;
+  readonly #openBackend: () => Promise<OpenBackend>;
+  readonly #found: FoundDevice | null;
   readonly #kernel: Kernel;
   readonly #clock: Clock;
   readonly #log: Log;
@@ -66,18 +78,19 @@ export class Device {
   #reloading: string | null = null;
   /** The code of what made the device degraded; some of it passes by itself. */
   #degradedBy: string | null = null;
+  /** The device waits for its backend, or its backend's data, to be there. */
+  #lacksStore = false;
   /** Ends what can be ended: of the step under way a back-off or startDevice, at rest the wait for what passes by itself. */
   #interrupt = new AbortController();
 
-  /** Throws `CONFIG` when the configuration does not fit the backend. */
   constructor(options: DeviceOptions) {
-    const { config, backend, kernel, log, found = null, clock = monotonicClock, ...hooks } = options;
+    const { config, openBackend, kernel, log, found = null, clock = monotonicClock, ...hooks } = options;
     this.#config = config;
-    const served = { config: found === null ? config : { ...config, dataPath: found.dataPath }, backend };
-    this.#spec = deviceSpec({ ...served, nursery: null }, kernel);
+    this.#found = found;
+    this.#spec = unopenedSpec(config, { found, announced: options.announced ?? null, nursery: kernel.nursery(null) });
     this.#state = found === null ? 'adding' : 'adopting';
     this.#clock = clock;
-    this.#backend = backend;
+    this.#openBackend = openBackend;
     this.#log = log;
     this.#kernel = kernel;
     this.#onChange = hooks.onChange ?? (() => undefined);
@@ -122,6 +135,28 @@ export class Device {
     return this.#state;
   }
 
+  /** null: it is not open. */
+  get backend(): OpenBackend | null {
+    return this.#backend;
+  }
+
+  /** Resolves when no attempt to open the backend is under way. */
+  get opened(): Promise<unknown> {
+    return Promise.resolve(this.#opening).catch(() => undefined);
+  }
+
+  /**
+   * Opens the backend unless it is open: one attempt at a time, whoever waits for it. Rejects with why it cannot be, with
+   * `CONFIG` when the configuration does not fit it.
+   */
+  open(): Promise<OpenBackend> {
+    if (this.#backend !== null) return Promise.resolve(this.#backend);
+    this.#opening ??= this.#open().finally(() => {
+      this.#opening = null;
+    });
+    return this.#opening;
+  }
+
   /** N of /dev/ublkbN; null while the kernel has no such device. */
   get id(): number | null {
     return this.#device.id;
@@ -157,7 +192,7 @@ export class Device {
       this.#device.unmark();
     }
     this.#attempts.forgetRestarts();
-    if (this.#state === 'live') return Promise.resolve();
+    if (this.#state === 'live') return this.openSoon().then(() => undefined);
     this.#attempts.askedFor();
     this.#recoverWanted = true;
     // Of the steps that can be ended only a back-off is in the way, not a startDevice.
@@ -214,6 +249,41 @@ export class Device {
     };
   }
 
+  async #open(): Promise<OpenBackend> {
+    const { name } = this.#config;
+    const backend = await this.#openBackend().catch((error: unknown) => {
+      if (error instanceof SupervisorError) throw error;
+      throw this.#newError(`opening the backend of device ${name} failed: ${messageOf(error)}`, 'INTERNAL', error);
+    });
+    try {
+      if (this.#state === 'gone') throw this.#stopped();
+      const found = this.#found;
+      if (found !== null) assertSameSize(name, found, backend.size);
+      const config = found === null ? this.#config : { ...this.#config, dataPath: found.dataPath };
+      const spec = deviceSpec({ config, backend, nursery: null }, this.#kernel);
+      this.#serve({ config: this.#config, backend, spec });
+      return backend;
+    } catch (error) {
+      await backend.close();
+      if (backend.created) await backend.remove();
+      throw error;
+    }
+  }
+
+  /** Likewise, but rejects when that takes too long, or `interrupted` fires; then it goes on. */
+  openSoon(interrupted?: AbortSignal): Promise<OpenBackend> {
+    const what = `opening the backend of device ${this.#config.name}`;
+    return within(what, OPEN_DEADLINE_MS, this.open(), interrupted);
+  }
+
+  /** As above, one at a time. */
+  async #check(): Promise<void> {
+    this.#checking ??= (this.#backend?.check?.() ?? Promise.resolve()).finally(() => {
+      this.#checking = null;
+    });
+    await within(`checking the backend of device ${this.#config.name}`, CHECK_DEADLINE_MS, this.#checking);
+  }
+
   #untilLive(): Promise<void> {
     const live = this.#requests.untilLive();
     void this.#run();
@@ -253,6 +323,9 @@ export class Device {
       try {
         await this.#step(step);
       } catch (error) {
+        const answer = this.#answer(rule);
+        // That was what interrupted it.
+        if (step === 'openBackend' && answer !== undefined) return answer;
         return this.#fail(step, error);
       }
     }
@@ -263,7 +336,15 @@ export class Device {
     const signal = this.#renewInterrupt();
     if (this.#requests.stopPending) this.#interrupt.abort();
     if (step === 'backOff') return this.#backOff(signal);
-    if (step === 'checkBackend') return this.#backend.check?.();
+    if (step === 'openBackend') {
+      await this.openSoon(signal);
+      return;
+    }
+    if (step === 'checkBackend') {
+      await this.#check();
+      this.#lacksStore = false;
+      return;
+    }
     if (step === 'exchange') {
       this.#exchange();
       return;
@@ -286,11 +367,12 @@ export class Device {
     const next = this.#requests.handOver;
     if (next === null) return;
     const { nursery } = this.#spec;
-    this.#previous = { config: this.#config, backend: this.#backend, nursery, spec: this.#spec, force: true };
+    const backend = this.#backend ?? next.backend;
+    this.#previous = { config: this.#config, backend, nursery, spec: this.#spec, force: true };
     this.#serve(next);
   }
 
-  #serve({ config, backend, spec }: HandOver): void {
+  #serve({ config, backend, spec }: Pick<HandOver, 'config' | 'backend' | 'spec'>): void {
     if (config.recovery !== this.#config.recovery) this.#attempts = new Attempts(config.recovery, this.#clock);
     this.#config = config;
     this.#backend = backend;
@@ -341,6 +423,7 @@ export class Device {
       this.#attempts.askedFor();
     } else this.#attempts.failed();
     const target = targetOfFailure(this.#state, step, known.code);
+    if (step === 'openBackend' || (step === 'checkBackend' && this.#state !== 'handingOver')) this.#lacksStore = true;
     // A stop that was refused because of the device's users says nothing about that.
     if (target === 'degraded' || known.code === 'STUCK') this.#degradedBy = known.code;
     return target;
@@ -363,6 +446,7 @@ export class Device {
   #becomeLive(from: DeviceState): void {
     this.#reason = null;
     this.#degradedBy = null;
+    this.#lacksStore = this.#backend === null;
     if (from === 'recovering') this.#crashes.recovered(this.#history.recovered());
     else if (from === 'handingOver') this.#history.handedOver();
     else this.#history.started();
@@ -379,15 +463,53 @@ export class Device {
     const cause = this.#state === 'degraded' && this.#config.recovery.auto ? this.#degradedBy : null;
     if (cause === 'UNLOADABLE') void this.#reload(signal);
     else this.#reloading = null;
+    if (this.#lacksStore && this.#state !== 'gone') void this.#awaitStore(signal);
     if (cause === 'STUCK') void this.#recoverOnceEnded(signal);
     if (this.#state !== 'gone') return;
     this.#reason = null;
     this.#requests.gone();
   }
 
+  /**
+   * Opens the backend, or looks whether its data is there again, until it is: then the device goes on. What is served by
+   * processes that an earlier supervisor left is served meanwhile.
+   */
+  async #awaitStore(interrupted: AbortSignal): Promise<void> {
+    const { name: device } = this.#config;
+    let found = this.#state === 'live' && (await this.#findStore(interrupted));
+    while (!found) {
+      await this.#clock.sleep(RETRY_INTERVAL_MS, interrupted);
+      if (interrupted.aborted) return;
+      found = await this.#findStore(interrupted);
+    }
+    if (interrupted.aborted) return;
+    this.#lacksStore = false;
+    if (this.#state === 'live') this.#reason = null;
+    if (this.#state === 'live' || (this.#state === 'degraded' && !this.#config.recovery.auto)) return;
+    this.#log.info({ device }, `the backend of device ${device} is there`);
+    this.#attempts.askedFor();
+    this.#recoverWanted = true;
+    void this.#run();
+  }
+
+  async #findStore(interrupted: AbortSignal): Promise<boolean> {
+    const { name: device } = this.#config;
+    try {
+      await this.openSoon(interrupted);
+      await this.#check();
+      return true;
+    } catch (error) {
+      const reason = messageOf(error);
+      if (interrupted.aborted || reason === this.#reason) return false;
+      this.#log.warn({ device }, `${reason}; it is tried again`);
+      this.#reason = reason;
+      return false;
+    }
+  }
+
   /** Loads the backend again, until its author has mended it or somebody wants something else of the device. */
   async #reload(interrupted: AbortSignal): Promise<void> {
-    await this.#clock.sleep(RELOAD_INTERVAL_MS, interrupted);
+    await this.#clock.sleep(RETRY_INTERVAL_MS, interrupted);
     if (interrupted.aborted || this.#state !== 'degraded') return;
     this.#reloading = this.#reason;
     this.#attempts.askedFor();
@@ -453,4 +575,13 @@ export class Device {
   get #stopUnderWay(): boolean {
     return this.#state === 'draining' || (this.#state === 'stopping' && this.#afterRemoval === 'gone');
   }
+}
+
+/** Who uses the device was promised that size. */
+function assertSameSize(device: string, { id, size }: FoundDevice, now: number): void {
+  if (size === null || size === now) return;
+  const message =
+    `adopting device ${device} failed: /dev/ublkb${String(id)} has ${String(size)} bytes and its backend ` +
+    `${String(now)}; it goes on being served, but is managed only when that is its size again`;
+  throw new SupervisorError(message, { code: 'CONFIG', device });
 }

@@ -20,6 +20,7 @@ export type DeviceState =
 export type Step =
   | 'adopt'
   | 'backOff'
+  | 'openBackend'
   | 'checkBackend'
   | 'addDevice'
   | 'setParameters'
@@ -55,6 +56,8 @@ export type Failure =
   | 'stuck'
   /** Somebody still holds the dead generation's char device. */
   | 'held'
+  /** The backend is not open, and is tried again. */
+  | 'unopened'
   /** The backend cannot be loaded as it now is. */
   | 'unloadable'
   /** The backend's data is no longer what was opened: serving it would mix two states of it. */
@@ -89,7 +92,8 @@ export interface Rule {
 const remove = (then: AfterRemoval): Target => ({ state: 'stopping', then });
 
 export const machine: Readonly<Record<DeviceState, Rule>> = {
-  // Of a device that an earlier supervisor left. Whatever it was doing, the kernel has the device in one of three states.
+  // Of a device that an earlier supervisor left. Whatever it was doing, the kernel has the device in one of three states. One
+  // that is served needs no backend of ours for that; it is opened when the device is live.
   adopting: {
     steps: ['adopt'],
     done: 'live',
@@ -97,12 +101,13 @@ export const machine: Readonly<Record<DeviceState, Rule>> = {
     failed: { dead: remove('adding'), error: 'recovering' },
   },
   adding: {
-    steps: ['backOff', 'checkBackend', 'addDevice', 'setParameters'],
+    steps: ['backOff', 'openBackend', 'checkBackend', 'addDevice', 'setParameters'],
     done: 'starting',
     on: { stop: remove('gone') },
     failed: {
       parked: 'failed',
       givenUp: 'failed',
+      unopened: 'failed',
       changed: 'failed',
       invalid: remove('failed'),
       error: remove('adding'),
@@ -152,6 +157,7 @@ export const machine: Readonly<Record<DeviceState, Rule>> = {
       'killGeneration',
       'checkRecoverable',
       'backOff',
+      'openBackend',
       'checkBackend',
       'beginRecovery',
       'spawn',
@@ -164,6 +170,7 @@ export const machine: Readonly<Record<DeviceState, Rule>> = {
     failed: {
       stuck: 'degraded',
       held: 'degraded',
+      unopened: 'degraded',
       unloadable: 'degraded',
       parked: 'degraded',
       changed: 'degraded',
@@ -223,6 +230,7 @@ const failures: Readonly<Partial<Record<Step, Readonly<Record<string, Failure>>>
   setParameters: callerErrors,
   spawn: callerErrors,
   backOff: { PARKED: 'parked', GIVEN_UP: 'givenUp' },
+  openBackend: { '*': 'unopened' },
   checkBackend: { '*': 'changed' },
   exchange: { '*': 'changed' },
   shrinkDevice: { '*': 'unshrunk' },

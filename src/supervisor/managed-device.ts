@@ -1,17 +1,20 @@
+import { closeSync } from 'node:fs';
 import type { Inheritance, OpenBackend, OpenContext } from '../../backends/interface.js';
 import { SupervisorError } from '../errors.js';
 import type { LeftDevice } from './adoption.js';
 import type { BackendOptions } from '../../backends/registry.js';
 import type { DeviceConfig } from '../config/types.js';
+import { duplicate } from '../native/binding.js';
+import { monotonicClock, type Clock } from './clock.js';
 import type { CrashFiles } from './crash-files.js';
 import type { Log } from './device-log.js';
+import { within } from './deadline.js';
 import { Device } from './device.js';
 import type { Served } from './hand-over.js';
 import type { DeviceState } from './machine.js';
-import type { FoundDevice, Kernel } from './kernel.js';
+import type { Kernel } from './kernel.js';
 import type { Journal } from './journal.js';
 import type { DeviceStatus } from './status.js';
-import type { Clock } from './clock.js';
 
 export type OpenBackendFunction = (options: BackendOptions, context: OpenContext) => Promise<OpenBackend>;
 
@@ -31,22 +34,30 @@ export interface Prepared extends Served {
   readonly replaces: OpenBackend;
 }
 
-/** A device together with the backend that is open for its sake. Its name and id are taken from the beginning. */
+/** How long what keeps a store from being opened may be a process of ours that is no more: its ring outlives it a little. */
+const LOCK_GRACE_MS = 2000;
+const LOCK_POLL_MS = 50;
+const OPENING_GRACE_MS = 1000;
+/** A store that is not closed by then is closed when it can be, or with this process. */
+const CLOSE_DEADLINE_MS = 10_000;
+const RESIZE_DEADLINE_MS = 150_000;
+
+/** A device together with the backend that is opened for its sake. Its name and id are taken from the beginning. */
 export class ManagedDevice {
   /** What the configuration file says of it; null: it was added by hand. */
   configured: DeviceConfig | null = null;
   /** An earlier supervisor made it. */
   readonly found: boolean;
-  /** Rejects when the backend cannot be opened or does not fit; then nothing is left open. */
-  readonly opened: Promise<Device>;
+  readonly device: Device;
   /** Resolves when the kernel gave the device its id, or when it will not for now. */
   readonly added: Promise<void>;
   readonly #openBackend: (config: DeviceConfig, inherited?: Inheritance) => Promise<OpenBackend>;
   readonly #journal: Pick<Journal, 'write' | 'remove'>;
   readonly #kernel: Kernel;
+  readonly #clock: Clock;
+  /** Files of the backend that an earlier supervisor left open, until it is open here. */
+  #inherited: readonly number[];
   #config: DeviceConfig;
-  #device: Device | null = null;
-  #backend: OpenBackend | null = null;
   #closed: Promise<void> | null = null;
   #removeData = false;
   /** Its store may be larger than what is served: a change of size was begun. */
@@ -56,7 +67,10 @@ export class ManagedDevice {
 
   /** `left`: what an earlier supervisor left of it. */
   constructor(config: DeviceConfig, context: ManagedDeviceContext, left: LeftDevice | null) {
-    const size = left?.found?.size ?? null;
+    const { kernel, log, crashFiles, onDeviceChange, clock = monotonicClock } = context;
+    const found = left?.found ?? undefined;
+    const size = found?.size ?? null;
+    const announced = found === undefined ? null : (left?.announced ?? null);
     // Its users know it with the size that the kernel has. Of a change of it a supervisor that died may have told nobody.
     this.#config = size === null ? config : withSize(config, size);
     this.#openBackend = ({ name: device, blockSize, readOnly, user, backend }, inherited) =>
@@ -65,9 +79,29 @@ export class ManagedDevice {
       this.#markAdded = resolve;
     });
     this.found = size !== null;
-    this.#kernel = context.kernel;
+    this.#kernel = kernel;
     this.#journal = context.journal;
-    this.opened = this.#open(context, left);
+    this.#clock = clock;
+    this.#inherited = config.backend.type === 'module' ? [] : (found?.held?.files ?? []);
+    const { name } = config;
+    const onChange = (state: DeviceState): void => {
+      if (state !== 'adding') this.#markAdded();
+      if (state === 'starting') this.#record();
+      else if (state === 'gone') this.#journal.remove(name);
+      onDeviceChange(this.device.status());
+    };
+    const openBackend = (): Promise<OpenBackend> => this.#openOnceUnlocked({ size, announced });
+    this.device = new Device({
+      config: this.#config,
+      openBackend,
+      kernel,
+      log,
+      clock,
+      found,
+      announced,
+      crashFiles,
+      onChange,
+    });
   }
 
   /** What it serves now. */
@@ -75,24 +109,18 @@ export class ManagedDevice {
     return this.#config;
   }
 
-  /** null until it is opened. */
-  get device(): Device | null {
-    return this.#device;
-  }
-
   /** The backend's data is as new as the device. */
   get dataIsNew(): boolean {
-    return this.#backend?.created === true;
+    return this.device.backend?.created === true;
   }
 
   get id(): number | null {
-    return this.#device?.id ?? this.#config.id ?? null;
+    return this.device.id ?? this.#config.id ?? null;
   }
 
   /** Resolves when the device is gone and its backend closed; `removeData` of any one caller counts for all. */
   async remove({ force, removeData }: { readonly force: boolean; readonly removeData: boolean }): Promise<void> {
-    const device = await this.opened;
-    await device.stop({ force });
+    await this.device.stop({ force });
     this.#removeData ||= removeData;
     this.#closed ??= this.#close();
     await this.#closed;
@@ -104,7 +132,7 @@ export class ManagedDevice {
    */
   restart(nursery: number | null = null): Promise<void> {
     return this.#inTurn(async () => {
-      const { size } = (await this.opened).status();
+      const { size } = this.device.status();
       await this.#handOver({ ...(await this.prepare(this.#config, size)), nursery }, false);
     });
   }
@@ -114,9 +142,7 @@ export class ManagedDevice {
    * nothing; rejects when the device cannot serve that.
    */
   async prepare(config: DeviceConfig, size: number): Promise<Prepared> {
-    const device = await this.opened;
-    const current = this.#backend;
-    if (current === null) throw new TypeError(`device ${config.name} has no backend`);
+    const current = await this.device.openSoon();
     const backend = current.module === undefined ? current : await this.#openBackend(config);
     if (backend.size !== size) {
       const { name } = config;
@@ -127,14 +153,14 @@ export class ManagedDevice {
       );
     }
     const served = { config, backend, nursery: null };
-    device.specOf(served);
+    this.device.specOf(served);
     return { ...served, replaces: current };
   }
 
   /** Replaces what is served by what `prepare` gave. Rejects with `BUSY` when something else came in between. */
   handOver(next: Prepared): Promise<void> {
     return this.#inTurn(async () => {
-      if (next.replaces === this.#backend) {
+      if (next.replaces === this.device.backend) {
         await this.#handOver(next, false);
         return;
       }
@@ -145,10 +171,8 @@ export class ManagedDevice {
   }
 
   async #handOver(next: Served, force: boolean): Promise<void> {
-    const device = await this.opened;
-    await device.handOver(next, { force });
+    await this.device.handOver(next, { force });
     this.#config = next.config;
-    this.#backend = next.backend;
     this.#record();
   }
 
@@ -165,16 +189,16 @@ export class ManagedDevice {
   }
 
   async #resize(size: number, force: boolean): Promise<void> {
-    const device = await this.opened;
+    const { device } = this;
     const { name } = this.#config;
-    const current = this.#backend;
     const refuse = (reason: string, code = 'REFUSED'): SupervisorError =>
       new SupervisorError(`resizing device ${name} failed: ${reason}`, { code, device: name });
-    if (current === null || device.state !== 'live') throw refuse(`it is ${device.state}; recover it first`, 'BUSY');
+    if (device.state !== 'live') throw refuse(`it is ${device.state}; recover it first`, 'BUSY');
     if (!this.#kernel.resizes) throw refuse('this kernel cannot (UPDATE_SIZE, Linux 6.16)', 'EOPNOTSUPP');
     const { blockSize } = device.status();
     if (size % blockSize !== 0)
       throw refuse(`${String(size)} is not a multiple of its block size ${String(blockSize)}`);
+    const current = await device.openSoon();
     // Until it is done: what is cut off must not become anybody's meanwhile.
     const shrunk = size < current.size && !force ? device.blockDevice : null;
     const claim = shrunk === null ? null : await this.#kernel.claim([shrunk], 'shrinking');
@@ -185,8 +209,8 @@ export class ManagedDevice {
       }
       if (size === current.size) return;
       if (current.resize === undefined) throw refuse(`its backend ${this.#config.backend.type} cannot change its size`);
-      const backend = await current.resize(size);
       this.#oversized = true;
+      const backend = await within(`resizing the backend of device ${name}`, RESIZE_DEADLINE_MS, current.resize(size));
       try {
         await this.#handOver({ config: withSize(this.#config, size), backend, nursery: null }, force);
       } catch (error) {
@@ -202,65 +226,59 @@ export class ManagedDevice {
   /** Of either size what is served by now is the one to be kept. Not while a generation may serve the other one. */
   async #trim(): Promise<void> {
     if (!this.#oversized) return;
-    await this.#backend?.trim?.();
+    const trimmed = this.device.backend?.trim?.() ?? Promise.resolve();
+    await within(`trimming the backend of device ${this.#config.name}`, RESIZE_DEADLINE_MS, trimmed);
     this.#oversized = false;
   }
 
-  async #open(context: ManagedDeviceContext, left: LeftDevice | null): Promise<Device> {
-    const { kernel, log, clock, crashFiles, onDeviceChange } = context;
-    const { name: device, backend: options } = this.#config;
-    const found = left?.found ?? undefined;
-    const backend = await this.#openBackend(this.#config, {
-      size: found?.size ?? null,
-      announced: found === undefined ? null : (left?.announced ?? null),
-      files: options.type === 'module' ? [] : (found?.held?.files ?? []),
-    });
-    const onChange = (state: DeviceState): void => {
-      if (state !== 'adding') this.#markAdded();
-      if (state === 'starting') this.#record();
-      else if (state === 'gone') this.#journal.remove(device);
-      if (this.#device) onDeviceChange(this.#device.status());
-    };
-    try {
-      if (found !== undefined) assertSameSize(device, found, backend.size);
-      const config = this.#config;
-      this.#device = new Device({ config, backend, kernel, log, clock, found, crashFiles, onChange });
-    } catch (error) {
-      await backend.close();
-      if (backend.created) await backend.remove();
-      throw error;
+  /** Tries again for as long as it may be the lock of a process of ours that has just ended. */
+  async #openOnceUnlocked(inherited: Omit<Inheritance, 'files'>): Promise<OpenBackend> {
+    const deadline = this.#clock.now() + LOCK_GRACE_MS;
+    for (;;) {
+      try {
+        // A backend closes what it was given when it cannot be opened with it.
+        const files = this.#inherited.map(duplicate);
+        const backend = await this.#openBackend(this.#config, { ...inherited, files });
+        this.#letGo();
+        return backend;
+      } catch (error) {
+        const locked = error instanceof SupervisorError && error.code === 'IN_USE';
+        if (!locked || this.#closed !== null || this.#clock.now() > deadline) throw error;
+        await this.#clock.sleep(LOCK_POLL_MS, new AbortController().signal);
+      }
     }
-    this.#backend = backend;
-    return this.#device;
+  }
+
+  #letGo(): void {
+    for (const fd of this.#inherited) closeSync(fd);
+    this.#inherited = [];
   }
 
   #record(): void {
-    const id = this.id;
-    if (id === null || this.#backend === null) return;
-    const { size, blockSize, facts } = this.#backend;
+    const { id } = this;
+    const { backend } = this.device;
+    if (id === null || backend === null) return;
+    const { size, blockSize, facts } = backend;
     const announced = { size, blockSize: blockSize ?? null, facts };
     this.#journal.write({ id, added: this.configured === null, announced, config: this.#config });
   }
 
   async #close(): Promise<void> {
+    this.#letGo();
+    // What is opened too late for the device is closed again.
+    await within('opening', OPENING_GRACE_MS, this.device.opened).catch(() => undefined);
     await this.#trim().catch(() => undefined);
-    await this.#backend?.close();
-    if (this.#removeData) await this.#backend?.remove();
+    const { backend } = this.device;
+    if (backend === null) return;
+    const { name } = this.#config;
+    await within(`closing the backend of device ${name}`, CLOSE_DEADLINE_MS, backend.close());
+    if (this.#removeData) await within(`removing the data of device ${name}`, CLOSE_DEADLINE_MS, backend.remove());
   }
 }
 
 /** It may be another state after each wait. */
 function isLive(device: Device): boolean {
   return device.state === 'live';
-}
-
-/** Who uses the device was promised that size. */
-function assertSameSize(device: string, { id, size }: FoundDevice, now: number): void {
-  if (size === null || size === now) return;
-  const message =
-    `adopting device ${device} failed: /dev/ublkb${String(id)} has ${String(size)} bytes and its backend ` +
-    `${String(now)}; it goes on being served, but is managed only when that is its size again`;
-  throw new SupervisorError(message, { code: 'CONFIG', device });
 }
 
 /** The same configuration with another size of the device. */

@@ -36,9 +36,12 @@ export async function reload(
   { dryRun, log }: { readonly dryRun: boolean; readonly log: Log },
 ): Promise<PlanEntry[]> {
   const plan = planOf(
-    target.devices.flatMap(({ configured, config: { name }, device }) =>
-      device === null ? [] : [{ configured, name, state: device.state, size: device.status().size }],
-    ),
+    target.devices.map(({ configured, config: { name }, device }) => ({
+      configured,
+      name,
+      state: device.state,
+      size: device.status().size,
+    })),
     wanted,
   );
   if (dryRun) return plan;
@@ -103,8 +106,8 @@ async function prepare(target: Reloadable, entry: PlanEntry, wanted: DeviceConfi
     return { entry, carryOut: () => target.start(added), undo: () => target.undo(added) };
   }
   const managed = target.devices.find(({ config }) => config.name === entry.device);
-  const device = managed?.device ?? null;
-  if (managed === undefined || device === null) throw new TypeError(`there is no device ${entry.device} to reload`);
+  if (managed === undefined) throw new TypeError(`there is no device ${entry.device} to reload`);
+  const { device } = managed;
   if (wanted === undefined) {
     return { entry, carryOut: () => target.remove(managed), undo: nothing };
   }

@@ -14,7 +14,7 @@ const EXIT_GRACE_MS = 1000;
 /** How long a generation that hands over may take to finish what its backend has; the rest of it is issued again. */
 const DRAIN_DEADLINE_MS = 5000;
 
-export type KernelStep = Exclude<Step, 'backOff' | 'checkBackend' | 'exchange'>;
+export type KernelStep = Exclude<Step, 'backOff' | 'openBackend' | 'checkBackend' | 'exchange'>;
 
 export interface StepContext {
   /** Stop or shrink the device even while somebody uses it. */

@@ -40,6 +40,11 @@ export interface SupervisorOptions {
   readonly crashFiles?: CrashFiles | null;
 }
 
+/** How long devices whose id the kernel chooses may have to wait for the backends of those before them. */
+const ORDER_PATIENCE_MS = 5_000;
+/** How long a start waits for a backend to be opened: what waits for the start is not to wait for that one. */
+const START_PATIENCE_MS = 60_000;
+
 /** `replaced`: its devices are served on, for the successor that takes its process over. */
 export type SupervisorEnd = 'stopped' | 'replaced';
 
@@ -97,41 +102,64 @@ export class Supervisor implements SupervisorApi {
   }
 
   /**
-   * Resolves when every device of the configuration is live or has failed; returns the failures. A device that failed
-   * stays, to be recovered or removed, unless its backend could not be opened.
+   * Resolves when every device of the configuration is live or has failed, or waits for a backend that takes its time;
+   * returns the failures. A device that failed stays, to be recovered or removed; one whose backend could not be opened
+   * starts by itself when it can be.
    */
   async start({ devices }: Config): Promise<StartFailure[]> {
     const failures: StartFailure[] = [];
     this.#left = this.#findLeftDevices(devices);
     const left = await this.#left;
     const fresh = devices.filter(({ name }) => !left.some(({ config }) => config.name === name));
-    const open = (config: DeviceConfig, from: LeftDevice | null): Promise<ManagedDevice | undefined> =>
-      this.#open(config, from).catch((error: unknown) => {
-        const failure = { name: config.name, error: known(error, `opening device ${config.name}`) };
+    const made = (config: DeviceConfig, from: LeftDevice | null): ManagedDevice[] => {
+      try {
+        this.#assertNameFree(config);
+      } catch (error) {
+        const failure = { name: config.name, error: known(error, `adding device ${config.name}`) };
         this.#log.error({ device: failure.name, code: failure.error.code }, failure.error.message);
         failures.push(failure);
-        return undefined;
-      });
-    const opening = [...left.map((one) => open(one.config, one)), ...fresh.map((config) => open(config, null))];
-    const opened = (await Promise.all(opening)).filter((managed) => managed !== undefined);
-    for (const managed of opened) {
-      const inFile = devices.find(({ name }) => name === managed.config.name);
+        return [];
+      }
+      const managed = this.#make(config, from);
+      const inFile = devices.find(({ name }) => name === config.name);
       managed.configured = inFile === undefined ? null : asServed(inFile, managed.config);
-    }
-    // One ADD_DEV after the other, wanted ids first: the ids that the kernel chooses are the same at every start.
-    const wanted = opened.filter(({ config }) => config.id !== undefined);
-    const chosen = opened.filter(({ config }) => config.id === undefined);
-    const starting: Promise<unknown>[] = [];
+      return [managed];
+    };
+    const adopted = left.flatMap((one) => made(one.config, one));
+    const added = fresh.flatMap((config) => made(config, null));
+    const starting = adopted.map((managed) => this.#startPatiently(managed, failures));
+    // One ADD_DEV after the other, wanted ids first: the ids that the kernel chooses are the same at every start. But nobody
+    // waits long for a backend that is slow to open.
+    for (const { device } of added) device.open().catch(() => undefined);
+    const wanted = added.filter(({ config }) => config.id !== undefined);
+    const chosen = added.filter(({ config }) => config.id === undefined);
+    const patience = later(ORDER_PATIENCE_MS);
     for (const managed of [...wanted, ...chosen]) {
-      const { name } = managed.config;
-      const start = this.#startOne(managed).catch((error: unknown) => {
-        failures.push({ name, error: known(error, `starting device ${name}`) });
-      });
-      starting.push(start);
-      await managed.added;
+      await Promise.race([managed.device.open().catch(() => undefined), patience]);
+      starting.push(this.#startPatiently(managed, failures));
+      await Promise.race([managed.added, patience]);
     }
     await Promise.all(starting);
     return failures;
+  }
+
+  /** What becomes of it when its backend is open at last is in `status`. */
+  async #startPatiently(managed: ManagedDevice, failures: StartFailure[]): Promise<void> {
+    const { name } = managed.config;
+    const started = this.#startOne(managed);
+    try {
+      const first = await Promise.race([started, later(START_PATIENCE_MS)]);
+      if (first === undefined && managed.device.backend === null) {
+        const reason = `it takes longer than ${String(START_PATIENCE_MS / 1000)} s, and is served as soon as that is done`;
+        const message = `opening the backend of device ${name} failed: ${reason}`;
+        this.#log.error({ device: name }, message);
+        throw new SupervisorError(message, { code: 'TIMEOUT', device: name });
+      }
+      await started;
+    } catch (error) {
+      started.catch(() => undefined);
+      failures.push({ name, error: known(error, `starting device ${name}`) });
+    }
   }
 
   /**
@@ -152,12 +180,14 @@ export class Supervisor implements SupervisorApi {
   status(): Status {
     return {
       supervisor: { pid: process.pid, version: this.#version, kernel: this.#kernelRelease },
-      devices: [...this.#devices.values()].flatMap(({ device }) => (device === null ? [] : [device.status()])),
+      devices: [...this.#devices.values()].map(({ device }) => device.status()),
     };
   }
 
   async add(input: unknown): Promise<DeviceStatus> {
-    const managed = await this.#open(this.#parseDevice(input), null);
+    const config = this.#parseDevice(input);
+    this.#assertFree(config);
+    const managed = this.#make(config, null);
     try {
       return await this.#startOne(managed);
     } catch (error) {
@@ -171,7 +201,7 @@ export class Supervisor implements SupervisorApi {
   }
 
   async recover(name: string, options: { readonly clearQuarantine?: boolean } = {}): Promise<DeviceStatus> {
-    const device = await this.#find('recovering', name).opened;
+    const { device } = this.#find('recovering', name);
     await device.recover(options);
     return device.status();
   }
@@ -179,7 +209,7 @@ export class Supervisor implements SupervisorApi {
   async restart(name: string): Promise<DeviceStatus> {
     const managed = this.#find('restarting', name);
     await managed.restart();
-    return (await managed.opened).status();
+    return managed.device.status();
   }
 
   async resize(
@@ -188,7 +218,7 @@ export class Supervisor implements SupervisorApi {
   ): Promise<DeviceStatus> {
     const managed = this.#find('resizing', name);
     await managed.resize(size, force);
-    return (await managed.opened).status();
+    return managed.device.status();
   }
 
   /** Where the code of each device's backend in JavaScript is, by the device's name. */
@@ -210,7 +240,7 @@ export class Supervisor implements SupervisorApi {
       if (this.#stops > 0) throw refuse('the supervisor is stopping', 'STOPPING');
       const target = {
         devices: [...this.#devices.values()],
-        open: (config: DeviceConfig) => this.#open(config, null),
+        open: (config: DeviceConfig) => this.#open(config),
         start: (managed: ManagedDevice) => this.#startOne(managed),
         claim: (devices: readonly ManagedDevice[]) => this.#claim(devices),
         remove: (managed: ManagedDevice) => this.#remove(managed, { force: false, removeData: false }),
@@ -253,9 +283,9 @@ export class Supervisor implements SupervisorApi {
 
   /** What nobody serves is served by the new code as soon as somebody does. */
   async #upgradeOne(managed: ManagedDevice, { nursery }: Successor): Promise<void> {
-    const device = await managed.opened.catch(() => null);
+    const { device } = managed;
     const isServed = (): boolean =>
-      this.#has(managed) && device !== null && !['degraded', 'failed', 'stopping', 'gone'].includes(device.state);
+      this.#has(managed) && !['degraded', 'failed', 'stopping', 'gone'].includes(device.state);
     if (!isServed()) return;
     try {
       await managed.restart(nursery);
@@ -321,26 +351,30 @@ export class Supervisor implements SupervisorApi {
 
   /** So that all of them can be stopped, or none is. */
   #claim(devices: readonly ManagedDevice[]): Promise<Claim> {
-    const ids = devices.flatMap(({ device }) => device?.blockDevice ?? []);
+    const ids = devices.flatMap(({ device }) => device.blockDevice ?? []);
     return this.#context.kernel.claim(ids, 'stopping');
   }
 
   /** Takes the name and the id, then opens the backend; what fails leaves nothing. */
-  async #open(config: DeviceConfig, left: LeftDevice | null): Promise<ManagedDevice> {
+  async #open(config: DeviceConfig): Promise<ManagedDevice> {
     this.#assertFree(config);
-    const managed = new ManagedDevice(config, this.#context, left);
-    this.#devices.set(config.name, managed);
+    const managed = this.#make(config, null);
     try {
-      await managed.opened;
+      await managed.device.openSoon();
     } catch (error) {
-      this.#devices.delete(config.name);
-      throw known(error, `opening the backend of device ${config.name}`);
+      await this.#undo(managed);
+      throw error;
     }
     return managed;
   }
 
-  async #startOne(managed: ManagedDevice): Promise<DeviceStatus> {
-    const device = await managed.opened;
+  #make(config: DeviceConfig, left: LeftDevice | null): ManagedDevice {
+    const managed = new ManagedDevice(config, this.#context, left);
+    this.#devices.set(config.name, managed);
+    return managed;
+  }
+
+  async #startOne({ device }: ManagedDevice): Promise<DeviceStatus> {
     await device.start();
     return device.status();
   }
@@ -352,7 +386,7 @@ export class Supervisor implements SupervisorApi {
     } catch (error) {
       const failure = known(error, `closing the backend of device ${name}`);
       this.#log.error({ device: name, code: failure.code }, failure.message);
-      if (managed.device?.state === 'gone') this.#forget(managed);
+      if (managed.device.state === 'gone') this.#forget(managed);
       throw failure;
     }
     this.#forget(managed);
@@ -379,13 +413,16 @@ export class Supervisor implements SupervisorApi {
   }
 
   #assertFree({ name, id }: DeviceConfig): void {
-    const refuse = (reason: string, code: string): never => {
-      throw new SupervisorError(`adding device ${name} failed: ${reason}`, { code, device: name });
-    };
-    if (this.#stops > 0) refuse('the supervisor is stopping', 'STOPPING');
-    if (this.#devices.has(name)) refuse('there is a device of that name; remove it or choose another name', 'EXISTS');
+    this.#assertNameFree({ name });
     const owner = [...this.#devices.values()].find((other) => other.id === id);
-    if (owner) refuse(`id ${String(id)} is that of device ${owner.config.name}; choose another id`, 'EXISTS');
+    if (owner === undefined) return;
+    throw notAdded(name, `id ${String(id)} is that of device ${owner.config.name}; choose another id`, 'EXISTS');
+  }
+
+  #assertNameFree({ name }: Pick<DeviceConfig, 'name'>): void {
+    if (this.#stops > 0) throw notAdded(name, 'the supervisor is stopping', 'STOPPING');
+    if (!this.#devices.has(name)) return;
+    throw notAdded(name, 'there is a device of that name; remove it or choose another name', 'EXISTS');
   }
 
   #endAs(end: SupervisorEnd): void {
@@ -399,6 +436,19 @@ export class Supervisor implements SupervisorApi {
 function asServed(inFile: DeviceConfig, served: DeviceConfig): DeviceConfig {
   const size = configuredSize(inFile);
   return size === undefined ? served : withSize(served, size);
+}
+
+function notAdded(device: string, reason: string, code: string): SupervisorError {
+  return new SupervisorError(`adding device ${device} failed: ${reason}`, { code, device });
+}
+
+/** Keeps no process from ending. */
+function later(ms: number): Promise<undefined> {
+  return new Promise((resolve) => {
+    setTimeout(() => {
+      resolve(undefined);
+    }, ms).unref();
+  });
 }
 
 function known(error: unknown, operation: string): SupervisorError {

@@ -1,13 +1,29 @@
 import t from 'tap';
+import type { OpenBackend } from '../../backends/interface.js';
 import type { FoundDevice } from '../../src/supervisor/kernel.js';
 import { Device } from '../../src/supervisor/device.js';
 import type { DeviceState } from '../../src/supervisor/machine.js';
-import { backend, deviceConfig, faultsOf, leaked, outcomeOf, quiet, silent, type Rig } from './device-harness.js';
+import {
+  backend,
+  deviceConfig,
+  openBackend,
+  faultsOf,
+  leaked,
+  outcomeOf,
+  quiet,
+  silent,
+  type Rig,
+} from './device-harness.js';
 import { ModelClock } from './model-clock.js';
 import { kernelVersions, type KernelVersion } from './model-device.js';
 import { ModelKernel, mortal, type Moment } from './model-kernel.js';
 
-function newDevice(model: ModelKernel, kernel: ModelKernel, found?: FoundDevice): Rig {
+function newDevice(
+  model: ModelKernel,
+  kernel: ModelKernel,
+  found?: FoundDevice,
+  open: () => Promise<OpenBackend> = openBackend,
+): Rig {
   const clock = new ModelClock();
   const states: DeviceState[] = [];
   const config = deviceConfig('ram0');
@@ -18,7 +34,7 @@ function newDevice(model: ModelKernel, kernel: ModelKernel, found?: FoundDevice)
     model,
     clock,
     states,
-    device: new Device({ config, backend, kernel, log: silent, clock, onChange, ...(found ? { found } : {}) }),
+    device: new Device({ config, openBackend: open, kernel, log: silent, clock, onChange, found }),
   };
 }
 
@@ -119,5 +135,38 @@ t.test('of a device that the kernel does not tell of, nothing is taken for not t
     model.heal();
     await successor.device.recover();
     t.strictSame([successor.device.state, faultsOf(successor)], ['live', []]);
+  }
+});
+
+t.test('what is served is adopted though its backend cannot be opened, and recovered when it can be', async (t) => {
+  for (const version of kernelVersions) {
+    const model = new ModelKernel(version);
+    const { kernel, kill } = mortal(model);
+    await newDevice(model, kernel).device.start();
+    kill();
+    const { generation } = model;
+    let missing = true;
+    const open = (): Promise<OpenBackend> =>
+      missing ? Promise.reject(new Error('no such file')) : Promise.resolve(backend);
+    const successor = newDevice(model, model, foundIn(model), open);
+    const { device, clock } = successor;
+    clock.held = true;
+    await device.start();
+    await quiet();
+    t.match(device.status(), { state: 'live', size: backend.size, reason: /no such file/ });
+    t.equal(generation.alive.size, 2);
+    generation.exit(0);
+    await quiet();
+    t.match(device.status(), { state: 'degraded', reason: /no such file/, path: '/dev/ublkb0' });
+    model.only.open = true;
+    await t.rejects(device.stop({ force: false }), { code: 'IN_USE' });
+    clock.wake();
+    await quiet();
+    t.equal(device.state, 'degraded');
+    missing = false;
+    clock.wake();
+    await quiet();
+    t.match(device.status(), { state: 'live', reason: null });
+    t.strictSame(faultsOf(successor), []);
   }
 });

@@ -29,6 +29,8 @@ export const backend: OpenBackend = {
   remove: () => Promise.resolve(),
 };
 
+export const openBackend = (): Promise<OpenBackend> => Promise.resolve(backend);
+
 export const silent: Log = { info: () => undefined, warn: () => undefined, error: () => undefined };
 
 export function deviceConfig(name: string, recovery: Partial<RecoveryConfig> = {}, queues = 2): DeviceConfig {
@@ -96,7 +98,12 @@ export function rig(version: KernelVersion, recovery: Partial<RecoveryConfig> = 
     states.push(state);
   };
   const config = deviceConfig('ram0', recovery, queues);
-  return { model, clock, states, device: new Device({ config, backend, kernel: model, log: silent, clock, onChange }) };
+  return {
+    model,
+    clock,
+    states,
+    device: new Device({ config, openBackend, kernel: model, log: silent, clock, onChange }),
+  };
 }
 
 export async function liveRig(

@@ -1,7 +1,8 @@
 import t from 'tap';
+import type { OpenBackend } from '../../backends/interface.js';
 import { SupervisorError } from '../../src/errors.js';
 import { Device } from '../../src/supervisor/device.js';
-import { backend, deviceConfig, facts, faultsOf, liveRig, quiet, silent } from './device-harness.js';
+import { backend, deviceConfig, facts, faultsOf, liveRig, openBackend, quiet, silent } from './device-harness.js';
 import { ModelClock } from './model-clock.js';
 import { kernelVersions, type KernelVersion } from './model-device.js';
 import { ModelKernel } from './model-kernel.js';
@@ -56,7 +57,7 @@ for (const version of kernelVersions) {
 t.test('another device is served on whatever happens to this one', async (t) => {
   const model = new ModelKernel('6.16');
   const make = (name: string) =>
-    new Device({ config: deviceConfig(name), backend, kernel: model, log: silent, clock: new ModelClock() });
+    new Device({ config: deviceConfig(name), openBackend, kernel: model, log: silent, clock: new ModelClock() });
   const [victim, other] = [make('ram0'), make('ram1')];
   await Promise.all([victim.start(), other.start()]);
   const bystander = model.devices.get(1);
@@ -73,32 +74,32 @@ t.test('another device is served on whatever happens to this one', async (t) => 
   t.strictSame(model.violations, []);
 });
 
-t.test('the device is configured from its configuration and its backend', (t) => {
-  const make =
-    (config: object, other: object = {}, version: KernelVersion = '7.2') =>
-    () =>
-      new Device({
-        config: { ...deviceConfig('ram0'), ...config },
-        backend: { ...backend, ...other },
-        kernel: new ModelKernel(version),
-        log: silent,
-      }).status();
-  t.match(make({})(), { state: 'adding', size: 1 << 20, blockSize: 4096, dataPath: 'user-copy', backend: 'null' });
-  t.match(make({ dataPath: 'copy' })(), { dataPath: 'copy' });
+t.test('the device is configured from its configuration and its backend', async (t) => {
+  const make = async (config: object, other: object = {}, version: KernelVersion = '7.2') => {
+    const device = new Device({
+      config: { ...deviceConfig('ram0'), ...config },
+      openBackend: () => Promise.resolve({ ...backend, ...other }),
+      kernel: new ModelKernel(version),
+      log: silent,
+    });
+    await device.open();
+    return device.status();
+  };
+  t.match(await make({}), { state: 'adding', size: 1 << 20, blockSize: 4096, dataPath: 'user-copy', backend: 'null' });
+  t.match(await make({ dataPath: 'copy' }), { dataPath: 'copy' });
   const file = { dataPaths: ['zero-copy', 'copy'] };
-  t.match(make({}, file)(), { dataPath: 'zero-copy' });
-  t.match(make({}, file, '6.12')(), { dataPath: 'copy' }, 'the best that the kernel has');
-  t.match(make({ dataPath: 'zero-copy' }, file, '6.12')(), { dataPath: 'zero-copy' }, 'which ADD_DEV will refuse');
-  t.throws(make({ dataPath: 'user-copy' }, file), {
+  t.match(await make({}, file), { dataPath: 'zero-copy' });
+  t.match(await make({}, file, '6.12'), { dataPath: 'copy' }, 'the best that the kernel has');
+  t.match(await make({ dataPath: 'zero-copy' }, file, '6.12'), { dataPath: 'zero-copy' }, 'which ADD_DEV will refuse');
+  await t.rejects(make({ dataPath: 'user-copy' }, file), {
     code: 'CONFIG',
     message: 'configuring device ram0 failed: backend null has no data path user-copy; use zero-copy or copy',
   });
   const appending = { facts: { ...facts, idempotentWrites: false } };
-  t.throws(make({}, appending), { code: 'CONFIG', message: /fail-inflight/ });
-  t.doesNotThrow(make({ recovery: { ...deviceConfig('ram0').recovery, mode: 'fail-inflight' } }, appending));
-  t.throws(make({}, { size: 4096 + 512 }), { code: 'CONFIG', message: /block size/ });
-  t.throws(make({}, { size: 0 }), { code: 'CONFIG' });
-  t.end();
+  await t.rejects(make({}, appending), { code: 'CONFIG', message: /fail-inflight/ });
+  await make({ recovery: { ...deviceConfig('ram0').recovery, mode: 'fail-inflight' } }, appending);
+  await t.rejects(make({}, { size: 4096 + 512 }), { code: 'CONFIG', message: /block size/ });
+  await t.rejects(make({}, { size: 0 }), { code: 'CONFIG' });
 });
 
 t.test('a device whose data changed is not served until it is what it was', async (t) => {
@@ -107,16 +108,23 @@ t.test('a device whose data changed is not served until it is what it was', asyn
   const model = new ModelKernel('7.2');
   const config = deviceConfig('ram0', { onGiveUp: 'stop' });
   const clock = new ModelClock();
-  const device = new Device({ config, backend: { ...backend, check }, kernel: model, log: silent, clock });
+  const openBackend = (): Promise<OpenBackend> => Promise.resolve({ ...backend, check });
+  const device = new Device({ config, openBackend, kernel: model, log: silent, clock });
   await device.start();
+  clock.held = true;
   refusal = new SupervisorError('checking /disk failed: it shrank', { code: 'BACKEND' });
   model.generation.exit(0);
   await quiet();
   t.match(device.status(), { state: 'degraded', reason: 'checking /disk failed: it shrank' });
   t.notOk(model.calls.includes('beginRecovery'), 'the kernel was asked to recover it');
   await t.rejects(device.recover(), { code: 'BACKEND' });
+  refusal = new SupervisorError('checking /disk failed: it is gone', { code: 'BACKEND' });
+  clock.wake();
+  await quiet();
+  t.match(device.status(), { state: 'degraded', reason: 'checking /disk failed: it is gone' });
   refusal = null;
-  await device.recover();
-  t.match(device.status(), { state: 'live', reason: null, generation: 2 });
+  clock.wake();
+  await quiet();
+  t.match(device.status(), { state: 'live', reason: null, generation: 2 }, 'by itself');
   t.strictSame(model.violations, []);
 });

@@ -1,3 +1,4 @@
+import { setTimeout } from 'node:timers/promises';
 import t from 'tap';
 import type { OpenBackend } from '../../backends/interface.js';
 import type { DeviceConfig } from '../../src/config/types.js';
@@ -11,6 +12,7 @@ import { ModelKernel } from './model-kernel.js';
 interface Rig {
   readonly model: ModelKernel;
   readonly supervisor: Supervisor;
+  readonly clock: ModelClock;
   /** `open ram0`, `close ram0`, `remove ram0`, `stopped`, in the order in which they happened. */
   readonly events: string[];
   readonly logged: string[];
@@ -26,11 +28,12 @@ interface Options {
 
 function rig({ open, close, facts, assertReplaceable, version = '7.2' }: Options = {}): Rig {
   const model = new ModelKernel(version);
+  const clock = new ModelClock();
   const events: string[] = [];
   const logged: string[] = [];
   const supervisor = new Supervisor({
     kernel: model,
-    clock: new ModelClock(),
+    clock,
     version: '1.2.3',
     kernelRelease: '7.2.12',
     log: {
@@ -64,7 +67,7 @@ function rig({ open, close, facts, assertReplaceable, version = '7.2' }: Options
     assertReplaceable,
     onEnd: () => events.push(String(supervisor.end)),
   });
-  return { model, supervisor, events, logged };
+  return { model, supervisor, clock, events, logged };
 }
 
 /** `ram0` lets the kernel choose the id, `ram0=7` wants 7. */
@@ -108,10 +111,11 @@ t.test('devices that fail are reported and the others served', async (t) => {
     open: (name) => (name === 'b' ? Promise.reject(new Error('no such file')) : Promise.resolve()),
   });
   made.model.fail('setParameters', 2, 'EINVAL');
+  made.clock.held = true;
   const failures = await made.supervisor.start(config('a', 'b', 'c', 'a', 'd'));
   t.match(failures.map(({ name, error }) => `${name} ${error.code}`).sort(), ['a EXISTS', 'b INTERNAL', 'c EINVAL']);
-  t.strictSame(states(made), ['a live', 'c failed', 'd live']);
-  t.match(made.logged.sort(), [/adding device a failed/, /device c is failed/, /no such file/]);
+  t.strictSame(states(made), ['a live', 'b failed', 'c failed', 'd live']);
+  t.match(made.logged.sort(), [/adding device a failed/, /device b is failed: .*no such file/, /device c is failed/]);
   t.match(await made.supervisor.recover('c'), { name: 'c', state: 'live' });
 });
 
@@ -188,6 +192,7 @@ t.test('an add that fails and cannot be removed stays to be seen', async (t) => 
 
 t.test('a backend that does not fit is closed again', async (t) => {
   const made = rig({ facts: { size: 1000 } });
+  made.clock.held = true;
   await t.rejects(made.supervisor.add('a'), { code: 'CONFIG' });
   t.strictSame([made.events, states(made)], [['open a', 'close a'], []]);
 });
@@ -346,7 +351,75 @@ t.test('a stop does not fail for a backend that could not be opened', async (t) 
   const made = rig({ open: () => quiet().then(() => Promise.reject(new Error('no'))) });
   const add = outcomeOf(made.supervisor.add('a'));
   await made.supervisor.stop({ force: false });
-  t.strictSame([add.result, made.events], ['INTERNAL', ['stopped']]);
+  await quiet();
+  t.strictSame([add.result, made.events], ['STOPPED', ['stopped']]);
+});
+
+t.test('a device whose backend cannot be opened is there, and starts by itself when it can be', async (t) => {
+  let missing = true;
+  const made = rig({ open: () => (missing ? Promise.reject(new Error('no such file')) : Promise.resolve()) });
+  const { supervisor, clock } = made;
+  clock.held = true;
+  const failures = await supervisor.start(config('a', 'b'));
+  t.match(
+    failures.map(({ name }) => name),
+    ['a', 'b'],
+  );
+  t.match(supervisor.status().devices, [{ name: 'a', state: 'failed', id: null, reason: /no such file/ }, {}]);
+  clock.wake();
+  await quiet();
+  await t.rejects(supervisor.recover('a'), { message: /no such file/ });
+  t.strictSame(states(made), ['a failed', 'b failed']);
+  t.strictSame(made.logged.length, 3, 'each said once, and what was asked for again');
+  missing = false;
+  t.match(await supervisor.recover('b'), { state: 'live', reason: null });
+  t.strictSame(states(made), ['a failed', 'b live'], 'recover tries at once');
+  clock.wake();
+  await quiet();
+  t.match(supervisor.status().devices, [
+    { state: 'live', reason: null },
+    { state: 'live', reason: null },
+  ]);
+  t.strictSame(made.events, ['open b', 'open a']);
+  missing = true;
+  await supervisor.stop({ force: false });
+  t.strictSame([states(made), made.model.violations], [[], []]);
+});
+
+t.test('a device whose backend cannot be opened can be removed', async (t) => {
+  const made = rig({ open: () => Promise.reject(new Error('no such file')) });
+  made.clock.held = true;
+  await made.supervisor.start(config('a'));
+  await made.supervisor.remove('a', { force: false, removeData: true });
+  t.strictSame([states(made), made.events], [[], []]);
+});
+
+t.test('a lock is given a moment to go', async (t) => {
+  let attempts = 0;
+  const open = (): Promise<void> => {
+    attempts += 1;
+    return attempts < 4
+      ? Promise.reject(new SupervisorError('opening it failed: locked', { code: 'IN_USE' }))
+      : Promise.resolve();
+  };
+  const made = rig({ open });
+  t.match(await made.supervisor.add('a'), { state: 'live' });
+  t.strictSame(made.clock.sleeps, [50, 50, 50]);
+});
+
+t.test('a backend that hangs keeps no other device from starting, nor anybody from stopping', async (t) => {
+  const { promise, release } = gate();
+  const made = rig({ open: (name) => (name === 'hung' ? promise : Promise.resolve()) });
+  const start = outcomeOf(made.supervisor.start(config('hung', 'b')));
+  // Only the order of ids is waited for, and that not for long.
+  while (!states(made).includes('b live')) await setTimeout(10);
+  t.strictSame([start.result, ...states(made)], ['pending', 'hung adding', 'b live']);
+  await made.supervisor.stop({ force: true });
+  await quiet();
+  t.strictSame([start.result, states(made), made.events], ['done', [], ['open b', 'close b', 'stopped']]);
+  release();
+  await quiet();
+  t.strictSame(made.events.slice(3), ['open hung', 'close hung'], 'too late');
 });
 
 t.test('recover brings a parked device back, and rejects when it does not come', async (t) => {

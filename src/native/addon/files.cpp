@@ -95,9 +95,19 @@ Napi::Value fallocateFile(const Napi::CallbackInfo& info) {
   return worker->promise();
 }
 
+// duplicate(fd): fd of the same open file.
+Napi::Value duplicate(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const int fd =
+        checked(fcntl(info[0].As<Napi::Number>().Int32Value(), F_DUPFD_CLOEXEC, 3), "duplicating a descriptor");
+    return Napi::Number::New(info.Env(), fd);
+  });
+}
+
 }  // namespace
 
 void exportFiles(Napi::Env env, Napi::Object exports) {
+  exports.Set("duplicate", Napi::Function::New(env, duplicate));
   exports.Set("flock", Napi::Function::New(env, lockFile));
   exports.Set("writeAtOnce", Napi::Function::New(env, writeAtOnce));
   exports.Set("directIoAlignment", Napi::Function::New(env, directIoAlignment));

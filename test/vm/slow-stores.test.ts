@@ -1,0 +1,103 @@
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { mkdir, rename, truncate, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { Served, assertNothingLeft, ok, processesNamed, run } from './harness.js';
+
+/** A store that is missing, locked or hangs concerns its own device alone, which waits for it. */
+
+const runtimeDir = '/run/slow-stores';
+const stores = '/run/stores';
+const MIB = 2 ** 20;
+const at = (name: string): string => join(stores, `${name}.img`);
+const file = (name: string): object => ({ name, backend: { type: 'file', path: at(name) } });
+const devices = [{ name: 'fine', backend: { type: 'ram', size: '16MiB' } }, file('missing'), file('locked')];
+
+async function makeStore(path: string): Promise<void> {
+  await writeFile(path, '');
+  await truncate(path, MIB);
+}
+
+/** Holds the lock that a device would take. */
+async function lock(path: string): Promise<() => Promise<void>> {
+  const child = spawn('flock', ['--exclusive', path, 'sh', '-c', 'echo locked; exec sleep infinity'], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+  });
+  await new Promise((resolve) => child.stdout.once('data', resolve));
+  const ended = new Promise<void>((resolve) =>
+    child.once('exit', () => {
+      resolve();
+    }),
+  );
+  return async () => {
+    // The shell, which has the lock's descriptor too, is a child of flock.
+    await run('pkill', ['-KILL', '-P', String(child.pid)]);
+    child.kill('SIGKILL');
+    await ended;
+  };
+}
+
+test('stores that come late', { timeout: 900_000 }, async (t) => {
+  await mkdir(stores);
+  await makeStore(at('locked'));
+  const unlock = await lock(at('locked'));
+  let served = await Served.start(devices, { runtimeDir });
+  const states = async (): Promise<string[]> =>
+    (await served.status()).devices.map(({ name, state }) => `${name} ${state}`).sort();
+
+  await t.test('E6 a device without its store is there, says why, and starts when it comes', async () => {
+    assert.deepEqual(await states(), ['fine live', 'locked failed', 'missing failed']);
+    assert.match(
+      (await served.device('missing')).reason ?? '',
+      /opening \/run\/stores\/missing\.img failed: .*no such/,
+    );
+    assert.match((await served.device('locked')).reason ?? '', /another process or device has it locked/);
+    const recover = await served.command('recover', 'missing');
+    assert.notEqual(recover.code, 0);
+    assert.match(recover.stderr, /no such file/);
+    await makeStore(at('missing'));
+    await served.untilLive('missing');
+    assert.equal((await served.device('missing')).reason, null);
+    assert.deepEqual(await states(), ['fine live', 'locked failed', 'missing live']);
+    await unlock();
+    await served.untilLive('locked');
+  });
+
+  await t.test('E6 what an add asks for is refused at once, and nothing is left', async () => {
+    const { status, body } = await served.api('POST', '/v1/devices', file('never'));
+    assert.notEqual(status, 201);
+    assert.match(JSON.stringify(body), /opening \/run\/stores\/never\.img failed: there is no such file/);
+    assert.deepEqual(await states(), ['fine live', 'locked live', 'missing live']);
+  });
+
+  await t.test('E6 so it is when it has to be adopted: whoever uses it waits', async () => {
+    const { path } = await served.device('missing');
+    process.kill(served.pid, 'SIGKILL');
+    await served.exit;
+    for (const pid of processesNamed('ublk')) process.kill(pid, 'SIGKILL');
+    await rename(at('missing'), `${at('missing')}.away`);
+    const reading = ok('dd', [`if=${path ?? ''}`, 'of=/dev/null', 'bs=4k', 'count=1', 'iflag=direct', 'status=none']);
+    served = await Served.start(devices, { runtimeDir });
+    assert.deepEqual(await states(), ['fine live', 'locked live', 'missing degraded']);
+    assert.match((await served.device('missing')).reason ?? '', /no such file/);
+    assert.equal((await served.device('missing')).path, path);
+    await rename(`${at('missing')}.away`, at('missing'));
+    await reading;
+    await served.untilLive('missing');
+  });
+
+  await t.test('E6 a device without its store can be stopped', async () => {
+    assert.equal((await served.command('stop', 'missing')).code, 0);
+    await rename(at('missing'), `${at('missing')}.away`);
+    assert.equal(await served.terminate(), 0);
+    served = await Served.start(devices, { runtimeDir });
+    assert.deepEqual(await states(), ['fine live', 'locked live', 'missing failed']);
+    const stop = await served.command('stop', 'missing');
+    assert.deepEqual([stop.code, stop.stderr], [0, '']);
+    assert.deepEqual(await states(), ['fine live', 'locked live']);
+  });
+
+  assert.equal(await served.terminate(), 0);
+  await assertNothingLeft(runtimeDir);
+});
