@@ -35,8 +35,13 @@ export interface DeviceOptions {
   readonly onChange?: ((state: DeviceState) => void) | undefined;
 }
 
-/** How often a backend that cannot be opened, or loaded, is tried again. */
+/** How often what passes by itself is tried again. */
 const RETRY_INTERVAL_MS = 1000;
+/**
+ * Codes of a recovery that fails for as long as a store does not answer, or a backend cannot be loaded. A dead process'
+ * requests that are in a store keep its char device until the store has answered them.
+ */
+const PASSING: ReadonlySet<string | null> = new Set(['UNLOADABLE', 'EBUSY', 'TIMEOUT']);
 /** A large archive is read through when it is opened. What takes longer goes on, and the device with it when it is done. */
 const OPEN_DEADLINE_MS = 120_000;
 const CHECK_DEADLINE_MS = 10_000;
@@ -74,8 +79,8 @@ export class Device {
   #recoverWanted = false;
   /** What is served again should the hand-over under way fail. */
   #previous: HandOver | null = null;
-  /** Why the device is degraded while its backend is loaded again and again. */
-  #reloading: string | null = null;
+  /** Why the device is degraded while it is tried again and again. */
+  #retrying: string | null = null;
   /** The code of what made the device degraded; some of it passes by itself. */
   #degradedBy: string | null = null;
   /** The device waits for its backend, or its backend's data, to be there. */
@@ -101,8 +106,10 @@ export class Device {
       this.#onReport(report);
     };
     const onDeath = (death: Death): void => {
-      // Of a backend that does not load, and is tried again and again, the first attempt says it all.
-      if (this.#reloading === null) this.#crashes.died(death);
+      // Of what is tried again and again the first attempt says it all.
+      if (this.#retrying === null) this.#crashes.died(death);
+      // It took the time-out, so it paces itself; and a store that does not answer must not use up the restarts.
+      if (death.remains.hung !== null) this.#attempts.askedFor();
     };
     const marked = (): readonly MarkedRequest[] => this.#crashes.marked;
     const onMarked = (earlier: readonly MarkedRequest[]): void => {
@@ -226,14 +233,14 @@ export class Device {
   }
 
   status(): DeviceStatus {
-    const { id, started, generationNumber } = this.#device;
+    const { id, started, generationNumber, stalled } = this.#device;
     const { recoveries, lastExit, lastBackendError, lastPauseMs } = this.#history;
     return {
       name: this.#spec.name,
       id,
       path: id !== null && started ? `/dev/ublkb${String(id)}` : null,
       state: this.#state,
-      reason: this.#reason ?? this.#crashes.reason,
+      reason: this.#reason ?? stalled ?? this.#crashes.reason,
       backend: this.#spec.backend.name,
       size: this.#spec.size,
       blockSize: this.#spec.blockSize,
@@ -461,8 +468,8 @@ export class Device {
     // Also when a stop, which interrupted it, was refused.
     const signal = this.#renewInterrupt();
     const cause = this.#state === 'degraded' && this.#config.recovery.auto ? this.#degradedBy : null;
-    if (cause === 'UNLOADABLE') void this.#reload(signal);
-    else this.#reloading = null;
+    if (PASSING.has(cause) && !this.#lacksStore) void this.#retry(signal);
+    else this.#retrying = null;
     if (this.#lacksStore && this.#state !== 'gone') void this.#awaitStore(signal);
     if (cause === 'STUCK') void this.#recoverOnceEnded(signal);
     if (this.#state !== 'gone') return;
@@ -507,11 +514,11 @@ export class Device {
     }
   }
 
-  /** Loads the backend again, until its author has mended it or somebody wants something else of the device. */
-  async #reload(interrupted: AbortSignal): Promise<void> {
+  /** Again and again, until that works or somebody wants something else of the device. */
+  async #retry(interrupted: AbortSignal): Promise<void> {
     await this.#clock.sleep(RETRY_INTERVAL_MS, interrupted);
     if (interrupted.aborted || this.#state !== 'degraded') return;
-    this.#reloading = this.#reason;
+    this.#retrying = this.#reason;
     this.#attempts.askedFor();
     this.#recoverWanted = true;
     void this.#run();
@@ -530,7 +537,7 @@ export class Device {
     const { name: device } = this.#config;
     this.#onChange(this.#state);
     // Said once is enough.
-    if (this.#reloading !== null && this.#state !== 'live' && this.#reason === this.#reloading) return;
+    if (this.#retrying !== null && this.#state !== 'live' && this.#reason === this.#retrying) return;
     const bad = this.#state === 'degraded' || this.#state === 'failed';
     const level = bad ? 'error' : this.#reason === null ? 'info' : 'warn';
     const why = this.#reason === null ? '' : `: ${this.#reason}`;
@@ -544,7 +551,7 @@ export class Device {
     this.#reason = this.#error.message;
     this.#history.exited(status, this.#device.exited);
     const fields = { device, queue, pid, code, signal, ...(stack === null ? {} : { stack }) };
-    if (this.#reloading === null) this.#log.warn(fields, this.#error.message);
+    if (this.#retrying === null) this.#log.warn(fields, this.#error.message);
     void this.#run();
   }
 

@@ -200,8 +200,8 @@ export class UblkKernel implements Kernel {
         pages,
         processes: pids.map((pid, queue) => ({ pid, pidfd: pidfds[queue] ?? null })),
         channels,
-        deviceId: granted.id,
         requestTimeoutMs: spec.requestTimeoutMs,
+        onReport,
       });
     } finally {
       for (const channel of channels) channel.handedOver();
@@ -244,8 +244,8 @@ export class UblkKernel implements Kernel {
         pidfd: running && zygote !== null ? childPidfd(pid, zygote.pid) : null,
       })),
       channels,
-      deviceId: id,
       requestTimeoutMs: spec.requestTimeoutMs,
+      onReport,
     });
     record.generation = generation;
     for (const process of held.processes) if (!process.running) generation.onNotice(process);

@@ -13,7 +13,7 @@ import {
   type ZygoteChannel,
   type ZygoteMessage,
 } from '../native/binding.js';
-import { isStopped } from './processes.js';
+import { stateOfProcess } from './processes.js';
 import type { ZygoteConnection } from './zygote-connection.js';
 
 type Answer<Type extends ZygoteMessage['type']> = Extract<ZygoteMessage, { type: Type }>;
@@ -147,7 +147,7 @@ export class Zygote {
    */
   async control(request: ControlRequest, deadlineMs: number, signal?: AbortSignal): Promise<ControlAnswer> {
     // The command may wait in the kernel for good reason while the zygote is well.
-    const hangs = (): boolean => isStopped(this.pid);
+    const hangs = (): boolean => stateOfProcess(this.pid) === 'stopped';
     const answer = await this.#request(() => this.#channel.control(request), deadlineMs, hangs, signal);
     if (answer.type !== 'controlled') throw zygoteGone();
     return answer;
@@ -159,7 +159,7 @@ export class Zygote {
     const ended = new Promise<void>((resolve) => {
       end = resolve;
     });
-    const hangs = (): boolean => isStopped(this.pid);
+    const hangs = (): boolean => stateOfProcess(this.pid) === 'stopped';
     const send = (): number => {
       const sequence = this.#channel.control(request);
       this.#ends.set(sequence, end);
