@@ -1,4 +1,4 @@
-// kernels: newest
+// run: full
 import { testManyDevices } from './many-devices.js';
 
 // More than a socket takes messages of 1 KiB.
