@@ -6,4 +6,5 @@ export interface BenchOptions {
   readonly backend: string | undefined;
   readonly workload: string;
   readonly against: string | undefined;
+  readonly devices: readonly number[];
 }

@@ -1,9 +1,10 @@
-import { spawn, type ChildProcess } from 'node:child_process';
+import { execFile, spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdtemp, writeFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { setTimeout } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
 import { createClient } from '../src/cli/client.js';
 import type { DeviceStatus } from '../src/supervisor/status.js';
 
@@ -26,11 +27,24 @@ export class Served {
     this.#child = child;
   }
 
-  /** Resolves when the devices are live. `root`: of the checkout whose supervisor it is to be. */
-  static async start(devices: readonly object[], root = ourRoot): Promise<Served> {
+  /**
+   * Resolves when the devices are live. `root`: of the checkout whose supervisor it is to be; `preload`: a module that its
+   * supervisor loads first.
+   */
+  static async start(devices: readonly object[], root = ourRoot, preload?: string): Promise<Served> {
     const directory = await mkdtemp('/run/ublk-bench-');
     await writeFile(configIn(directory), JSON.stringify({ devices }));
-    return new Served(directory, root, await launch(directory, root));
+    return new Served(directory, root, await launch(directory, root, preload));
+  }
+
+  get pid(): number {
+    return this.#child.pid ?? NaN;
+  }
+
+  /** Runs a command of the command line to its end. */
+  async command(name: string): Promise<void> {
+    const main = join(this.#root, 'dist/src/cli/main.js');
+    await promisify(execFile)(process.execPath, [main, name, '--runtime-dir', this.#directory]);
   }
 
   /** SIGKILL; resolves when another supervisor has taken over. */
@@ -73,9 +87,10 @@ export class Served {
 const configIn = (directory: string): string => join(directory, 'config.json');
 
 /** Resolves when the supervisor serves. */
-async function launch(directory: string, root: string): Promise<ChildProcess> {
+async function launch(directory: string, root: string, preload?: string): Promise<ChildProcess> {
+  const options = preload === undefined ? [] : ['--import', preload];
   const main = join(resolve(root), 'dist/src/cli/main.js');
-  const child = spawn(process.execPath, [main, 'start', configIn(directory), '--runtime-dir', directory], {
+  const child = spawn(process.execPath, [...options, main, 'start', configIn(directory), '--runtime-dir', directory], {
     stdio: ['ignore', 'inherit', 'pipe'],
   });
   let log = '';
