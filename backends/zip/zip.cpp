@@ -93,11 +93,11 @@ void ZipBackend::submit(Responder& queue, const Request& request) {
   const auto present =
       static_cast<uint32_t>(std::min<uint64_t>(request.length, bytes - std::min(bytes, request.offset)));
   std::memset(request.data + present, 0, request.length - present);
-  const int error = present == 0 ? 0 : read(request.offset, request.data, present);
+  const int error = present == 0 ? 0 : read(queue, request.offset, request.data, present);
   queue.complete(request, error < 0 ? error : int64_t{request.length});
 }
 
-int ZipBackend::read(uint64_t offset, std::byte* data, uint32_t length) {
+int ZipBackend::read(Responder& queue, uint64_t offset, std::byte* data, uint32_t length) {
   if (!index_->entry.deflated) {
     return readArchive(archive_, index_->archive, data, length, index_->entry.dataOffset + offset);
   }
@@ -106,6 +106,7 @@ int ZipBackend::read(uint64_t offset, std::byte* data, uint32_t length) {
   while (error == 0 && decoder.position < offset) {
     error = inflateInto(decoder, memory_->skipped,
                         static_cast<uint32_t>(std::min<uint64_t>(kSkipBytes, offset - decoder.position)));
+    queue.working();
   }
   if (error == 0) error = inflateInto(decoder, data, length);
   if (error < 0) decoder.started = false;

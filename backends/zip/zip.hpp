@@ -25,7 +25,7 @@ class ZipBackend final : public Backend {
   struct Memory;
 
   // 0 or -errno; the range is within the entry.
-  int read(uint64_t offset, std::byte* data, uint32_t length);
+  int read(Responder& queue, uint64_t offset, std::byte* data, uint32_t length);
   Decoder& decoderFor(uint64_t offset);
   void restart(Decoder& decoder, uint32_t point);
   int inflateInto(Decoder& decoder, std::byte* data, uint32_t length);

@@ -86,7 +86,7 @@ const device = z
     backend: backendOptions.describe('what stores the data'),
     requestTimeout: duration
       .prefault('60s')
-      .describe('a request that is unanswered for so long counts as a hang, which is handled like a crash'),
+      .describe('queue processes that give no sign of life for so long are replaced; json(5) says what is one'),
     coreDump: z
       .boolean()
       .default(false)

@@ -36,7 +36,7 @@ export interface DeviceConfig {
   readonly blockSize: number;
   readonly readOnly: boolean;
   readonly dataPath: DataPath | 'auto';
-  /** A request that is unanswered for so long ends the queue processes, as if they had crashed. */
+  /** Queue processes that give no sign of life for so long are replaced. */
   readonly requestTimeoutMs: number;
   /** Whom the queue processes run as; undefined: as the supervisor, without its capabilities. */
   readonly user: User | undefined;

@@ -53,6 +53,9 @@ class Responder {
   // `maxIoBytes` of zeros that nobody may write to.
   virtual std::byte* zeros() const = 0;
 
+  // A sign of life, for a backend that computes for long within one call: without any it counts as hung.
+  virtual void working() = 0;
+
  protected:
   ~Responder() = default;
 };

@@ -213,6 +213,21 @@ export interface RequestIdentity {
 /** A request that a backend has not answered. */
 export interface OutstandingRequest extends RequestIdentity {
   readonly ageMs: number;
+  /** What the queue's backend got later was answered. */
+  readonly overtaken: boolean;
+  /** Requests of the same operation among it. */
+  readonly overtakenByItsKind: boolean;
+}
+
+export interface SignsOfLife {
+  /** One of `QueuePhase`. */
+  readonly phase: number;
+  /** Another number after each turn of the queue's loop, each answer, and each part of a long one. */
+  readonly progress: number;
+  /** Requests, by all generations. */
+  readonly answered: number;
+  /** How long its backend has had what it has had longest; 0: it has nothing. */
+  readonly oldestMs: number;
 }
 
 /** What the queues are to do with a request after crashes; `Mark` of shared_page.hpp. */
@@ -231,8 +246,9 @@ export interface SharedPages {
   /** Only while no queue process of the device is alive. `keepsOneBack`: its last FETCH waits until all are seen alive. */
   beginGeneration(keepsOneBack: boolean): void;
   readQueue(index: number): SharedQueue;
-  /** What the queue's backend has had longest; null: it has nothing. */
-  oldestRequest(index: number): OutstandingRequest | null;
+  signsOfLife(index: number): SignsOfLife;
+  /** Has the loop of a queue that serves turn once, if it can. */
+  ask(index: number): void;
   /** All that the queue's backend has, in no order. */
   outstanding(index: number): readonly OutstandingRequest[];
   /**
@@ -269,6 +285,7 @@ interface NativeJsQueue {
   readonly requests: ArrayBuffer;
   readonly offsets: ArrayBuffer;
   readonly answers: ArrayBuffer;
+  readonly progress: ArrayBuffer;
   start(): void;
   answer(count: number): void;
 }
@@ -279,6 +296,8 @@ export interface JsQueue {
   readonly requests: Int32Array;
   readonly offsets: Float64Array;
   readonly answers: Int32Array;
+  /** One number, which the supervisor sees; another one is a sign of life. */
+  readonly progress: Int32Array;
   /** Waits for the device's other queue processes, then fetches. Blocks the thread meanwhile. */
   start(): void;
   /** Answers the first `count` requests of `answers`, in one system call a batch. */
@@ -533,6 +552,7 @@ export function inheritQueue({ onBatch, onDrain, onEnd }: QueueEvents): JsQueue 
     requests: new Int32Array(native.requests),
     offsets: new Float64Array(native.offsets),
     answers: new Int32Array(native.answers),
+    progress: new Int32Array(native.progress),
     start: () => {
       translated(() => {
         native.start();

@@ -31,10 +31,6 @@ std::byte* mapMemory(size_t bytes, int protection) {
   return static_cast<std::byte*>(memory);
 }
 
-constexpr uint32_t counterIndex(Operation operation) {
-  return operation == Operation::writeZeroes ? 4 : static_cast<uint32_t>(operation);
-}
-
 // A flush has no place; the kernel leaves anything there.
 RequestIdentity identityOf(const IoDescriptor& descriptor) {
   const uint32_t operation = descriptor.opFlags & kOperationMask;
@@ -91,7 +87,7 @@ void Queue::prepareCommand(uint32_t opcode, uint16_t tag, int32_t result) {
   std::memcpy(sqe->cmd, &command, sizeof command);
 }
 
-// Completes when the supervisor sets the drain flag and wakes the futex: no descriptor and no message are needed.
+// Completes when the supervisor wakes the futex, having set the drain flag or not: no descriptor and no message are needed.
 void Queue::awaitDrain() {
   io_uring_sqe* sqe = nextSqe(Completion::drain, 0);
   sqe->opcode = kOpFutexWait;
@@ -192,6 +188,7 @@ bool Queue::done() const {
 // How many there were, with the requests that had waited for them.
 unsigned Queue::handleCompletions() {
   batchStartNs_ = monotonicNs();
+  working();
   unsigned head;
   unsigned seen = 0;
   io_uring_cqe* cqe;
@@ -209,6 +206,8 @@ void Queue::handle(uint64_t userData, int32_t result) {
   const auto tag = static_cast<uint16_t>(userData);
   switch (static_cast<Completion>(userData >> 16)) {
     case Completion::drain:
+      // Woken as it was: somebody wants a sign of life, which this turn of the loop is.
+      if (result == 0 && !setup_.page->drain.load(std::memory_order_relaxed)) awaitDrain();
       return;
     case Completion::copy:
       // Only a copy that failed or fell short is reported. The commit linked to it was cancelled without a word.
@@ -296,6 +295,8 @@ void Queue::complete(const Request& request, int64_t result) {
   finish(request.tag, request.operation, request.length, committed < 0);
 }
 
+void Queue::working() { Histogram::bump<uint32_t>(setup_.page->progress, 1); }
+
 void Queue::copyAndComplete(const Request& request, std::byte* memory, int32_t faultResult) {
   io_uring_sqe* sqe = nextSqe(Completion::copy, request.tag);
   sqe->opcode = request.operation == Operation::read ? IORING_OP_WRITE : IORING_OP_READ;
@@ -311,16 +312,17 @@ void Queue::copyAndComplete(const Request& request, std::byte* memory, int32_t f
 
 void Queue::commitFault(uint16_t tag) {
   const auto operation = static_cast<Operation>(setup_.descriptors[tag].opFlags & kOperationMask);
-  Histogram::bump(setup_.page->operations[counterIndex(operation)].errors, 1);
+  Histogram::bump(setup_.page->operations[counterIndex(operation)].errors, uint64_t{1});
   prepareCommand(kCommitAndFetch, tag, tags_[tag].faultResult);
 }
 
 void Queue::finish(uint16_t tag, Operation operation, uint32_t bytes, bool failed) {
   if (operation <= Operation::discard || operation == Operation::writeZeroes) {
     OperationCounters& counters = setup_.page->operations[counterIndex(operation)];
-    Histogram::bump(counters.count, 1);
-    Histogram::bump(failed ? counters.errors : counters.bytes, failed ? 1 : bytes);
+    Histogram::bump<uint64_t>(counters.count, 1);
+    Histogram::bump<uint64_t>(failed ? counters.errors : counters.bytes, failed ? 1 : bytes);
   }
+  working();
   finished_.push_back(tag);
   gate_.answered(tag);
   setup_.page->inflight.store(--inBackend_, std::memory_order_relaxed);
@@ -335,7 +337,11 @@ void Queue::accountFinished() {
     const auto operation = static_cast<Operation>(entry.operation.load(std::memory_order_relaxed));
     const uint64_t startNs = entry.startNs.load(std::memory_order_relaxed);
     if (operation <= Operation::discard || operation == Operation::writeZeroes) {
-      setup_.page->operations[counterIndex(operation)].latency.add(now - startNs);
+      OperationCounters& counters = setup_.page->operations[counterIndex(operation)];
+      counters.latency.add(now - startNs);
+      if (startNs > counters.newestAnsweredNs.load(std::memory_order_relaxed)) {
+        counters.newestAnsweredNs.store(startNs, std::memory_order_relaxed);
+      }
     }
     entry.startNs.store(0, std::memory_order_release);
   }

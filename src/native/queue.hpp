@@ -72,6 +72,7 @@ class Queue final : public Responder {
   void copyAndComplete(const Request& request, std::byte* memory, int32_t faultResult) override;
   io_uring_sqe* prepare(uint16_t tag) override { return nextSqe(Completion::backend, tag); }
   std::byte* zeros() const override { return zeros_; }
+  void working() override;
 
  private:
   enum class Completion : uint32_t { command = 0, copy = 1, drain = 2, backend = 3 };

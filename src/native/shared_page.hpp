@@ -11,13 +11,19 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "ublk_uapi.hpp"
+
 namespace ublk {
 
 constexpr uint32_t kSharedMagic = 0x6b6c6275;  // "ublk"
-constexpr uint32_t kSharedVersion = 2;
+constexpr uint32_t kSharedVersion = 3;
 constexpr uint32_t kMaxQueues = 128;
 constexpr uint32_t kOperationKinds = 5;  // read, write, flush, discard, write zeroes
 constexpr uint32_t kMaxMarked = 256;
+
+constexpr uint32_t counterIndex(Operation operation) {
+  return operation == Operation::writeZeroes ? 4 : static_cast<uint32_t>(operation);
+}
 
 // `released`: the kernel holds none of its requests any more, because the device goes away or as the drain flag asked.
 enum class Phase : uint32_t { absent = 0, preparing = 1, fetching = 2, fetched = 3, released = 4 };
@@ -40,7 +46,7 @@ class Histogram {
     return lower + static_cast<double>(1ull << (octave - 2)) / 2;
   }
 
-  void add(uint64_t ns) { bump(counts_[bucketOf(ns)], 1); }
+  void add(uint64_t ns) { bump<uint64_t>(counts_[bucketOf(ns)], 1); }
   // The value below which `share` (0 to 1) of the samples are, in nanoseconds; 0 without samples.
   double quantile(double share) const {
     uint64_t total = 0;
@@ -56,7 +62,8 @@ class Histogram {
   }
 
   // One writer at a time, so a plain load and store do and no locked instruction is paid for.
-  static void bump(std::atomic<uint64_t>& counter, uint64_t by) {
+  template <typename Number>
+  static void bump(std::atomic<Number>& counter, Number by) {
     counter.store(counter.load(std::memory_order_relaxed) + by, std::memory_order_relaxed);
   }
 
@@ -68,6 +75,7 @@ struct OperationCounters {
   std::atomic<uint64_t> count;
   std::atomic<uint64_t> bytes;
   std::atomic<uint64_t> errors;
+  std::atomic<uint64_t> newestAnsweredNs;  // CLOCK_MONOTONIC: of what was answered, when the backend got the last of it
   Histogram latency;
 };
 
@@ -86,6 +94,9 @@ struct QueuePage {
   std::atomic<uint32_t> inflight;
   char failureStep[64];                // NUL-terminated; written once, before the process exits
   std::atomic<uint64_t> lastAnswerNs;  // CLOCK_MONOTONIC, once a batch; 0: this generation has not answered anything
+  // A sign of life: another number after each turn of the queue's loop, each answer, and each part of a long one. Waking
+  // `drain` as it is asks for one.
+  std::atomic<uint32_t> progress;
   OperationCounters operations[kOperationKinds];
 };
 

@@ -121,10 +121,12 @@ export class Dispatcher {
   }
 
   #put(tag: number, result: number): void {
-    const { answers } = this.#queue;
+    const { answers, progress } = this.#queue;
     answers[2 * this.#answered] = tag;
     answers[2 * this.#answered + 1] = result;
     this.#answered++;
+    // The batch may take long yet.
+    progress[0] = (progress[0] ?? 0) + 1;
   }
 
   #later(tag: number, result: number): void {

@@ -46,7 +46,7 @@ export function crashReport({ generation, exit, remains }: Death, context: Crash
  * decision.
  */
 export function causeOf({ code, signal, reason }: ExitStatus, { hung }: Pick<Remains, 'hung'>): CrashCause {
-  if (hung) return 'hang';
+  if (hung !== null) return 'hang';
   if (signal !== null) return signal === 'SIGKILL' ? 'killed' : 'signal';
   if (code === null) return 'unknown';
   return reason === null ? 'exit' : 'error';

@@ -99,7 +99,10 @@ export class DeviceCrashes {
       this.#quarantine.interrupted(unansweredBy(remains));
       return [];
     }
-    const { convicted, unplaced } = this.#quarantine.crashed(unansweredBy(remains));
+    const { hung } = remains;
+    const unanswered = unansweredBy(remains);
+    const { convicted, unplaced } =
+      hung === null ? this.#quarantine.crashed(unanswered) : this.#quarantine.hung(unanswered, hung.overtaken);
     const { device, log } = this.#options;
     for (const request of unplaced) {
       log.error(

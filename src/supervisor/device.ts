@@ -31,8 +31,13 @@ export interface DeviceOptions {
   readonly onChange?: ((state: DeviceState) => void) | undefined;
 }
 
-/** How often a backend that cannot be loaded is tried again. */
-const RELOAD_INTERVAL_MS = 1000;
+/** How often what passes by itself is tried again. */
+const RETRY_INTERVAL_MS = 1000;
+/**
+ * Codes of a recovery that fails for as long as a store does not answer, or a backend cannot be loaded. A dead process'
+ * requests that are in a store keep its char device until the store has answered them.
+ */
+const PASSING: ReadonlySet<string | null> = new Set(['UNLOADABLE', 'EBUSY', 'TIMEOUT']);
 
 const events: readonly DeviceEvent[] = ['exited', 'stop', 'recover', 'handOver'];
 
@@ -62,8 +67,8 @@ export class Device {
   #recoverWanted = false;
   /** What is served again should the hand-over under way fail. */
   #previous: HandOver | null = null;
-  /** Why the device is degraded while its backend is loaded again and again. */
-  #reloading: string | null = null;
+  /** Why the device is degraded while it is tried again and again. */
+  #retrying: string | null = null;
   /** The code of what made the device degraded; some of it passes by itself. */
   #degradedBy: string | null = null;
   /** Ends what can be ended: of the step under way a back-off or startDevice, at rest the wait for what passes by itself. */
@@ -88,8 +93,10 @@ export class Device {
       this.#onReport(report);
     };
     const onDeath = (death: Death): void => {
-      // Of a backend that does not load, and is tried again and again, the first attempt says it all.
-      if (this.#reloading === null) this.#crashes.died(death);
+      // Of what is tried again and again the first attempt says it all.
+      if (this.#retrying === null) this.#crashes.died(death);
+      // It took the time-out, so it paces itself; and a store that does not answer must not use up the restarts.
+      if (death.remains.hung !== null) this.#attempts.askedFor();
     };
     const marked = (): readonly MarkedRequest[] => this.#crashes.marked;
     const onMarked = (earlier: readonly MarkedRequest[]): void => {
@@ -191,14 +198,14 @@ export class Device {
   }
 
   status(): DeviceStatus {
-    const { id, started, generationNumber } = this.#device;
+    const { id, started, generationNumber, stalled } = this.#device;
     const { recoveries, lastExit, lastBackendError, lastPauseMs } = this.#history;
     return {
       name: this.#spec.name,
       id,
       path: id !== null && started ? `/dev/ublkb${String(id)}` : null,
       state: this.#state,
-      reason: this.#reason ?? this.#crashes.reason,
+      reason: this.#reason ?? stalled ?? this.#crashes.reason,
       backend: this.#spec.backend.name,
       size: this.#spec.size,
       blockSize: this.#spec.blockSize,
@@ -377,19 +384,19 @@ export class Device {
     // Also when a stop, which interrupted it, was refused.
     const signal = this.#renewInterrupt();
     const cause = this.#state === 'degraded' && this.#config.recovery.auto ? this.#degradedBy : null;
-    if (cause === 'UNLOADABLE') void this.#reload(signal);
-    else this.#reloading = null;
+    if (PASSING.has(cause)) void this.#retry(signal);
+    else this.#retrying = null;
     if (cause === 'STUCK') void this.#recoverOnceEnded(signal);
     if (this.#state !== 'gone') return;
     this.#reason = null;
     this.#requests.gone();
   }
 
-  /** Loads the backend again, until its author has mended it or somebody wants something else of the device. */
-  async #reload(interrupted: AbortSignal): Promise<void> {
-    await this.#clock.sleep(RELOAD_INTERVAL_MS, interrupted);
+  /** Again and again, until that works or somebody wants something else of the device. */
+  async #retry(interrupted: AbortSignal): Promise<void> {
+    await this.#clock.sleep(RETRY_INTERVAL_MS, interrupted);
     if (interrupted.aborted || this.#state !== 'degraded') return;
-    this.#reloading = this.#reason;
+    this.#retrying = this.#reason;
     this.#attempts.askedFor();
     this.#recoverWanted = true;
     void this.#run();
@@ -408,7 +415,7 @@ export class Device {
     const { name: device } = this.#config;
     this.#onChange(this.#state);
     // Said once is enough.
-    if (this.#reloading !== null && this.#state !== 'live' && this.#reason === this.#reloading) return;
+    if (this.#retrying !== null && this.#state !== 'live' && this.#reason === this.#retrying) return;
     const bad = this.#state === 'degraded' || this.#state === 'failed';
     const level = bad ? 'error' : this.#reason === null ? 'info' : 'warn';
     const why = this.#reason === null ? '' : `: ${this.#reason}`;
@@ -422,7 +429,7 @@ export class Device {
     this.#reason = this.#error.message;
     this.#history.exited(status, this.#device.exited);
     const fields = { device, queue, pid, code, signal, ...(stack === null ? {} : { stack }) };
-    if (this.#reloading === null) this.#log.warn(fields, this.#error.message);
+    if (this.#retrying === null) this.#log.warn(fields, this.#error.message);
     void this.#run();
   }
 

@@ -3,10 +3,10 @@ import { SupervisorError } from '../errors.js';
 import { errnoName, QueuePhase, watchProcess } from '../native/binding.js';
 import type { ProcessEnd, ProcessWatch, SharedPages } from '../native/binding.js';
 import type { BackendChannel } from './backend-channel.js';
-import type { Generation, Remains } from './kernel.js';
+import type { Generation, QueueReport, Remains } from './kernel.js';
 import { answeredCounts, readRemains } from './remains.js';
 import type { ExitStatus, GenerationPhase } from './status.js';
-import { watchForHangs, type Hang } from './watchdog.js';
+import { watchForHangs, type Hang, type Stall } from './watchdog.js';
 
 /** How long the zygote may take to say how a process ended before we go on without knowing. */
 const NOTICE_DEADLINE_MS = 50;
@@ -43,8 +43,8 @@ export class ProcessGeneration implements Generation {
   /** Of the processes that ended before we ended the rest. */
   readonly #causes: MutableExit[] = [];
   #endingOthers = false;
-  /** The queue whose process did. */
-  #hung: number | null = null;
+  #hang: Hang | null = null;
+  #stall: Stall | null = null;
   readonly #answeredBefore: Remains['answered'];
   /** By performance.now(), of the first of the processes. */
   #diedAt = Infinity;
@@ -58,10 +58,10 @@ export class ProcessGeneration implements Generation {
     /** By queue; `pidfd`, which is taken over, is null where the process is gone already. */
     readonly processes: readonly { readonly pid: number; readonly pidfd: number | null }[];
     readonly channels: readonly BackendChannel[];
-    readonly deviceId: number;
     readonly requestTimeoutMs: number;
+    readonly onReport: (report: QueueReport) => void;
   }) {
-    const { number, pages, processes, channels, deviceId, requestTimeoutMs } = options;
+    const { number, pages, processes, channels, requestTimeoutMs } = options;
     const pids = processes.map(({ pid }) => pid);
     this.number = number;
     this.pids = pids;
@@ -94,14 +94,27 @@ export class ProcessGeneration implements Generation {
       return member;
     });
     this.#stopWatching = watchForHangs({
-      deviceId,
       pids,
       pages,
       timeoutMs: requestTimeoutMs,
+      javascript: channels.length > 0,
       onHang: (hang) => {
         this.#onHang(hang);
       },
+      onStall: (stall) => {
+        const before = this.#stall;
+        this.#stall = stall;
+        const said = (queue: number, level: 'info' | 'warn', message: string): void => {
+          options.onReport({ queue, report: { type: 'log', level, message } });
+        };
+        if (stall !== null && before === null) said(stall.queue, 'warn', `${stall.reason}; it is waited for`);
+        else if (stall === null && before !== null) said(before.queue, 'info', 'what was waited for is over');
+      },
     });
+  }
+
+  get stalled(): string | null {
+    return this.#stall?.reason ?? null;
   }
 
   /** What the zygote, as parent, learned of one of the processes. */
@@ -126,8 +139,8 @@ export class ProcessGeneration implements Generation {
     const ended = this.#causes.map(({ queue }) => queue);
     const died = ended.filter((queue) => this.#pages.readQueue(queue).phase !== QueuePhase.released);
     return {
-      died: this.#hung === null ? (died.length > 0 ? died : ended) : [this.#hung],
-      hung: this.#hung !== null,
+      died: this.#hang === null ? (died.length > 0 ? died : ended) : [this.#hang.queue],
+      hung: this.#hang,
       phase: this.phase(),
       ...readRemains(this.#pages, queues, sinceMs, this.#answeredBefore),
     };
@@ -161,11 +174,11 @@ export class ProcessGeneration implements Generation {
   }
 
   /** Ended from here it says nothing itself, so its exit says what we saw. */
-  #onHang({ queue, reason }: Hang): void {
-    const exit = this.#members[queue]?.exit;
+  #onHang(hang: Hang): void {
+    const exit = this.#members[hang.queue]?.exit;
     if (this.#endingOthers || exit === undefined) return;
-    exit.reason = reason;
-    this.#hung = queue;
+    exit.reason = hang.reason;
+    this.#hang = hang;
     this.#diedAt = performance.now();
     this.#causes.push(exit);
     this.#endOthers();

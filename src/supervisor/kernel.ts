@@ -1,6 +1,6 @@
 import type { BackendFacts, BackendModule, DataPath } from '../../backends/interface.js';
 import type { RecoveryMode, User } from '../config/types.js';
-import type { HeldGeneration, MarkedRequest, OutstandingRequest } from '../native/binding.js';
+import type { HeldGeneration, MarkedRequest, RequestIdentity } from '../native/binding.js';
 import type { BackendReport } from '../queue-proc/message-schema.js';
 import type { GenerationPhase, OperationName, QueueStatus } from './status.js';
 
@@ -14,7 +14,7 @@ export interface DeviceSpec {
   readonly size: number;
   readonly dataPath: DataPath;
   readonly recovery: RecoveryMode;
-  /** A request that is unanswered for so long ends the generation that has it. */
+  /** A generation that gives no sign of life for so long is ended; watchdog.ts says what is one. */
   readonly requestTimeoutMs: number;
   /** Whom the queue processes run as; undefined: as the supervisor, without its capabilities. */
   readonly user: User | undefined;
@@ -67,16 +67,23 @@ export interface QueueReport {
   readonly report: BackendReport;
 }
 
-export interface HeldRequest extends OutstandingRequest {
+export interface HeldRequest extends RequestIdentity {
   readonly queue: number;
+  readonly ageMs: number;
+}
+
+/** What a hang says against requests; as a rule nothing, as it may be the store that does not answer. */
+export interface HangEvidence {
+  /** The only request that was not answered in time, where later ones of its kind were. */
+  readonly overtaken: RequestIdentity | null;
 }
 
 /** What a dead generation left in the shared page. */
 export interface Remains {
   /** Its queues whose process ended by itself, or hung; the others were ended with it. */
   readonly died: readonly number[];
-  /** It was ended because it hung. */
-  readonly hung: boolean;
+  /** null: it was not ended because it hung. */
+  readonly hung: HangEvidence | null;
   readonly phase: GenerationPhase;
   /** What its backends had not answered; ages at the death. */
   readonly held: readonly HeldRequest[];
@@ -97,6 +104,8 @@ export interface Generation {
   readonly exited: AbortSignal;
   /** Resolves when every process is gone. */
   readonly allExited: Promise<void>;
+  /** What has been waited for longer than the request time-out, though new processes could do no better; null: nothing. */
+  readonly stalled: string | null;
   /** Read from the shared page, so it is valid after the processes are dead. */
   phase(): GenerationPhase;
   /** To be called once the processes are dead and before there are others. */

@@ -15,9 +15,14 @@ export function parentOf(pid: number): number | undefined {
   return parent === undefined ? undefined : Number(parent);
 }
 
-/** By SIGSTOP or a debugger. */
-export function isStopped(pid: number): boolean {
-  return /^t/i.test(statusField(pid, 'State') ?? '');
+/** What a process does, or its first thread; `asleep`: uninterruptibly, so that no signal ends it before that is over. */
+export type ProcessState = 'stopped' | 'asleep' | 'running' | 'waiting';
+
+/** null: it is gone. */
+export function stateOfProcess(pid: number): ProcessState | null {
+  const [state] = statusField(pid, 'State') ?? '';
+  if (state === undefined) return null;
+  return /t/i.test(state) ? 'stopped' : state === 'D' ? 'asleep' : state === 'R' ? 'running' : 'waiting';
 }
 
 /** What the process calls itself, at most 15 characters. */

@@ -1,4 +1,5 @@
 import { MOST_MARKED, type MarkedRequest, type RequestIdentity } from '../native/binding.js';
+import { isFlush } from './requests.js';
 
 /** More than that crash the backend for a reason that is not in the requests. */
 export const MOST_QUARANTINED = 64;
@@ -13,6 +14,8 @@ export interface Unanswered {
 
 interface Suspect extends RequestIdentity {
   readonly crashes: number;
+  /** Of which it alone was the cause, while later ones were answered. */
+  readonly hangs: number;
 }
 
 export interface Judgement {
@@ -29,6 +32,10 @@ const NOBODY: Judgement = { convicted: [], unplaced: [] };
  * times, never having answered it in between. Many may be under way in each of these crashes by mere chance, redelivered
  * together after each; so the last time, those that are so far suspected are given to the backend one by one (`marked`),
  * and the one that it dies with is the one.
+ *
+ * A hang says nothing against a request, unless it is the only one that was not answered while later ones were: then it
+ * is known without being alone. Flushes are never suspected: each is like all others, and refusing them all would leave
+ * no way to have data on stable storage.
  */
 export class Quarantine {
   readonly #after: number;
@@ -52,7 +59,7 @@ export class Quarantine {
     const suspected = [...this.#suspects.values()]
       .filter(({ crashes }) => crashes >= enough)
       .sort((one, other) => other.crashes - one.crashes)
-      .map((suspect) => ({ ...suspect, refused: false }));
+      .map((suspect) => ({ ...identityOf(suspect), crashes: suspect.crashes, refused: false }));
     return [...refused, ...suspected].slice(0, MOST_MARKED);
   }
 
@@ -61,15 +68,30 @@ export class Quarantine {
     if (this.#after === 0) return NOBODY;
     const suspects = this.#stillSuspected([...held.flat(), ...others]);
     for (const [key, request] of unique(held.flat())) {
-      const crashes = (this.#suspects.get(key)?.crashes ?? 0) + 1;
-      if (!this.#quarantined.has(key)) suspects.set(key, { ...identityOf(request), crashes });
+      if (this.#quarantined.has(key) || isFlush(request)) continue;
+      const { crashes = 0, hangs = 0 } = this.#suspects.get(key) ?? {};
+      suspects.set(key, { ...identityOf(request), crashes: crashes + 1, hangs });
     }
     this.#suspects = suspects;
     const guilty = held.flatMap((requests) => {
+      // It may as well be that one.
+      if (requests.some(isFlush)) return [];
       const due = [...unique(requests).keys()].filter((key) => (suspects.get(key)?.crashes ?? 0) >= this.#after);
       return due.length === 1 ? due : [];
     });
     return this.#convict(suspects, guilty);
+  }
+
+  /** A generation that served was ended because it hung; `accused`: over this request and no other. */
+  hung({ held, others }: Unanswered, accused: RequestIdentity | null): Judgement {
+    if (this.#after === 0) return NOBODY;
+    const suspects = this.#stillSuspected([...held.flat(), ...others]);
+    this.#suspects = suspects;
+    if (accused === null || isFlush(accused)) return NOBODY;
+    const key = keyOf(accused);
+    const { crashes = 0, hangs = 0 } = suspects.get(key) ?? {};
+    suspects.set(key, { ...identityOf(accused), crashes, hangs: hangs + 1 });
+    return this.#convict(suspects, hangs + 1 >= this.#after ? [key] : []);
   }
 
   /** A generation that served was ended from outside, which says nothing against the requests that it had. */
@@ -80,10 +102,11 @@ export class Quarantine {
   /** What an earlier supervisor had marked, when its device is adopted. */
   restore(marked: readonly MarkedRequest[]): void {
     this.clear();
-    for (const request of marked.filter(({ refused }) => refused)) this.#quarantined.set(keyOf(request), request);
-    const suspects = marked.filter(({ refused }) => !refused);
+    const known = marked.filter((request) => !isFlush(request));
+    for (const request of known.filter(({ refused }) => refused)) this.#quarantined.set(keyOf(request), request);
+    const suspects = known.filter(({ refused }) => !refused);
     this.#suspects = new Map(
-      suspects.map((request) => [keyOf(request), { ...identityOf(request), crashes: request.crashes }]),
+      suspects.map((request) => [keyOf(request), { ...identityOf(request), crashes: request.crashes, hangs: 0 }]),
     );
   }
 
@@ -105,7 +128,7 @@ export class Quarantine {
     for (const key of new Set(guilty)) {
       const suspect = suspects.get(key);
       if (suspect === undefined) continue;
-      const request = { ...suspect, refused: true };
+      const request = { ...identityOf(suspect), crashes: suspect.crashes + suspect.hangs, refused: true };
       if (this.#quarantined.size >= MOST_QUARANTINED) {
         unplaced.push(request);
         continue;

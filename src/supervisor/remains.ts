@@ -21,7 +21,9 @@ export function readRemains(
   const indices = Array.from({ length: queues }, (_, queue) => queue);
   const atDeath = (ms: number): number => Math.max(0, ms - sinceMs);
   const held = indices.flatMap((queue) =>
-    pages.outstanding(queue).map((request) => ({ ...request, queue, ageMs: atDeath(request.ageMs) })),
+    pages.outstanding(queue).map(({ operation, startSector, sectors, ageMs }) => {
+      return { operation, startSector, sectors, queue, ageMs: atDeath(ageMs) };
+    }),
   );
   const answers = indices.flatMap((queue) => pages.readQueue(queue).sinceAnswerMs ?? []);
   const after = answeredCounts(pages, queues);

@@ -10,6 +10,11 @@ const names: Readonly<Record<number, OperationName>> = {
   5: 'writeZeroes',
 };
 
+/** It has no place, so that one cannot be told from another. */
+export function isFlush({ operation }: RequestIdentity): boolean {
+  return names[operation] === 'flush';
+}
+
 /** In the order of the shared page's counters. */
 export const operationNames: readonly OperationName[] = Object.values(names);
 

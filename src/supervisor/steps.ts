@@ -138,6 +138,11 @@ export class KernelDevice {
     return this.#generation?.allExited ?? Promise.resolve();
   }
 
+  /** What its generation has been waiting for longer than the request time-out; null: nothing. */
+  get stalled(): string | null {
+    return this.#generation?.stalled ?? null;
+  }
+
   /** The state in which the device is left alone as it now is. */
   get rest(): DeviceState {
     if (!this.#started) return 'failed';

@@ -188,8 +188,8 @@ export class UblkKernel implements Kernel {
         pages: record.pages,
         processes: pids.map((pid, queue) => ({ pid, pidfd: pidfds[queue] ?? null })),
         channels,
-        deviceId: granted.id,
         requestTimeoutMs: spec.requestTimeoutMs,
+        onReport,
       });
       const before = record.zygote;
       record.zygote = zygote;
@@ -234,8 +234,8 @@ export class UblkKernel implements Kernel {
         pidfd: running && zygote !== null ? childPidfd(pid, zygote.pid) : null,
       })),
       channels,
-      deviceId: id,
       requestTimeoutMs: spec.requestTimeoutMs,
+      onReport,
     });
     record.generation = generation;
     for (const process of held.processes) if (!process.running) generation.onNotice(process);

@@ -1,128 +1,192 @@
-import { readFileSync } from 'node:fs';
 import { QueuePhase, type OutstandingRequest, type SharedPages } from '../native/binding.js';
-import { isStopped } from './processes.js';
-import { describeRequest, requestStatus } from './requests.js';
+import type { HangEvidence } from './kernel.js';
+import { stateOfProcess, type ProcessState } from './processes.js';
+import { describeRequest, isFlush, requestStatus } from './requests.js';
 
-/** What was seen of a generation at one moment. */
+/** What was seen of a queue at one moment. */
+export interface QueueSight {
+  /** Its process has its requests from the kernel. One that has not owes nobody an answer. */
+  readonly serving: boolean;
+  /** Another number after each turn of its loop, each answer, and each part of a long one. */
+  readonly progress: number;
+  /** Requests answered so far. */
+  readonly answered: number;
+  /** Its backend has requests. */
+  readonly busy: boolean;
+  /** What its backend has had for longer than the time-out. */
+  readonly overdue: readonly OutstandingRequest[];
+  /** Of one that was asked for a sign of life; null: of another, or its process is gone. */
+  readonly process: ProcessState | null;
+}
+
 export interface Observation {
   /** Milliseconds of a monotonic clock. */
   readonly now: number;
-  /** By queue: what its backend has had longest. */
-  readonly oldest: readonly (OutstandingRequest | null)[];
-  /** Requests answered so far, in all queues. */
-  readonly answered: number;
-  /** Reads and writes that the block layer waits for, taken or not; 0 while not every queue process has fetched. */
-  readonly waiting: number;
-  /** Queues whose process is stopped. */
-  readonly stopped: readonly number[];
+  /** By queue. */
+  readonly queues: readonly QueueSight[];
 }
 
-export interface Hang {
+export interface Hang extends HangEvidence {
   readonly queue: number;
   readonly reason: string;
 }
 
+/** What takes longer than the time-out though no other process could do better. */
+export interface Stall {
+  readonly queue: number;
+  readonly reason: string;
+}
+
+export interface Finding {
+  /** A process that has to be replaced. */
+  readonly hang: Hang | null;
+  readonly stall: Stall | null;
+  /** Queues that are to give a sign of life. */
+  readonly ask: readonly number[];
+}
+
+interface QueueState {
+  readonly progress: number;
+  readonly answered: number;
+  /** For so long nothing moved. */
+  readonly stillMs: number;
+  /** For so long it answered nothing of what it has. */
+  readonly silentMs: number;
+  readonly overtaken: boolean;
+}
+
 /**
- * Tells a generation that hangs from one that is slow. A request is overdue when its backend has had it longer than the
- * time-out; a generation is silent when the block layer waits and nobody answers anything for as long, as when a process
- * is stopped or spins. What a process that is stopped as long keeps waiting is not known: nobody counts flushes. Each has
- * to be seen twice: after the machine, or we, stood still everybody gets a moment.
+ * Tells a process that hangs, so that another one would do better, from one that waits for its store.
+ *
+ * The loop of every queue turns when it is asked to, whatever its backend waits for. A process whose loop does not is
+ * stopped, spins or is stuck, and is a hang; but not while it is in an uninterruptible sleep, which a signal does not end.
+ * A native backend whose loop turns has its requests with the kernel, where no other process could hasten them, and which
+ * does not let go of them when the process ends. One in JavaScript may have lost a request or its connection. It hangs
+ * when it answers nothing at all for the time-out, or when a request is overdue though what came later was answered.
+ *
+ * What is seen once may be due to us or the machine having stood still; only what is seen again is a hang.
  */
 export class HangDetector {
   readonly #timeoutMs: number;
   readonly #intervalMs: number;
-  #last: Observation | null = null;
-  #overdue: ReadonlySet<number> = new Set();
-  #silentMs = 0;
-  /** By queue. */
-  #stoppedMs: ReadonlyMap<number, number> = new Map();
+  readonly #javascript: boolean;
+  #last: { readonly now: number; readonly queues: readonly (QueueState | undefined)[] } | null = null;
 
   /** `intervalMs`: how far two observations are apart when nothing stands still. */
-  constructor(timeoutMs: number, intervalMs: number) {
-    this.#timeoutMs = timeoutMs;
-    this.#intervalMs = intervalMs;
+  constructor(options: { readonly timeoutMs: number; readonly intervalMs: number; readonly javascript: boolean }) {
+    this.#timeoutMs = options.timeoutMs;
+    this.#intervalMs = options.intervalMs;
+    this.#javascript = options.javascript;
   }
 
-  observe(seen: Observation): Hang | null {
-    const earlier = this.#overdue;
-    const overdue = seen.oldest.flatMap((request, queue) =>
-      request !== null && request.ageMs > this.#timeoutMs ? [{ queue, request }] : [],
+  observe({ now, queues }: Observation): Finding {
+    const before = this.#last;
+    const elapsed = before === null ? 0 : Math.min(now - before.now, 2 * this.#intervalMs);
+    const states = queues.map((sight, queue) =>
+      sight.serving ? next(before?.queues[queue], sight, elapsed) : undefined,
     );
-    this.#overdue = new Set(overdue.map(({ queue }) => queue));
-    const elapsed = this.#last === null ? 0 : Math.min(seen.now - this.#last.now, 2 * this.#intervalMs);
-    const waited = seen.waiting > 0 && this.#last !== null && this.#last.waiting > 0;
-    const silent = waited && seen.answered === this.#last?.answered;
-    this.#silentMs = silent ? this.#silentMs + elapsed : 0;
-    this.#last = seen;
-    this.#stoppedMs = new Map(seen.stopped.map((queue) => [queue, (this.#stoppedMs.get(queue) ?? -elapsed) + elapsed]));
-    const stuck = overdue.find(({ queue }) => earlier.has(queue));
-    if (stuck !== undefined) return { queue: stuck.queue, reason: describe(stuck.request, stuck.request.ageMs) };
-    if (this.#silentMs <= this.#timeoutMs) return this.#longStopped();
-    const queue = seen.oldest.findIndex((request) => request !== null);
-    const request = seen.oldest[queue];
-    // It waited before it was taken, maybe since the silence began.
-    if (request) return { queue, reason: describe(request, Math.max(request.ageMs, this.#silentMs)) };
-    const seconds = (this.#silentMs / 1000).toFixed(1);
-    return { queue: 0, reason: `requests wait and none was taken for ${seconds} s` };
+    this.#last = { now, queues: states };
+    const findings = queues.flatMap((sight, queue) => {
+      return this.#judge(queue, sight, states[queue], before?.queues[queue]) ?? [];
+    });
+    const isHang = (finding: Hang | Stall): finding is Hang => 'overtaken' in finding;
+    const isDue = ({ stillMs }: QueueState): boolean => stillMs > 0 && stillMs >= this.#timeoutMs / 4;
+    return {
+      hang: findings.find(isHang) ?? null,
+      stall: findings.find((finding) => !isHang(finding)) ?? null,
+      ask: states.flatMap((state, queue) => (state !== undefined && isDue(state) ? [queue] : [])),
+    };
   }
 
-  #longStopped(): Hang | null {
-    for (const [queue, stoppedMs] of this.#stoppedMs) {
-      if (stoppedMs <= this.#timeoutMs) continue;
-      return {
-        queue,
-        reason: `it has been stopped, by a signal or a debugger, for ${(stoppedMs / 1000).toFixed(1)} s`,
-      };
+  #judge(
+    queue: number,
+    { process, overdue }: QueueSight,
+    state: QueueState | undefined,
+    before: QueueState | undefined,
+  ): Hang | Stall | null {
+    if (state === undefined) return null;
+    const { stillMs, silentMs } = state;
+    const [oldest] = [...overdue].sort((one, other) => other.ageMs - one.ageMs);
+    const unanswered = oldest === undefined ? null : describe(oldest);
+    const hang = (reason: string, accused: OutstandingRequest | null = null): Hang => {
+      return { queue, reason, overtaken: accused };
+    };
+    if (stillMs > this.#timeoutMs) {
+      if (process === null) return null;
+      const seconds = (stillMs / 1000).toFixed(1);
+      if (process === 'asleep') return { queue, reason: `its process waits in the kernel for ${seconds} s` };
+      if (process === 'stopped') return hang(`it has been stopped, by a signal or a debugger, for ${seconds} s`);
+      const doing = process === 'running' ? 'it computes without end' : 'it does nothing';
+      return hang(`${unanswered ?? `it gave no sign of life for ${seconds} s`}: ${doing}`);
     }
-    return null;
+    if (unanswered === null) return null;
+    if (!this.#javascript) return { queue, reason: `${unanswered}: the store does not answer` };
+    if (silentMs > this.#timeoutMs) return hang(`${unanswered}, and nothing else was answered`);
+    if (!state.overtaken || before?.overtaken !== true) return null;
+    const [only, ...others] = overdue;
+    const accused = others.length === 0 && only?.overtakenByItsKind === true && !isFlush(only) ? only : null;
+    return hang(`${unanswered}, though later ones were answered`, accused);
   }
 }
 
-function describe(request: OutstandingRequest, waitedMs: number): string {
-  return `a ${describeRequest(requestStatus(request))} is unanswered after ${(waitedMs / 1000).toFixed(1)} s`;
+function next(before: QueueState | undefined, sight: QueueSight, elapsed: number): QueueState {
+  const { progress, answered, busy, overdue } = sight;
+  const still = before?.progress === progress;
+  const silent = busy && before?.answered === answered;
+  return {
+    progress,
+    answered,
+    stillMs: still ? before.stillMs + elapsed : 0,
+    silentMs: silent ? before.silentMs + elapsed : 0,
+    overtaken: overdue.some(({ overtaken }) => overtaken),
+  };
+}
+
+function describe(request: OutstandingRequest): string {
+  return `a ${describeRequest(requestStatus(request))} is unanswered after ${(request.ageMs / 1000).toFixed(1)} s`;
 }
 
 /**
  * Looks at a generation again and again until it hangs or is no longer watched. Returns how to stop. One that has not
- * fetched owes nobody an answer, and may boot node for longer than the time-out; the command that waits for its FETCHes
- * has a deadline of its own.
+ * fetched may boot node for longer than the time-out; the command that waits for its FETCHes has a deadline of its own.
  */
 export function watchForHangs(options: {
-  readonly deviceId: number;
   readonly pids: readonly number[];
   readonly pages: SharedPages;
   readonly timeoutMs: number;
+  readonly javascript: boolean;
   readonly onHang: (hang: Hang) => void;
+  /** At every look. */
+  readonly onStall: (stall: Stall | null) => void;
 }): () => void {
-  const { deviceId, pids, pages, timeoutMs, onHang } = options;
+  const { pids, pages, timeoutMs, javascript, onHang, onStall } = options;
   const intervalMs = Math.min(1000, timeoutMs / 4);
-  const detector = new HangDetector(timeoutMs, intervalMs);
-  const indices = [...pids.keys()];
+  const detector = new HangDetector({ timeoutMs, intervalMs, javascript });
+  let asked: readonly number[] = [];
+  const sightOf = (pid: number, queue: number): QueueSight => {
+    const { phase, progress, answered, oldestMs } = pages.signsOfLife(queue);
+    return {
+      serving: phase === QueuePhase.fetched,
+      progress,
+      answered,
+      busy: oldestMs > 0,
+      overdue: oldestMs > timeoutMs ? pages.outstanding(queue).filter(({ ageMs }) => ageMs > timeoutMs) : [],
+      process: asked.includes(queue) ? stateOfProcess(pid) : null,
+    };
+  };
   const timer = setInterval(() => {
-    const states = indices.map((queue) => pages.readQueue(queue));
-    const answered = states.flatMap(({ operations }) => operations).reduce((total, { count }) => total + count, 0);
-    const waiting = states.every(({ phase }) => phase >= QueuePhase.fetched) ? waitingFor(deviceId) : 0;
-    const oldest = indices.map((queue) => pages.oldestRequest(queue));
-    const stopped = indices.filter((queue) => isStopped(pids[queue] ?? 0));
-    const hang = detector.observe({ now: performance.now(), oldest, answered, waiting, stopped });
-    if (hang === null) return;
-    clearInterval(timer);
-    onHang(hang);
+    const { hang, stall, ask } = detector.observe({ now: performance.now(), queues: pids.map(sightOf) });
+    if (hang !== null) {
+      clearInterval(timer);
+      onHang(hang);
+      return;
+    }
+    onStall(stall);
+    asked = ask;
+    for (const queue of asked) pages.ask(queue);
   }, intervalMs);
   timer.unref();
   return () => {
     clearInterval(timer);
   };
-}
-
-/** Reads and writes that the block layer has handed to the driver; 0 before there is a block device. */
-function waitingFor(deviceId: number): number {
-  try {
-    const counts = readFileSync(`/sys/block/ublkb${String(deviceId)}/inflight`, 'utf8')
-      .trim()
-      .split(/\s+/);
-    return counts.reduce((total, count) => total + Number(count), 0);
-  } catch {
-    return 0;
-  }
 }

@@ -14,7 +14,7 @@ import {
   type ZygoteChannel,
   type ZygoteMessage,
 } from '../native/binding.js';
-import { isStopped } from './processes.js';
+import { stateOfProcess } from './processes.js';
 import type { ZygoteConnection } from './zygote-connection.js';
 
 type Answer<Type extends ZygoteMessage['type']> = Extract<ZygoteMessage, { type: Type }>;
@@ -131,7 +131,7 @@ export class Zygote {
    */
   async control(request: ControlRequest, deadlineMs: number, signal?: AbortSignal): Promise<ControlAnswer> {
     // The command may wait in the kernel for good reason while the zygote is well.
-    const hangs = (): boolean => isStopped(this.pid);
+    const hangs = (): boolean => stateOfProcess(this.pid) === 'stopped';
     const answer = await this.#request(() => this.#channel.control(request), deadlineMs, hangs, signal);
     if (answer.type !== 'controlled') throw zygoteGone();
     return answer;

@@ -51,6 +51,10 @@ class Client final : public Responder {
 
   std::byte* zeros() const override { return const_cast<std::byte*>(zeros_.data()); }
 
+  void working() override { signsOfLife++; }
+
+  int signsOfLife = 0;
+
  private:
   Backend& backend_;
   const DataPath dataPath_;

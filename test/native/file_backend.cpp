@@ -82,6 +82,8 @@ class RingClient final : public Responder {
   }
   std::byte* zeros() const override { return const_cast<std::byte*>(zeros_.data()); }
 
+  void working() override {}
+
   std::deque<Fault> faults;        // for the next operations, in order
   std::vector<io_uring_sqe> seen;  // operations that the backend asked for
 

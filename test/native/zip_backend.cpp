@@ -185,6 +185,15 @@ TEST("more sequential readers than there are decoders each get their own data") 
   }
 }
 
+TEST("a read that has much to skip shows that it is at work") {
+  const Bytes data = someData(1024 * 1024, 5);
+  const Archive archive(data, true);
+  Disk disk(archive);
+  Bytes read(kBlock);
+  EXPECT_EQUAL(disk.read(deviceBytes(data.size()) - kBlock, read), kBlock);
+  EXPECT(disk.client.signsOfLife >= 15);
+}
+
 TEST("an entry shorter than a block, and what is behind its end") {
   for (const bool compressed : {false, true}) {
     const Bytes data = someData(5, 7);

@@ -10,6 +10,9 @@ const read = (startSector: number, queue = 0): HeldRequest => ({
   ageMs: 12.34,
 });
 const abort = { code: null, signal: 'SIGABRT' };
+const kill = { code: null, signal: 'SIGKILL' };
+/** A hang that says nothing. */
+const silent = { overtaken: null };
 
 /** Ends the present generation; with what it had in its backends. */
 async function crash(
@@ -94,7 +97,7 @@ t.test('a report names at most 32 requests, the oldest', async (t) => {
 t.test('the causes', async (t) => {
   const ends = [
     [{ code: null, signal: 'SIGKILL' }, {}, 'killed'],
-    [{ code: null, signal: 'SIGKILL' }, { hung: true }, 'hang'],
+    [{ code: null, signal: 'SIGKILL' }, { hung: silent }, 'hang'],
     [{ code: null, signal: 'SIGSEGV' }, {}, 'signal'],
     [{ code: 0, signal: null }, {}, 'exit'],
     [{ code: 1, signal: null, reason: 'Error: no' }, {}, 'error'],
@@ -117,7 +120,6 @@ t.test('what is asked for is no crash', async (t) => {
 
 t.test('kills from outside and deaths before anything was served quarantine nothing', async (t) => {
   const made = await liveRig('7.2', { maxRestarts: 100 });
-  const kill = { code: null, signal: 'SIGKILL' };
   for (let kills = 0; kills < 5; kills += 1) await crash(made, { held: [read(8)] }, kill);
   t.strictSame(made.device.status().quarantine, []);
   await crash(made, { held: [read(8)] });
@@ -127,11 +129,25 @@ t.test('kills from outside and deaths before anything was served quarantine noth
   t.equal(made.device.status().quarantine.length, 1);
 });
 
-t.test('a hang is a crash', async (t) => {
-  const made = await liveRig('7.2', { maxRestarts: 100 });
-  const kill = { code: null, signal: 'SIGKILL' };
-  for (let hangs = 0; hangs < 3; hangs += 1) await crash(made, { hung: true, held: [read(8, 1)], died: [1] }, kill);
-  t.equal(made.device.status().quarantine.length, 1);
+t.test('a store that does not answer costs neither a request nor the restarts', async (t) => {
+  const made = await liveRig('7.2', { maxRestarts: 3 });
+  const flush = { ...read(0, 1), operation: 2, sectors: 0 };
+  const left = { hung: silent, held: [read(8, 1), flush], died: [1] };
+  for (let hangs = 0; hangs < 30; hangs += 1) await crash(made, left, kill);
+  t.match(made.device.status(), { state: 'live', quarantine: [], recoveries: 30 });
+});
+
+t.test('a request that hangs while later ones are answered is found', async (t) => {
+  const made = await liveRig('7.2');
+  const hung = { overtaken: { operation: 0, startSector: 8, sectors: 8 } };
+  for (let hangs = 0; hangs < 3; hangs += 1) await crash(made, { hung, held: [read(8, 1)], died: [1] }, kill);
+  t.match(made.device.status(), { state: 'live', quarantine: [{ sector: 8, crashes: 3 }] });
+});
+
+t.test('status says what is waited for', async (t) => {
+  const made = await liveRig('7.2');
+  made.model.generation.stalled = 'a flush is unanswered after 75.0 s: the store does not answer';
+  t.match(made.device.status(), { state: 'live', reason: /^a flush is unanswered after 75\.0 s/ });
 });
 
 t.test('a crash loop without a common request ends at the limit of restarts', async (t) => {

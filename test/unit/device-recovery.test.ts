@@ -169,6 +169,24 @@ t.test('a backend that does not load is loaded again also after a stop that was 
   t.strictSame(faultsOf(made), []);
 });
 
+t.test('what a store keeps from being recovered is tried again until the store answers', async (t) => {
+  for (const [step, code] of [
+    ['beginRecovery', 'EBUSY'],
+    ['beginRecovery', 'TIMEOUT'],
+  ] as const) {
+    const { model, device, clock } = await liveRig('7.2', { maxRestarts: 2 });
+    model.failFrom(step, 1, code);
+    model.generation.exit(0);
+    await quiet();
+    t.equal(device.state, 'degraded', `${step} ${code}`);
+    t.ok(clock.sleeps.filter((ms) => ms === 1000).length > 10, 'beyond the limit of restarts');
+    model.heal();
+    clock.wake();
+    await quiet();
+    t.match(device.status(), { state: 'live', reason: null, recoveries: 1 });
+  }
+});
+
 t.test('a back-off ends early by recover and by stop', async (t) => {
   const crashOnce = async () => {
     const made = await liveRig('7.2');

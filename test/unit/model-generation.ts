@@ -14,6 +14,7 @@ export class ModelGeneration implements Generation {
   killable = true;
   /** What it leaves when it dies. */
   left: Partial<Remains> = {};
+  stalled: string | null = null;
   /** Its backend finishes nothing. */
   stubborn = false;
   readonly #controller = new AbortController();
@@ -38,7 +39,7 @@ export class ModelGeneration implements Generation {
 
   remains(): Remains {
     const answered = { read: 0, write: 0, flush: 0, discard: 0, writeZeroes: 0 };
-    const nothing = { died: [0], hung: false, phase: this.reached, held: [], marked: [], answered, lastAnswerMs: null };
+    const nothing = { died: [0], hung: null, phase: this.reached, held: [], marked: [], answered, lastAnswerMs: null };
     return { ...nothing, ...this.left };
   }
 

@@ -106,9 +106,45 @@ t.test('after 1 crash: at once if it was alone', (t) => {
   t.end();
 });
 
+t.test('a hang says nothing, but of the one request that was overtaken', (t) => {
+  const quarantine = new Quarantine(3);
+  for (let hang = 0; hang < 20; hang += 1) quarantine.hung(death([poison, ...innocent]), null);
+  t.strictSame([quarantine.quarantined, quarantine.marked], [[], []]);
+  quarantine.hung(death([poison, ...innocent]), poison);
+  quarantine.hung(death([poison]), poison);
+  t.strictSame(quarantine.marked, [], 'it need not be alone to be told from others');
+  quarantine.hung(death([other]), null);
+  for (const convicted of [[], [], [8]]) {
+    t.strictSame(sectors(quarantine.hung(death([poison, other]), poison).convicted), convicted);
+  }
+  t.match(quarantine.quarantined, [{ crashes: 3 }]);
+  t.end();
+});
+
+t.test('a flush is never suspected, nor convicts what was with it', (t) => {
+  const flush = { operation: 2, startSector: 0, sectors: 0 };
+  const quarantine = new Quarantine(1);
+  for (let crash = 0; crash < 9; crash += 1) {
+    t.strictSame(quarantine.crashed(death([flush])).convicted, []);
+    t.strictSame(quarantine.hung(death([flush]), flush).convicted, []);
+    t.strictSame(quarantine.crashed(death([flush, poison])).convicted, []);
+  }
+  t.strictSame(sectors(quarantine.crashed(death([poison])).convicted), [8]);
+  const adopted = new Quarantine(3);
+  adopted.restore([
+    { ...flush, refused: true, crashes: 3 },
+    { ...flush, refused: false, crashes: 2 },
+  ]);
+  t.strictSame([adopted.quarantined, adopted.marked], [[], []], 'an earlier version may have');
+  t.end();
+});
+
 t.test('0: never', (t) => {
   const quarantine = new Quarantine(0);
-  for (let crash = 0; crash < 20; crash += 1) quarantine.crashed(death([poison]));
+  for (let crash = 0; crash < 20; crash += 1) {
+    quarantine.crashed(death([poison]));
+    quarantine.hung(death([poison]), poison);
+  }
   t.strictSame([quarantine.quarantined, quarantine.marked], [[], []]);
   t.end();
 });

@@ -1,56 +1,120 @@
 import t from 'tap';
-import { HangDetector, type Hang, type Observation } from '../../src/supervisor/watchdog.js';
+import { HangDetector, type Finding, type QueueSight } from '../../src/supervisor/watchdog.js';
 
-const read = (ageMs: number) => ({ ageMs, operation: 0, startSector: 8, sectors: 4 });
+const TIMEOUT_MS = 3500;
+const request = (
+  ageMs: number,
+  more: { operation?: number; overtaken?: boolean; overtakenByItsKind?: boolean } = {},
+) => {
+  return { ageMs, operation: 0, startSector: 8, sectors: 4, overtaken: false, overtakenByItsKind: false, ...more };
+};
 
-/** Observations a second apart; `jump` adds to the time of the one at that index and of all after it. */
-function watch(timeoutMs: number, seen: readonly Partial<Observation>[], jump?: { at: number; ms: number }): Hang[] {
-  const detector = new HangDetector(timeoutMs, 1000);
-  return seen.flatMap((partial, index) => {
+/** A queue whose loop turns, and that has nothing to do. */
+const idle = (index: number): QueueSight => {
+  return { serving: true, progress: index, answered: 0, busy: false, overdue: [], process: null };
+};
+
+/** Observations a second apart of one queue; `jump` adds to the time of the one at that index and of all after it. */
+function watch(
+  count: number,
+  sight: (index: number) => Partial<QueueSight>,
+  { javascript = false, jump }: { javascript?: boolean; jump?: { at: number; ms: number } } = {},
+): (Finding & { index: number })[] {
+  const detector = new HangDetector({ timeoutMs: TIMEOUT_MS, intervalMs: 1000, javascript });
+  return Array.from({ length: count }, (_, index) => {
     const now = index * 1000 + (jump && index >= jump.at ? jump.ms : 0);
-    const hang = detector.observe({ now, oldest: [null], answered: 0, waiting: 0, stopped: [], ...partial });
-    return hang === null ? [] : [{ ...hang, reason: `${String(index)}: ${hang.reason}` }];
+    return { index, ...detector.observe({ now, queues: [{ ...idle(index), ...sight(index) }] }) };
   });
 }
 
-const times = <Value>(count: number, value: Value): Value[] => Array.from({ length: count }, () => value);
+const firstHang = (findings: readonly (Finding & { index: number })[]) =>
+  findings.flatMap(({ index, hang }) => (hang === null ? [] : [{ index, ...hang }])).at(0);
+const stalls = (findings: readonly Finding[]) => findings.map(({ stall }) => stall?.reason ?? null);
+const none = { overtaken: null };
 
-t.test('an overdue request is a hang when it is seen twice', (t) => {
-  const seen = [3000, 4000, 5000].map((ageMs) => ({ oldest: [null, read(ageMs)], waiting: 1, answered: ageMs }));
-  t.strictSame(watch(3500, seen), [{ queue: 1, reason: '2: a read of 4 sectors at 8 is unanswered after 5.0 s' }]);
+t.test('a queue that gives no sign of life is asked for one, and hangs when it still gives none', (t) => {
+  const seen = watch(6, (index) => ({ progress: 7, process: index > 1 ? 'waiting' : null }));
+  t.strictSame(
+    seen.map(({ ask }) => ask),
+    [[], [0], [0], [0], [0], [0]],
+  );
+  t.strictSame(firstHang(seen), {
+    index: 4,
+    queue: 0,
+    reason: 'it gave no sign of life for 4.0 s: it does nothing',
+    ...none,
+  });
+  t.equal(firstHang(watch(20, (index) => ({ progress: Math.floor(index / 4) }))), undefined);
+  t.strictSame(
+    watch(3, () => ({ serving: false, progress: 0 })).map(({ ask }) => ask),
+    [[], [], []],
+    'one that boots',
+  );
   t.end();
 });
 
-t.test('one that was answered in time is not, nor one that was late because all stood still', (t) => {
-  t.strictSame(watch(3500, [{ oldest: [read(3400)] }, { oldest: [null] }, { oldest: [read(3000)] }]), []);
-  const afterSuspend = [{ oldest: [read(10)] }, { oldest: [read(1e6)] }, { oldest: [null] }];
-  t.strictSame(watch(3500, afterSuspend, { at: 1, ms: 1e6 }), []);
+t.test('the reason names the request and what the process does', (t) => {
+  const stuck = (process: QueueSight['process']) =>
+    firstHang(watch(8, () => ({ progress: 7, process, overdue: [request(4200)] })))?.reason;
+  t.equal(stuck('waiting'), 'a read of 4 sectors at 8 is unanswered after 4.2 s: it does nothing');
+  t.equal(stuck('running'), 'a read of 4 sectors at 8 is unanswered after 4.2 s: it computes without end');
+  t.equal(stuck('stopped'), 'it has been stopped, by a signal or a debugger, for 4.0 s');
   t.end();
 });
 
-t.test('waiting requests that nobody takes are a hang, as long as nothing at all is answered', (t) => {
-  t.strictSame(watch(3500, times(8, { waiting: 1 }))[0]?.reason, '4: requests wait and none was taken for 4.0 s');
-  const takenLater = [
-    { waiting: 1 },
-    ...[900, 1900, 2900, 3900].map((ageMs) => ({ waiting: 1, oldest: [read(ageMs)] })),
-  ];
-  t.strictSame(watch(3950, takenLater)[0]?.reason, '4: a read of 4 sectors at 8 is unanswered after 4.0 s');
-  const busy = times(20, 0).map((_, answered) => ({ waiting: 9, answered }));
-  t.strictSame(watch(3500, busy), []);
-  t.strictSame(watch(3500, times(20, { waiting: 0 })), [], 'an idle device');
+t.test('a process in an uninterruptible sleep is waited for', (t) => {
+  const seen = watch(60, () => ({ progress: 7, process: 'asleep' }));
+  t.equal(firstHang(seen), undefined);
+  t.strictSame(stalls(seen).slice(3, 5), [null, 'its process waits in the kernel for 4.0 s']);
   t.end();
 });
 
-t.test('a jump of the clock counts as no more than two intervals of silence', (t) => {
-  t.strictSame(watch(3500, times(3, { waiting: 1 }), { at: 1, ms: 1e6 }), []);
+t.test('a native backend whose loop turns is waited for, however long', (t) => {
+  const overdue = (index: number) =>
+    index < 4 ? [] : [request(1000 * index, { overtaken: true, overtakenByItsKind: true })];
+  const seen = watch(300, (index) => ({ busy: true, overdue: overdue(index) }));
+  t.equal(firstHang(seen), undefined);
+  t.equal(stalls(seen).at(-1), 'a read of 4 sectors at 8 is unanswered after 299.0 s: the store does not answer');
   t.end();
 });
 
-t.test('a process that is stopped for longer than the time-out is a hang, whoever waits', (t) => {
-  const [hang] = watch(3500, times(8, { stopped: [1] }));
-  t.strictSame(hang, { queue: 1, reason: '4: it has been stopped, by a signal or a debugger, for 4.0 s' });
-  const briefly = times(8, 0).map((_, index) => ({ stopped: index === 3 ? [] : [1] }));
-  t.strictSame(watch(3500, briefly.slice(0, 7)), []);
-  t.strictSame(watch(3500, times(3, { stopped: [0] }), { at: 1, ms: 1e6 }), [], 'a jump of the clock');
+t.test('one in JavaScript that answers nothing at all hangs, which says nothing against its requests', (t) => {
+  const silent = watch(8, (index) => ({ busy: true, overdue: index < 4 ? [] : [request(1000 * index)] }), {
+    javascript: true,
+  });
+  const reason = 'a read of 4 sectors at 8 is unanswered after 4.0 s, and nothing else was answered';
+  t.strictSame(firstHang(silent), { index: 4, queue: 0, reason, ...none });
+  t.end();
+});
+
+t.test('any answer is a sign of life, unless a later request had it', (t) => {
+  const slow = watch(200, (index) => ({ busy: true, answered: Math.floor(index / 3), overdue: [request(5000)] }), {
+    javascript: true,
+  });
+  t.equal(firstHang(slow), undefined, 'in the order of the requests');
+  const overtaken = (...overdue: ReturnType<typeof request>[]) =>
+    firstHang(watch(3, (index) => ({ busy: true, answered: index, overdue }), { javascript: true }));
+  const lost = request(5000, { overtaken: true, overtakenByItsKind: true });
+  t.strictSame(overtaken(lost), {
+    index: 1,
+    queue: 0,
+    reason: 'a read of 4 sectors at 8 is unanswered after 5.0 s, though later ones were answered',
+    overtaken: lost,
+  });
+  t.match(overtaken(lost, request(4000)), { overtaken: null }, 'with several it is not the request');
+  t.match(overtaken({ ...lost, overtakenByItsKind: false }), { overtaken: null }, 'what was answered may be cached');
+  t.match(overtaken({ ...lost, operation: 2 }), { overtaken: null }, 'a flush');
+  const once = watch(3, (index) => ({ busy: true, answered: index, overdue: index === 1 ? [lost] : [] }), {
+    javascript: true,
+  });
+  t.equal(firstHang(once), undefined, 'seen once');
+  t.end();
+});
+
+t.test('a jump of the clock counts as no more than two intervals', (t) => {
+  const jump = { at: 1, ms: 1e6 };
+  t.equal(firstHang(watch(2, () => ({ progress: 7, process: 'waiting' }), { jump })), undefined);
+  const silent = watch(2, () => ({ busy: true, overdue: [request(1e6)] }), { jump, javascript: true });
+  t.equal(firstHang(silent), undefined);
   t.end();
 });

@@ -19,7 +19,7 @@ const HANG_MS = 3_000;
 const settings = { requestTimeout: `${String(HANG_MS)}ms`, recovery: { maxRestarts: 1000 } };
 /** Not earlier than HANG_MS; how much later is up to the machine. */
 const LONG_ENOUGH = '([3-9]|[0-9]{2,})\\.[0-9] s';
-const hang = new RegExp(`^(a .* is unanswered after|requests wait and none was taken for) ${LONG_ENOUGH}`);
+const hang = new RegExp(`^(a .* is unanswered after|it gave no sign of life for) ${LONG_ENOUGH}`);
 const stopped = new RegExp(`^it has been stopped, by a signal or a debugger, for ${LONG_ENOUGH}`);
 
 const pidsOf = ({ queues }: DeviceStatus): number[] => queues.flatMap(({ pid }) => pid ?? []);
@@ -134,9 +134,14 @@ test('a device in a restless machine', { timeout: 1_100_000 }, async (t) => {
 
   await t.test('A10 a queue process in uninterruptible sleep is reported, and goes on after the thaw', async () => {
     const registers = await Registers.on(await served.device('stored'));
-    const { id, generation } = await served.device('stored');
+    const { id, generation, queues } = await served.device('stored');
     await ok('fsfreeze', ['--freeze', '/mnt/store']);
     try {
+      const waits = /^a write .*: the store does not answer$/;
+      await waitFor('the device being waited for', async () =>
+        waits.test((await served.device('stored')).reason ?? ''),
+      );
+      process.kill(queues[0]?.pid ?? assert.fail(), 'SIGKILL');
       const { reason } = await waitFor('the device being reported', async () => {
         const device = await served.device('stored');
         return device.state === 'degraded' && device;

@@ -63,6 +63,7 @@ class JsQueue final : public Napi::ObjectWrap<JsQueue>, private Backend {
                                            InstanceAccessor<&JsQueue::requests>("requests"),
                                            InstanceAccessor<&JsQueue::offsets>("offsets"),
                                            InstanceAccessor<&JsQueue::answers>("answers"),
+                                           InstanceAccessor<&JsQueue::progress>("progress"),
                                        }));
   }
 
@@ -100,6 +101,7 @@ class JsQueue final : public Napi::ObjectWrap<JsQueue>, private Backend {
       requests_ = array(info.Env(), 3 * held_.size(), requestData_);
       offsets_ = array(info.Env(), held_.size(), offsetData_);
       answers_ = array(info.Env(), 2 * held_.size(), answerData_);
+      progress_ = Napi::Persistent(Napi::ArrayBuffer::New(info.Env(), &page_->progress, sizeof page_->progress));
     });
   }
 
@@ -195,6 +197,8 @@ class JsQueue final : public Napi::ObjectWrap<JsQueue>, private Backend {
   Napi::Value requests(const Napi::CallbackInfo&) { return requests_.Value(); }
   Napi::Value offsets(const Napi::CallbackInfo&) { return offsets_.Value(); }
   Napi::Value answers(const Napi::CallbackInfo&) { return answers_.Value(); }
+  // In the shared page: whoever is in the middle of a batch counts there what is answered of it.
+  Napi::Value progress(const Napi::CallbackInfo&) { return progress_.Value(); }
 
   Napi::FunctionReference onBatch_;
   Napi::FunctionReference onDrain_;
@@ -212,6 +216,7 @@ class JsQueue final : public Napi::ObjectWrap<JsQueue>, private Backend {
   Napi::Reference<Napi::ArrayBuffer> requests_;
   Napi::Reference<Napi::ArrayBuffer> offsets_;
   Napi::Reference<Napi::ArrayBuffer> answers_;
+  Napi::Reference<Napi::ArrayBuffer> progress_;
   int32_t* requestData_ = nullptr;
   double* offsetData_ = nullptr;
   int32_t* answerData_ = nullptr;

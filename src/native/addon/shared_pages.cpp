@@ -26,7 +26,8 @@ class SharedPages final : public Napi::ObjectWrap<SharedPages> {
                                                InstanceAccessor<&SharedPages::fd>("fd"),
                                                InstanceMethod<&SharedPages::beginGeneration>("beginGeneration"),
                                                InstanceMethod<&SharedPages::readQueue>("readQueue"),
-                                               InstanceMethod<&SharedPages::oldestRequest>("oldestRequest"),
+                                               InstanceMethod<&SharedPages::signsOfLife>("signsOfLife"),
+                                               InstanceMethod<&SharedPages::ask>("ask"),
                                                InstanceMethod<&SharedPages::outstanding>("outstanding"),
                                                InstanceMethod<&SharedPages::mark>("mark"),
                                                InstanceMethod<&SharedPages::marked>("marked"),
@@ -99,9 +100,7 @@ class SharedPages final : public Napi::ObjectWrap<SharedPages> {
   // operations: [{ count, bytes, errors, p50ns, p99ns }] }
   Napi::Value readQueue(const Napi::CallbackInfo& info) {
     const Napi::Env env = info.Env();
-    const uint32_t index = info[0].As<Napi::Number>().Uint32Value();
-    if (index >= map_.layout().queues) throw Napi::RangeError::New(env, "no such queue");
-    const QueuePage& page = map_.queue(index);
+    const QueuePage& page = map_.queue(indexOf(info));
     Napi::Object answer = Napi::Object::New(env);
     answer.Set("phase", page.phase.load());
     answer.Set("inflight", page.inflight.load());
@@ -124,34 +123,43 @@ class SharedPages final : public Napi::ObjectWrap<SharedPages> {
     return answer;
   }
 
-  // oldestRequest(index): null or { ageMs, operation, startSector, sectors } of what its backend has had longest.
-  Napi::Value oldestRequest(const Napi::CallbackInfo& info) {
-    const Napi::Env env = info.Env();
-    const uint32_t index = info[0].As<Napi::Number>().Uint32Value();
-    if (index >= map_.layout().queues) throw Napi::RangeError::New(env, "no such queue");
-    const InflightEntry* oldest = nullptr;
-    uint64_t since = UINT64_MAX;
-    for (uint32_t tag = 0; tag < map_.layout().depth; tag++) {
-      const InflightEntry& entry = map_.inflight(index)[tag];
-      const uint64_t startNs = entry.startNs.load(std::memory_order_acquire);
-      if (startNs == 0 || startNs >= since) continue;
-      since = startNs;
-      oldest = &entry;
-    }
-    if (!oldest) return env.Null();
-    return describe(env, *oldest, since);
+  // ask(index): has the queue's loop turn once, if it can.
+  void ask(const Napi::CallbackInfo& info) {
+    QueuePage& page = map_.queue(indexOf(info));
+    syscall(SYS_futex, &page.drain, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
   }
 
-  // outstanding(index): what its backend has, as oldestRequest describes it, in no order.
+  // signsOfLife(index): { phase, progress, answered, oldestMs }, of which `oldestMs` is 0 when its backend has nothing.
+  Napi::Value signsOfLife(const Napi::CallbackInfo& info) {
+    const Napi::Env env = info.Env();
+    const uint32_t index = indexOf(info);
+    const QueuePage& page = map_.queue(index);
+    uint64_t answered = 0;
+    for (const OperationCounters& counters : page.operations) answered += counters.count.load();
+    uint64_t since = UINT64_MAX;
+    for (uint32_t tag = 0; tag < map_.layout().depth; tag++) {
+      const uint64_t startNs = map_.inflight(index)[tag].startNs.load(std::memory_order_acquire);
+      if (startNs != 0) since = std::min(since, startNs);
+    }
+    Napi::Object answer = Napi::Object::New(env);
+    answer.Set("phase", page.phase.load());
+    answer.Set("progress", page.progress.load());
+    answer.Set("answered", static_cast<double>(answered));
+    answer.Set("oldestMs", since == UINT64_MAX ? 0 : millisecondsSince(since));
+    return answer;
+  }
+
+  // outstanding(index): what its backend has, in no order, as { ageMs, operation, startSector, sectors, overtaken,
+  // overtakenByItsKind }; overtaken: what the backend got later was answered.
   Napi::Value outstanding(const Napi::CallbackInfo& info) {
     const Napi::Env env = info.Env();
-    const uint32_t index = info[0].As<Napi::Number>().Uint32Value();
-    if (index >= map_.layout().queues) throw Napi::RangeError::New(env, "no such queue");
+    const uint32_t index = indexOf(info);
+    const QueuePage& page = map_.queue(index);
     Napi::Array requests = Napi::Array::New(env);
     for (uint32_t tag = 0; tag < map_.layout().depth; tag++) {
       const InflightEntry& entry = map_.inflight(index)[tag];
       const uint64_t startNs = entry.startNs.load(std::memory_order_acquire);
-      if (startNs != 0) requests.Set(requests.Length(), describe(env, entry, startNs));
+      if (startNs != 0) requests.Set(requests.Length(), describe(env, page, entry, startNs));
     }
     return requests;
   }
@@ -192,12 +200,28 @@ class SharedPages final : public Napi::ObjectWrap<SharedPages> {
     return requests;
   }
 
-  static Napi::Object describe(Napi::Env env, const InflightEntry& entry, uint64_t startNs) {
+  uint32_t indexOf(const Napi::CallbackInfo& info) const {
+    const uint32_t index = info[0].As<Napi::Number>().Uint32Value();
+    if (index >= map_.layout().queues) throw Napi::RangeError::New(info.Env(), "no such queue");
+    return index;
+  }
+
+  static Napi::Object describe(Napi::Env env, const QueuePage& page, const InflightEntry& entry, uint64_t startNs) {
+    const uint32_t operation = entry.operation.load();
+    bool overtaken = false;
+    bool byItsKind = false;
+    for (uint32_t kind = 0; kind < kOperationKinds; kind++) {
+      if (page.operations[kind].newestAnsweredNs.load() <= startNs) continue;
+      overtaken = true;
+      byItsKind |= kind == counterIndex(static_cast<Operation>(operation));
+    }
     Napi::Object answer = Napi::Object::New(env);
     answer.Set("ageMs", millisecondsSince(startNs));
-    answer.Set("operation", entry.operation.load());
+    answer.Set("operation", operation);
     answer.Set("startSector", static_cast<double>(entry.startSector.load()));
     answer.Set("sectors", entry.sectors.load());
+    answer.Set("overtaken", overtaken);
+    answer.Set("overtakenByItsKind", byItsKind);
     return answer;
   }
 
