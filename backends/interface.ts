@@ -31,7 +31,12 @@ export interface Inheritance {
    */
   readonly size: number | null;
   /** null: it is not known. */
-  readonly announced: (Pick<OpenBackend, 'size' | 'facts'> & { readonly blockSize: number | null }) | null;
+  readonly announced:
+    | (Pick<OpenBackend, 'size' | 'facts'> & {
+        readonly blockSize: number | null;
+        readonly identity?: string | undefined;
+      })
+    | null;
 }
 
 export interface OpenContext {
@@ -62,6 +67,11 @@ export interface OpenBackend {
   readonly facts: BackendFacts;
   /** Logical block size that the backend insists on; left out, any will do. */
   readonly blockSize?: number;
+  /**
+   * Tells its data from any other, for a successor who finds no `files`: whoever uses the device must not be given another
+   * store. Left out: there is nothing to tell.
+   */
+  readonly identity?: string;
   /** Left out: the backend is native. */
   readonly module?: BackendModule;
   /** File descriptors for the C++ half, in the order it expects; they stay open in the supervisor until `close`. */

@@ -1,4 +1,4 @@
-import { closeSync, constants, fstat, fsync, ftruncate, type Stats } from 'node:fs';
+import { closeSync, constants, fstat, fsync, ftruncate, type BigIntStats, type Stats } from 'node:fs';
 import { open, unlink, type FileHandle } from 'node:fs/promises';
 import { promisify } from 'node:util';
 import type { Inheritance } from '../interface.js';
@@ -19,6 +19,7 @@ const truncateTo = promisify(ftruncate);
 const synced = promisify(fsync);
 
 const EBUSY = 16;
+const PUT_BACK = 'put that back, or remove the device and add it anew';
 const PAGE = 4096;
 /** What the kernel asks of the memory of its own users, and so all that zero-copy can promise a file system. */
 const CLIENT_MEMORY_ALIGNMENT = 512;
@@ -36,6 +37,8 @@ export interface StoreOptions {
 /** An open file or block device that nobody else serves. */
 export interface Store {
   readonly fd: number;
+  /** `OpenBackend.identity`. */
+  readonly identity: string;
   /** Bytes. */
   readonly size: number;
   readonly canDiscard: boolean;
@@ -58,15 +61,21 @@ export interface Store {
 export async function openStore(
   options: StoreOptions,
   blockSize: number,
-  inherited?: Pick<Inheritance, 'files' | 'size'>,
+  inherited?: Inheritance,
 ): Promise<Store> {
   const { path, size, readOnly } = options;
   const promised = inherited?.size ?? null;
+  const lost = promised === null ? undefined : inherited?.announced?.identity;
   return named('opening', path, async () => {
     const [fd] = inherited?.files ?? [];
     if (fd !== undefined) return await openInherited(fd, options, promised);
     await using place = await locate(path);
-    if (place.found !== null) return await openFound(place.found, options, blockSize, promised);
+    if (place.found !== null) {
+      const now = identityOf(await place.found.stat({ bigint: true }));
+      if (lost !== undefined && lost !== now) throw refusal(path, `it is another file than its device is of; ${PUT_BACK}`);
+      return await openFound(place.found, options, blockSize, promised);
+    }
+    if (promised !== null) throw refusal(path, `it is gone, and its device has users; ${PUT_BACK}`);
     if (size === undefined || readOnly) throw refusal(path, 'there is no such file; give a size to create it');
     const { O_RDWR, O_CREAT, O_EXCL } = constants;
     await using created = await open(place.path, O_RDWR | O_CREAT | O_EXCL, 0o600);
@@ -109,7 +118,8 @@ async function openFound(
   try {
     if (!flock(file.fd))
       throw refusal(path, 'another process or device has it locked; close that', 'opening', 'IN_USE');
-    if (status.isFile() && status.size === 0 && !readOnly) await fill(file, options);
+    // Where there are users, what was in it is lost, and zeros would be a lie.
+    if (status.isFile() && status.size === 0 && !readOnly && promised === null) await fill(file, options);
     const takesClientMemory = !direct || (alignment?.memory ?? 0) <= CLIENT_MEMORY_ALIGNMENT;
     return await describe(file.fd, options, promised, { takesClientMemory, close: () => file.close() });
   } catch (error) {
@@ -141,6 +151,7 @@ async function describe(
 ): Promise<Store> {
   const { path, size: wanted, readOnly } = options;
   const status = await statOf(fd);
+  const identity = identityOf(await statOf(fd, { bigint: true }));
   const device = status.isBlockDevice() ? await describeBlockDevice(status.rdev) : null;
   const present = device?.size ?? status.size;
   if (promised !== null ? present < promised : present !== (wanted ?? present)) {
@@ -151,6 +162,7 @@ async function describe(
   const ofSize = (bytes: number): Store => ({
     ...store,
     fd,
+    identity,
     size: bytes,
     canDiscard,
     rotational: device?.rotational === true,
@@ -215,16 +227,19 @@ async function assertSame(path: string, fd: number, size: number): Promise<void>
   await using place = await locate(path);
   const opened = await statOf(fd, { bigint: true });
   const named = await place.found?.stat({ bigint: true });
-  const same = opened.isBlockDevice()
-    ? named?.isBlockDevice() === true && named.rdev === opened.rdev
-    : named?.dev === opened.dev && named.ino === opened.ino;
-  if (!same) {
-    throw refusal(path, 'it is not what was opened; put that back, or remove the device and add it anew', 'checking');
+  if (named === undefined || identityOf(named) !== identityOf(opened)) {
+    throw refusal(path, `it is not what was opened; ${PUT_BACK}`, 'checking');
   }
   const now = opened.isBlockDevice() ? (await describeBlockDevice(Number(opened.rdev))).size : Number(opened.size);
   if (now < size) {
     throw refusal(path, `it shrank from ${String(size)} to ${String(now)} bytes; restore it`, 'checking');
   }
+}
+
+/** Of this boot. A file that another was renamed over has another number, and so has a copy. */
+function identityOf(status: BigIntStats): string {
+  if (status.isBlockDevice()) return `block device ${String(status.rdev)}`;
+  return `inode ${String(status.ino)} of ${String(status.dev)}`;
 }
 
 function kindOf(status: Stats): string {

@@ -8,6 +8,8 @@ import { SHARED_MEMORY_DIRECTORY, ensureSharedMemoryDirectory } from '../shared-
 
 export interface RamFile {
   readonly fd: number;
+  /** `OpenBackend.identity`. */
+  readonly identity: string;
   /** There was no data of this device before. */
   readonly created: boolean;
   /** Closes the file and keeps it. */
@@ -34,13 +36,15 @@ function fileBytes(size: number): number {
 export async function openRamFile(
   device: string,
   size: number,
-  inherited?: Pick<Inheritance, 'files' | 'size'>,
+  inherited?: Inheritance,
 ): Promise<RamFile> {
   await ensureSharedMemoryDirectory();
   const path = join(SHARED_MEMORY_DIRECTORY, `${device}.ram`);
   const [open] = inherited?.files ?? [];
-  const fd = open ?? openFile(path, device);
+  const promised = inherited?.size ?? null;
+  const fd = open ?? openFile(path, device, promised === null);
   let created = false;
+  let identity = '';
   try {
     if (open === undefined && !flock(fd)) {
       throw new SupervisorError(`RAM disk file ${path} is in use by another process; use another device name`, {
@@ -49,8 +53,14 @@ export async function openRamFile(
       });
     }
     const bytes = fileBytes(size);
-    const { size: present } = fstatSync(fd);
-    created = present === 0;
+    const { size: present, ino } = fstatSync(fd);
+    identity = `inode ${String(ino)}`;
+    const lost = promised === null ? undefined : inherited?.announced?.identity;
+    if (open === undefined && ((promised !== null && present === 0) || (lost !== undefined && lost !== identity))) {
+      const reason = 'it is not the one of its device, which has users; stop the device with --force and add it anew';
+      throw new SupervisorError(`opening RAM disk file ${path} failed: ${reason}`, { code: 'BACKEND', device });
+    }
+    created = present === 0 && promised === null;
     // Nobody was told of the rest.
     if (inherited?.size === size && present > bytes) await trim(fd, size);
     else if (present !== 0 && present !== bytes) {
@@ -68,6 +78,7 @@ export async function openRamFile(
   }
   return {
     fd,
+    identity,
     created,
     close: () => {
       closeSync(fd);
@@ -80,9 +91,9 @@ export async function openRamFile(
   };
 }
 
-function openFile(path: string, device: string): number {
+function openFile(path: string, device: string, create: boolean): number {
   try {
-    return openSync(path, constants.O_RDWR | constants.O_CREAT | constants.O_NOFOLLOW, 0o600);
+    return openSync(path, constants.O_RDWR | (create ? constants.O_CREAT : 0) | constants.O_NOFOLLOW, 0o600);
   } catch (error) {
     throw new SupervisorError(`opening RAM disk file ${path} failed: ${messageOf(error)}`, {
       code: 'BACKEND',

@@ -27,6 +27,7 @@ export const ramBackend: Backend<z.infer<typeof ramOptions>> = {
         idempotentWrites: true,
       },
       files: [file.fd],
+      identity: file.identity,
       created: file.created,
       dataPaths: ['user-copy', 'copy'] as const,
       close: () => {

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 namespace ublk {
 
@@ -13,6 +14,8 @@ namespace {
 
 constexpr size_t kDecoders = 8;
 constexpr size_t kInputBytes = size_t{32} * 1024;
+// Of an archive that is changed again and again while it is checked.
+constexpr int kMostChecks = 3;
 constexpr size_t kSkipBytes = size_t{64} * 1024;
 // inflate's state and its window, together 40 KiB in zlib 1.2 and 1.3.
 constexpr size_t kInflateBytes = size_t{64} * 1024;
@@ -56,6 +59,7 @@ struct ZipBackend::Decoder {
 struct ZipBackend::Memory {
   Decoder decoders[kDecoders];
   std::byte skipped[kSkipBytes];
+  std::byte checked[kSkipBytes];
 };
 
 ZipBackend::ZipBackend() = default;
@@ -80,9 +84,10 @@ void ZipBackend::open(const BackendSetup& setup) {
   if (index_->magic != kZipIndexMagic || index_->entry.bytes > setup.size) {
     throw std::system_error(EINVAL, std::generic_category(), "reading the archive's index");
   }
-  if (!index_->entry.deflated) return;
+  state_ = index_->archive;
   memory_ = std::make_unique<Memory>();
-  checked(mlock(memory_.get(), sizeof(Memory)), "locking memory to inflate in");
+  checked(mlock(memory_.get(), sizeof(Memory)), "locking memory to read into");
+  if (!index_->entry.deflated) return;
   for (Decoder& decoder : memory_->decoders) decoder.open();
 }
 
@@ -93,13 +98,40 @@ void ZipBackend::submit(Responder& queue, const Request& request) {
   const auto present =
       static_cast<uint32_t>(std::min<uint64_t>(request.length, bytes - std::min(bytes, request.offset)));
   std::memset(request.data + present, 0, request.length - present);
-  const int error = present == 0 ? 0 : read(queue, request.offset, request.data, present);
+  int error = present == 0 ? 0 : read(queue, request.offset, request.data, present);
+  for (int tries = 0; error == -ESTALE && tries < kMostChecks && isSame(queue); tries++) {
+    error = read(queue, request.offset, request.data, present);
+  }
+  if (error == -ESTALE) error = -EIO;
   queue.complete(request, error < 0 ? error : int64_t{request.length});
+}
+
+// Reads the entry through, as ZipIndexer did. That takes its time, which whoever reads waits for; but it is done once a
+// change, and the other choice is to fail every read because of a touch.
+bool ZipBackend::isSame(Responder& queue) {
+  struct stat status;
+  if (fstat(archive_, &status) < 0 || stateOf(status) == rejected_) return false;
+  const ArchiveState before = std::exchange(state_, stateOf(status));
+  const uint64_t bytes = index_->entry.bytes;
+  uint32_t crc = 0;
+  int error = 0;
+  for (uint64_t offset = 0; error == 0 && offset < bytes;) {
+    const auto part = static_cast<uint32_t>(std::min<uint64_t>(kSkipBytes, bytes - offset));
+    error = read(queue, offset, memory_->checked, part);
+    crc = static_cast<uint32_t>(crc32_z(crc, reinterpret_cast<const Bytef*>(memory_->checked), part));
+    offset += part;
+    queue.working();
+  }
+  // It was changed again, which is for the next look at it.
+  if (error == -ESTALE) return true;
+  if (error == 0 && crc == index_->entry.crc) return true;
+  rejected_ = std::exchange(state_, before);
+  return false;
 }
 
 int ZipBackend::read(Responder& queue, uint64_t offset, std::byte* data, uint32_t length) {
   if (!index_->entry.deflated) {
-    return readArchive(archive_, index_->archive, data, length, index_->entry.dataOffset + offset);
+    return readArchive(archive_, state_, data, length, index_->entry.dataOffset + offset);
   }
   Decoder& decoder = decoderFor(offset);
   int error = 0;
@@ -168,7 +200,7 @@ int ZipBackend::inflateInto(Decoder& decoder, std::byte* data, uint32_t length) 
 int ZipBackend::refill(Decoder& decoder) {
   const ZipEntry& entry = index_->entry;
   const uint64_t length = std::min<uint64_t>(kInputBytes, entry.compressedBytes - decoder.loaded);
-  const int error = readArchive(archive_, index_->archive, decoder.input, length, entry.dataOffset + decoder.loaded);
+  const int error = readArchive(archive_, state_, decoder.input, length, entry.dataOffset + decoder.loaded);
   if (error < 0) return error;
   decoder.stream.next_in = reinterpret_cast<Bytef*>(decoder.input);
   decoder.stream.avail_in = static_cast<uInt>(length);

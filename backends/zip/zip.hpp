@@ -24,6 +24,8 @@ class ZipBackend final : public Backend {
   struct Decoder;
   struct Memory;
 
+  // Whether the archive, which somebody changed, or only touched, still has the entry that the index is of.
+  bool isSame(Responder& queue);
   // 0 or -errno; the range is within the entry.
   int read(Responder& queue, uint64_t offset, std::byte* data, uint32_t length);
   Decoder& decoderFor(uint64_t offset);
@@ -33,6 +35,8 @@ class ZipBackend final : public Backend {
 
   int archive_ = -1;
   const ZipIndex* index_ = nullptr;
+  ArchiveState state_{};     // in which it was found to have the entry
+  ArchiveState rejected_{};  // in which it was found not to
   size_t mappedBytes_ = 0;
   std::unique_ptr<Memory> memory_;
   uint64_t turn_ = 0;

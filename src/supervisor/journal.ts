@@ -10,6 +10,8 @@ import type { Log } from './device-log.js';
 const announced = z.strictObject({
   size: z.int(),
   blockSize: z.int().nullable(),
+  /** Left out by earlier versions, too. */
+  identity: z.string().optional(),
   facts: z.strictObject({
     volatileCache: z.boolean(),
     fua: z.boolean(),

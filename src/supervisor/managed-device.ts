@@ -218,8 +218,8 @@ export class ManagedDevice {
   #record(): void {
     const id = this.id;
     if (id === null || this.#backend === null) return;
-    const { size, blockSize, facts } = this.#backend;
-    const announced = { size, blockSize: blockSize ?? null, facts };
+    const { size, blockSize, identity, facts } = this.#backend;
+    const announced = { size, blockSize: blockSize ?? null, identity, facts };
     this.#journal.write({ id, added: this.configured === null, announced, config: this.#config });
   }
 
