@@ -1,7 +1,7 @@
 import { closeSync, openSync, readdirSync, readFileSync } from 'node:fs';
 import { request } from 'node:http';
 import { join } from 'node:path';
-import { connectZygote } from '../../src/native/binding.js';
+import { connectSeqpacket, openZygoteChannel } from '../../src/native/binding.js';
 
 /**
  * A program that a backend's queue process runs: tries what a process of root's without any capability may try, to the
@@ -29,8 +29,8 @@ function ask(method: string, path: string): Promise<number | string> {
 /** What the zygote says first; null: it ends the connection. */
 function greet(path: string): Promise<string | null> {
   return new Promise((resolve) => {
-    const channel = connectZygote(
-      path,
+    const channel = openZygoteChannel(
+      connectSeqpacket(path),
       ({ type }) => {
         channel.close();
         resolve(type);

@@ -90,18 +90,20 @@ test('a device in a machine that is short of something', { timeout: 1_100_000 },
     }
   });
 
-  await t.test('D2 nor does any thread of the supervisor or the zygote, on whom a recovery waits', async () => {
-    const [zygote = assert.fail()] = processesNamed('ublk-zygote');
-    // What runs on libuv's threads is there by now.
-    await served.status();
-    for (const pid of [served.pid, zygote]) {
-      const tasks = readdirSync(`/proc/${String(pid)}/task`).map((task) => `/proc/${String(pid)}/task/${task}`);
-      // Node's thread that waits for a debugger blocks every signal, and does nothing else.
-      const others = tasks.filter((task) => !/^SigBlk:\s*f/m.test(readFileSync(`${task}/status`, 'utf8')));
-      assert.ok(tasks.length - others.length <= 1);
-      for (const task of others) assert.equal(flagsOf(task) & IO_FLUSHER, IO_FLUSHER, `${task} is no I/O flusher`);
-    }
-  });
+  await t.test(
+    'D2 nor does any thread of the supervisor, the nursery or a zygote, on whom a recovery waits',
+    async () => {
+      const forked = [...processesNamed('ublk-nursery'), ...processesNamed('ublk-zygote')];
+      assert.ok(forked.length > 1);
+      for (const pid of [served.pid, ...forked]) {
+        const tasks = readdirSync(`/proc/${String(pid)}/task`).map((task) => `/proc/${String(pid)}/task/${task}`);
+        // Node's thread that waits for a debugger blocks every signal, and does nothing else.
+        const others = tasks.filter((task) => !/^SigBlk:\s*f/m.test(readFileSync(`${task}/status`, 'utf8')));
+        assert.ok(tasks.length - others.length <= 1);
+        for (const task of others) assert.equal(flagsOf(task) & IO_FLUSHER, IO_FLUSHER, `${task} is no I/O flusher`);
+      }
+    },
+  );
 
   for (const name of ['ram', 'stored', 'javascript']) {
     await t.test(`D2 dirty pages of ext4 on ${name} are written back in a group that is out of memory`, async () => {

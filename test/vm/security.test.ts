@@ -135,14 +135,15 @@ test('security', { timeout: 1_100_000 }, async (t) => {
       for (const line of said) {
         const text = (JSON.parse(line) as { readonly msg: string }).msg;
         assert.match(text, /^(plain|namespace): \{/);
-        const { capabilities, ...outcome } = JSON.parse(text.slice(text.indexOf('{'))) as {
+        const { capabilities, zygotes, ...outcome } = JSON.parse(text.slice(text.indexOf('{'))) as {
           readonly capabilities: string;
+          readonly zygotes: readonly (string | null)[];
         };
         if (where === 'namespace') assert.doesNotMatch(capabilities, /^0+$/);
+        assert.ok(zygotes.length >= 3 && zygotes.every((said) => said === null), String(zygotes));
         assert.deepEqual(outcome, {
           status: 403,
           stop: 403,
-          zygotes: [null],
           signals: ['EPERM', 'EPERM', 'EPERM'],
           memory: ['EACCES', 'EACCES', 'EACCES'],
         });
