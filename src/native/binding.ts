@@ -103,40 +103,43 @@ export interface ControlRequest {
 }
 
 /** `sequence` is that of the request which the message answers, 0 where it answers none. */
-export type ZygoteMessage = { readonly sequence: number } &
-  /** `error`: 0, or the errno with which the nursery could not fork it. */
-  (
-    | { readonly type: 'hello'; readonly pid: number; readonly error: number }
-    | {
-        readonly type: 'spawned';
-        /** 0, or the errno of `step`. */
-        readonly error: number;
-        readonly step: string;
-        readonly pids: readonly number[];
-        /** Owned by the receiver; ProcessWatch takes them over. */
-        readonly pidfds: readonly number[];
-      }
-    | {
-        readonly type: 'controlled';
-        /** >= 0 or -errno. */
-        readonly result: number;
-        /** Of the control process. */
-        readonly pid: number;
-        /** The rest as ADD_DEV granted it. */
-        readonly id: number;
-        readonly queues: number;
-        readonly depth: number;
-        readonly flags: bigint;
-      }
-    | ({ readonly type: 'exited' } & ProcessEnd)
-    | {
-        readonly type: 'held';
-        /** Control processes of the supervisor that is gone which still run. */
-        readonly controls: number;
-        /** null: there was none. */
-        readonly generation: HeldGeneration | null;
-      }
-  );
+export type ZygoteMessage = { readonly sequence: number } & (
+  | {
+      readonly type: 'hello';
+      readonly pid: number;
+      /** 0, or the errno with which the nursery could not fork it. */
+      readonly error: number;
+    }
+  | {
+      readonly type: 'spawned';
+      /** 0, or the errno of `step`. */
+      readonly error: number;
+      readonly step: string;
+      readonly pids: readonly number[];
+      /** Owned by the receiver; ProcessWatch takes them over. */
+      readonly pidfds: readonly number[];
+    }
+  | {
+      readonly type: 'controlled';
+      /** >= 0 or -errno. */
+      readonly result: number;
+      /** Of the control process. */
+      readonly pid: number;
+      /** The rest as ADD_DEV granted it. */
+      readonly id: number;
+      readonly queues: number;
+      readonly depth: number;
+      readonly flags: bigint;
+    }
+  | ({ readonly type: 'exited' } & ProcessEnd)
+  | {
+      readonly type: 'held';
+      /** Control processes of the supervisor that is gone which still run. */
+      readonly controls: number;
+      /** null: there was none. */
+      readonly generation: HeldGeneration | null;
+    }
+);
 
 /** As its parent learned it; one of `code` and `signal` is null. */
 export interface ProcessEnd {

@@ -16,6 +16,7 @@ import {
 } from './device-harness.js';
 import { ModelClock } from './model-clock.js';
 import { kernelVersions, type KernelVersion } from './model-device.js';
+import type { ModelGeneration } from './model-generation.js';
 import { ModelKernel, mortal, type Moment } from './model-kernel.js';
 
 function newDevice(
@@ -68,6 +69,15 @@ async function momentsOf(version: KernelVersion): Promise<[Moment, number][]> {
   });
 }
 
+/** A device that is served, and whose supervisor is dead. */
+async function leftServed(version: KernelVersion): Promise<{ model: ModelKernel; generation: ModelGeneration }> {
+  const model = new ModelKernel(version);
+  const { kernel, kill } = mortal(model);
+  await newDevice(model, kernel).device.start();
+  kill();
+  return { model, generation: model.generation };
+}
+
 for (const version of kernelVersions) {
   t.test(`whenever a supervisor is killed, the next one has the device live again, ${version}`, async (t) => {
     const moments = await momentsOf(version);
@@ -98,11 +108,7 @@ for (const version of kernelVersions) {
   });
 
   t.test(`a device that is served stays as it is, ${version}`, async (t) => {
-    const model = new ModelKernel(version);
-    const { kernel, kill } = mortal(model);
-    await newDevice(model, kernel).device.start();
-    kill();
-    const { generation } = model;
+    const { model, generation } = await leftServed(version);
     const successor = newDevice(model, model, foundIn(model));
     await successor.device.start();
     t.equal(model.generation, generation);
@@ -118,11 +124,7 @@ for (const version of kernelVersions) {
 
 t.test('of a device that the kernel does not tell of, nothing is taken for not there', async (t) => {
   for (const version of kernelVersions) {
-    const model = new ModelKernel(version);
-    const { kernel, kill } = mortal(model);
-    await newDevice(model, kernel).device.start();
-    kill();
-    const { generation } = model;
+    const { model, generation } = await leftServed(version);
     const successor = newDevice(model, model, foundIn(model));
     model.only.open = true;
     model.unreadable = true;
@@ -140,11 +142,7 @@ t.test('of a device that the kernel does not tell of, nothing is taken for not t
 
 t.test('what is served is adopted though its backend cannot be opened, and recovered when it can be', async (t) => {
   for (const version of kernelVersions) {
-    const model = new ModelKernel(version);
-    const { kernel, kill } = mortal(model);
-    await newDevice(model, kernel).device.start();
-    kill();
-    const { generation } = model;
+    const { model, generation } = await leftServed(version);
     let missing = true;
     const open = (): Promise<OpenBackend> =>
       missing ? Promise.reject(new Error('no such file')) : Promise.resolve(backend);
