@@ -1,4 +1,3 @@
-import { closeSync } from 'node:fs';
 import { isDeepStrictEqual } from 'node:util';
 import type { DeviceConfig } from '../config/types.js';
 import { messageOf } from '../errors.js';
@@ -9,6 +8,7 @@ import type { Instance } from './instance.js';
 import type { Journal, JournalEntry } from './journal.js';
 import type { FoundDevice, HeldByZygote } from './kernel.js';
 import { nameOf } from './processes.js';
+import { closeHeld } from './zygote.js';
 import type { ZygoteKeeper } from './zygote-keeper.js';
 
 /** A device that an earlier supervisor of this runtime directory left, or only meant to have. */
@@ -43,7 +43,7 @@ export async function findLeftDevices(
     return await leftDevices(options, configured, entries, held);
   } catch (error) {
     // The locks are the zygotes' alone again.
-    for (const { sharedPage, files } of held) for (const fd of [sharedPage, ...files]) closeSync(fd);
+    held.forEach(closeHeld);
     throw error;
   }
 }

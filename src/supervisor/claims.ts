@@ -3,6 +3,7 @@ import { setTimeout } from 'node:timers/promises';
 import { SupervisorError } from '../errors.js';
 import { openBlockDevices, type OpenBlockDevices } from '../native/binding.js';
 import { openersOf, readSystemUsers, usersOf } from './block-device-users.js';
+import { within } from './deadline.js';
 import type { Claim, ClaimedFor } from './kernel.js';
 import type { HeldProcess } from './zygote.js';
 
@@ -155,26 +156,12 @@ export class Claims {
 
   #beginSearch(): Promise<OpenBlockDevices> {
     this.#nextSearch = null;
-    const search = withDeadline(openBlockDevices());
+    const search = within('searching /proc for who has block devices open', SEARCH_DEADLINE_MS, openBlockDevices());
     this.#search = search;
     const over = (): void => {
       if (this.#search === search) this.#search = null;
     };
     search.then(over, over);
     return search;
-  }
-}
-
-async function withDeadline(search: Promise<OpenBlockDevices>): Promise<OpenBlockDevices> {
-  const timer = new AbortController();
-  const late = setTimeout(SEARCH_DEADLINE_MS, undefined, { signal: timer.signal }).then(() => {
-    const reason = 'searching /proc for who has it open took too long; file systems may hang';
-    throw new SupervisorError(`claiming a block device failed: ${reason} (TIMEOUT)`, { code: 'TIMEOUT' });
-  });
-  late.catch(() => undefined);
-  try {
-    return await Promise.race([search, late]);
-  } finally {
-    timer.abort();
   }
 }
