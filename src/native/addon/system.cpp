@@ -69,21 +69,36 @@ Napi::Value ioUringErrno(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), -result);
 }
 
+// `what` is said when the path is too long for an address.
+sockaddr_un addressOf(const std::string& path, const char* what) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  if (path.size() >= sizeof address.sun_path) throw std::system_error(ENAMETOOLONG, std::generic_category(), what);
+  std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
+  return address;
+}
+
 // listenSeqpacket(path): fd of a listening socket that only its owner may connect to.
 Napi::Value listenSeqpacket(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    const std::string path = info[0].As<Napi::String>();
-    sockaddr_un address{};
-    address.sun_family = AF_UNIX;
-    if (path.size() >= sizeof address.sun_path) {
-      throw std::system_error(ENAMETOOLONG, std::generic_category(), "binding the zygote's socket");
-    }
-    std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
+    const sockaddr_un address = addressOf(info[0].As<Napi::String>(), "binding the zygote's socket");
     FileDescriptor listener(checked(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0), "socket"));
     checked(fchmod(listener.get(), 0600), "restricting the zygote's socket");
-    checked(bind(listener.get(), reinterpret_cast<sockaddr*>(&address), sizeof address), "binding the zygote's socket");
+    checked(bind(listener.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address),
+            "binding the zygote's socket");
     checked(listen(listener.get(), 4), "listening on the zygote's socket");
     return Napi::Number::New(info.Env(), listener.release());
+  });
+}
+
+// connectSeqpacket(path): fd of a connection to what listens there.
+Napi::Value connectSeqpacket(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const sockaddr_un address = addressOf(info[0].As<Napi::String>(), "connecting to the zygote");
+    FileDescriptor connection(checked(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), "socket"));
+    checked(connect(connection.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address),
+            "connecting to the zygote");
+    return Napi::Number::New(info.Env(), connection.release());
   });
 }
 
@@ -148,6 +163,7 @@ void exportSystem(Napi::Env env, Napi::Object exports) {
   exports.Set("replaceProcess", Napi::Function::New(env, replaceProcess));
   exports.Set("streamPair", Napi::Function::New(env, streamPair));
   exports.Set("seqpacketPair", Napi::Function::New(env, seqpacketPair));
+  exports.Set("connectSeqpacket", Napi::Function::New(env, connectSeqpacket));
   exports.Set("listenSeqpacket", Napi::Function::New(env, listenSeqpacket));
 }
 

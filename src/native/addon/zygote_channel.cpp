@@ -1,6 +1,5 @@
 #include <fcntl.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <sys/wait.h>
 
 #include <cstring>
@@ -16,23 +15,6 @@
 namespace ublk::addon {
 
 namespace {
-
-// connectSeqpacket(path): fd of a connection to what listens there.
-Napi::Value connectSeqpacket(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&] {
-    const std::string path = info[0].As<Napi::String>();
-    sockaddr_un address{};
-    address.sun_family = AF_UNIX;
-    if (path.size() >= sizeof address.sun_path) {
-      throw std::system_error(ENAMETOOLONG, std::generic_category(), "connecting to the zygote");
-    }
-    std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
-    FileDescriptor connection(checked(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), "socket"));
-    checked(connect(connection.get(), reinterpret_cast<sockaddr*>(&address), sizeof address),
-            "connecting to the zygote");
-    return Napi::Number::New(info.Env(), connection.release());
-  });
-}
 
 // forkZygote(nursery, listener, connection): has a nursery fork a zygote that listens there and is connected so. Throws
 // where the nursery does not read.
@@ -346,7 +328,6 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
 }  // namespace
 
 void exportZygoteChannel(Napi::Env env, Napi::Object exports) {
-  exports.Set("connectSeqpacket", Napi::Function::New(env, connectSeqpacket));
   exports.Set("forkZygote", Napi::Function::New(env, forkZygote));
   ZygoteChannel::define(env, exports);
 }
