@@ -317,6 +317,15 @@ export function zygoteOf({ name, queues }: DeviceStatus): number {
   return zygote;
 }
 
+/** Nothing where the process is gone: others may have ended it first. */
+export function signal(pid: number, name: NodeJS.Signals): void {
+  try {
+    process.kill(pid, name);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw error;
+  }
+}
+
 /** Whether the process is gone, or a zombie that its parent has not seen yet. */
 export function hasEnded(pid: number): boolean {
   try {

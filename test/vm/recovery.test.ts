@@ -4,7 +4,7 @@ import { test } from 'node:test';
 import { setTimeout } from 'node:timers/promises';
 import type { DeviceStatus } from '../../src/supervisor/status.js';
 import { Load, verifiedWrites } from './fio.js';
-import { Served, assertNothingLeft, processesNamed, waitFor, zygoteOf } from './harness.js';
+import { Served, assertNothingLeft, processesNamed, waitFor, zygoteOf, signal } from './harness.js';
 import { random, seed } from './random.js';
 
 /** Whatever is killed below a device, whoever uses it sees no error and no wrong data. */
@@ -90,7 +90,8 @@ test('users of a device see neither errors nor wrong data', { timeout: 1_100_000
   await t.test('A2 all queue processes of the device killed at once', async () => {
     for (let kill = 0; kill < WHOLE_KILLS; kill++) {
       await survive((device) => {
-        for (const pid of pidsOf(device)) killIfAlive(pid);
+        // The supervisor may be quick enough to end the siblings itself.
+        for (const pid of pidsOf(device)) signal(pid, 'SIGKILL');
       });
       assert.equal((await served.device('killed')).lastExit?.signal, 'SIGKILL');
     }
@@ -137,15 +138,6 @@ test('users of a device see neither errors nor wrong data', { timeout: 1_100_000
 /** Never resolves; rejects when one of the loads does, so that nobody waits for what can no longer come. */
 async function failureOf(...loads: readonly Load[]): Promise<never> {
   return Promise.race(loads.map(async ({ done }) => done.then(() => assert.fail('a load ended by itself'))));
-}
-
-/** The supervisor may be quick enough to end the siblings itself. */
-function killIfAlive(pid: number): void {
-  try {
-    process.kill(pid, 'SIGKILL');
-  } catch (error) {
-    assert.equal((error as NodeJS.ErrnoException).code, 'ESRCH');
-  }
 }
 
 function isAlive(pid: number): boolean {

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import type { DeviceStatus } from '../../src/supervisor/status.js';
-import { hasEnded, Served, waitFor } from './harness.js';
+import { hasEnded, Served, waitFor, signal } from './harness.js';
 
 /** A device of the configuration. */
 interface Configured {
@@ -23,15 +23,6 @@ const file = { name: 'file', queues: 2, ...hurt, backend: { type: 'file', path: 
 const script = { name: 'script', ...hurt, backend: { type: MODULE } };
 
 export const pidsOf = ({ queues }: DeviceStatus): number[] => queues.flatMap(({ pid }) => pid ?? []);
-
-/** It may have died meanwhile. */
-export function signal(pid: number, name: NodeJS.Signals): void {
-  try {
-    process.kill(pid, name);
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw error;
-  }
-}
 
 /** The devices of a soak, with the supervisor that they have at the moment. */
 export class Soak {

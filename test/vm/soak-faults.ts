@@ -4,9 +4,9 @@ import { setTimeout } from 'node:timers/promises';
 import { sharedMemoryOf } from '../../backends/module/module.js';
 import { ublkFeatures } from '../../src/native/binding.js';
 import { featureFlag } from '../../src/supervisor/ublk-features.js';
-import { isLinux, processesNamed, shell, waitFor, type ApiResponse } from './harness.js';
+import { isLinux, processesNamed, shell, waitFor, type ApiResponse, signal } from './harness.js';
 import type { Random } from './random.js';
-import { pidsOf, signal, type Soak } from './soak-devices.js';
+import { pidsOf, type Soak } from './soak-devices.js';
 
 /** What a soak does to its devices, as data: a new fault is one entry here. */
 
