@@ -116,6 +116,7 @@ export class HangDetector {
       const seconds = (stillMs / 1000).toFixed(1);
       if (process === 'asleep') return { queue, reason: `its process waits in the kernel for ${seconds} s` };
       if (process === 'stopped') return hang(`it has been stopped, by a signal or a debugger, for ${seconds} s`);
+      if (process === 'ending') return hang(`it was ended ${seconds} s ago and is not gone`);
       const doing = process === 'running' ? 'it computes without end' : 'it does nothing';
       return hang(`${unanswered ?? `it gave no sign of life for ${seconds} s`}: ${doing}`);
     }

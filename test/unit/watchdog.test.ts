@@ -58,6 +58,7 @@ t.test('the reason names the request and what the process does', (t) => {
     firstHang(watch(8, () => ({ progress: 7, process, overdue: [request(4200)] })))?.reason;
   t.equal(stuck('waiting'), 'a read of 4 sectors at 8 is unanswered after 4.2 s: it does nothing');
   t.equal(stuck('running'), 'a read of 4 sectors at 8 is unanswered after 4.2 s: it computes without end');
+  t.equal(stuck('ending'), 'it was ended 4.0 s ago and is not gone');
   t.equal(stuck('stopped'), 'it has been stopped, by a signal or a debugger, for 4.0 s');
   t.end();
 });
