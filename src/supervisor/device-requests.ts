@@ -6,13 +6,20 @@ interface Waiter {
   readonly reject: (error: SupervisorError) => void;
 }
 
-interface StopRequest extends Waiter {
+/** Something that the device's own processes may keep from being done, by dying in the middle of it. */
+interface Repeatable extends Waiter {
+  interruptions: number;
+}
+
+interface StopRequest extends Repeatable {
   readonly force: boolean;
 }
 
-interface HandOverRequest extends Waiter {
+interface HandOverRequest extends Repeatable {
   readonly next: HandOver;
 }
+
+const MOST_INTERRUPTIONS = 3;
 
 /** Who waits for what of one device. Every request is settled by the device's resting in some state. */
 export class DeviceRequests {
@@ -44,14 +51,24 @@ export class DeviceRequests {
 
   untilGone(force: boolean): Promise<void> {
     return new Promise((resolve, reject) => {
-      this.#stops.push({ force, resolve, reject });
+      this.#stops.push({ force, resolve, reject, interruptions: 0 });
     });
   }
 
   untilHandedOver(next: HandOver): Promise<void> {
     return new Promise((resolve, reject) => {
-      this.#handOvers.push({ next, resolve, reject });
+      this.#handOvers.push({ next, resolve, reject, interruptions: 0 });
     });
+  }
+
+  /** Whether the stop under way, which a death interrupted, is to be tried again after the recovery. */
+  stopAgain(): boolean {
+    return again(this.#stops[0]);
+  }
+
+  /** Likewise of the hand-over. */
+  handOverAgain(): boolean {
+    return again(this.#handOvers[0]);
   }
 
   handedOver(): void {
@@ -90,4 +107,10 @@ export class DeviceRequests {
   gone(): void {
     for (const stop of this.#stops.splice(0)) stop.resolve();
   }
+}
+
+function again(request: Repeatable | undefined): boolean {
+  if (request === undefined) return false;
+  request.interruptions += 1;
+  return request.interruptions <= MOST_INTERRUPTIONS;
 }

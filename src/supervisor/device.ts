@@ -424,6 +424,10 @@ export class Device {
       this.#error = known;
       this.#reason = known.message;
     }
+    if (this.#interrupted(known.code)) {
+      this.#attempts.rested();
+      return 'recovering';
+    }
     if (this.#state === 'handingOver') {
       this.#requests.handOverFailed(known);
       this.#takeBack();
@@ -434,6 +438,16 @@ export class Device {
     // A stop that was refused because of the device's users says nothing about that.
     if (target === 'degraded' || known.code === 'STUCK') this.#degradedBy = known.code;
     return target;
+  }
+
+  /**
+   * What failed did so because the device's own processes died or hung, and nothing was done yet that recovering them does
+   * not mend: a stop or a hand-over stays asked for, and is carried out afterwards.
+   */
+  #interrupted(code: string): boolean {
+    if (!this.#device.exited) return false;
+    if (this.#state === 'handingOver') return code !== 'IN_USE' && code !== 'EBUSY' && this.#requests.handOverAgain();
+    return this.#stopUnderWay && code === 'WRITE_BACK' && this.#requests.stopAgain();
   }
 
   #enter(target: Target): void {

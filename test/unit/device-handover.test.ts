@@ -1,4 +1,5 @@
 import t from 'tap';
+import { SupervisorError } from '../../src/errors.js';
 import type { DeviceConfig } from '../../src/config/types.js';
 import type { Served } from '../../src/supervisor/hand-over.js';
 import { backend, deviceConfig, facts, faultsOf, liveRig, outcomeOf, quiet, type Rig } from './device-harness.js';
@@ -170,3 +171,32 @@ for (const version of ['6.16', '7.2'] as const) {
     is(SIZE / 2, 'shrunk in the kernel, then grown again');
   });
 }
+
+t.test('a hand-over that meets a death of the queue processes is made after the recovery, a few times', async (t) => {
+  for (const version of ['6.16', '7.2'] as const) {
+    for (const [size, deaths] of [
+      [SIZE / 2, 1],
+      [2 * SIZE, 1],
+      [2 * SIZE, 3],
+      [2 * SIZE, 4],
+    ] as const) {
+      const made = await liveRig(version, { maxRestarts: 10 });
+      for (let nth = 1; nth <= deaths; nth += 1) {
+        made.model.at('updateSize', nth, () => {
+          crash(made);
+          throw new SupervisorError('UPDATE_SIZE failed: cancelled', { code: 'ABORTED' });
+        });
+      }
+      const handOver = outcomeOf(made.device.handOver(sized(size), gently));
+      await quiet();
+      const expected = deaths <= 3 ? ['done', size] : ['ABORTED', SIZE];
+      const { state, size: now } = made.device.status();
+      t.strictSame(
+        [handOver.result, now, state, faultsOf(made)],
+        [...expected, 'live', []],
+        `${version} ${String(deaths)}`,
+      );
+      t.equal(made.model.only.size, now);
+    }
+  }
+});

@@ -158,3 +158,31 @@ t.test('a device whose STOP_DEV timed out and whose processes cannot be killed i
   await made.device.recover();
   t.strictSame([made.device.state, faultsOf(made)], ['live', []]);
 });
+
+t.test('a stop that meets a death of the queue processes goes on after the recovery, a few times', async (t) => {
+  const interrupted = new SupervisorError('writing back /dev/ublkb0 failed: cancelled', { code: 'WRITE_BACK' });
+  for (const version of kernelVersions) {
+    for (const deaths of [1, 3, 4]) {
+      const made = await liveRig(version, { maxRestarts: 10 });
+      for (let nth = 1; nth <= deaths; nth += 1) {
+        made.model.at('stopDevice', nth, () => {
+          made.model.generation.exit(1);
+          throw interrupted;
+        });
+      }
+      const stop = outcomeOf(made.device.stop({ force: false }));
+      await quiet();
+      const expected = deaths <= 3 ? ['done', 'gone'] : ['WRITE_BACK', 'live'];
+      t.strictSame(
+        [stop.result, made.device.state, faultsOf(made)],
+        [...expected, []],
+        `${version}, ${String(deaths)}`,
+      );
+      t.equal(made.device.status().recoveries, deaths);
+    }
+    const made = await liveRig(version);
+    made.model.at('stopDevice', 1, () => Promise.reject(interrupted));
+    await t.rejects(made.device.stop({ force: false }), { code: 'WRITE_BACK' }, 'nobody died');
+    t.strictSame([made.device.state, faultsOf(made)], ['live', []]);
+  }
+});

@@ -3,7 +3,7 @@ import { spawn } from 'node:child_process';
 import { mkdir, rename, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { Served, assertNothingLeft, ok, processesNamed, run } from './harness.js';
+import { Served, assertNothingLeft, ok, processesNamed, run, shell, waitFor } from './harness.js';
 
 /** A store that is missing, locked or hangs concerns its own device alone, which waits for it. */
 
@@ -96,6 +96,24 @@ test('stores that come late', { timeout: 900_000 }, async (t) => {
     const stop = await served.command('stop', 'missing');
     assert.deepEqual([stop.code, stop.stderr], [0, '']);
     assert.deepEqual(await states(), ['fine live', 'locked live']);
+  });
+
+  await t.test('E6 one that hangs when it is opened keeps nobody waiting but who asked for it', async () => {
+    await shell(`modprobe loop; mkdir -p /mnt/frozen; truncate -s 64M /run/frozen.img; mkfs.ext4 -q /run/frozen.img
+      mount -o loop /run/frozen.img /mnt/frozen; truncate -s 1M /mnt/frozen/hung.img; fsfreeze --freeze /mnt/frozen`);
+    const hung = { name: 'hung', backend: { type: 'file', path: '/mnt/frozen/hung.img' } };
+    const adding = served.api('POST', '/v1/devices', hung);
+    await waitFor('its being opened', async () => (await states()).includes('hung adding'));
+    await served.add({ name: 'other', backend: { type: 'ram', size: '1MiB' } });
+    await served.remove('other');
+    assert.equal((await served.api('DELETE', '/v1/devices/hung?force=true')).status, 200);
+    assert.notEqual((await adding).status, 201);
+    assert.deepEqual(await states(), ['fine live', 'locked live']);
+    await shell('fsfreeze --unfreeze /mnt/frozen');
+    // Opened too late, it was closed again.
+    await served.add(hung);
+    await served.remove('hung');
+    await shell('umount /mnt/frozen');
   });
 
   assert.equal(await served.terminate(), 0);

@@ -247,3 +247,13 @@ test('data outlives the device and the supervisor until it is deleted', async ()
   assert.equal(await served.terminate(), 0);
   await assertNothingLeft(served.runtimeDir, expectedComplaints);
 });
+
+test('E4 a stop that meets a hang of the queue processes goes on after the recovery', async () => {
+  const backend = { type: 'ram', size: '16MiB' };
+  const served = await Served.start([{ name: 'hangs', queues: 2, requestTimeout: '2s', backend }]);
+  const { queues } = await served.device('hangs');
+  for (const { pid } of queues) process.kill(pid ?? assert.fail('no process'), 'SIGSTOP');
+  assert.equal(await served.terminate(), 0);
+  assert.match(served.log, /"state":"recovering","from":"stopping"/);
+  await assertNothingLeft(served.runtimeDir, expectedComplaints);
+});
