@@ -29,6 +29,13 @@ export interface User {
   readonly gid: number;
 }
 
+/** The process at the other end of a connection. */
+export interface Peer {
+  readonly uid: number;
+  /** It has CAP_SYS_ADMIN, and not only in a user namespace of its own; or this process lacks it too. */
+  readonly administrates: boolean;
+}
+
 /** In place of a uid and a gid: the process goes on as who it is; `kSameUser` of user.hpp. */
 export const SAME_USER = 0xffffffff;
 
@@ -363,7 +370,7 @@ interface Binding {
   dropPrivileges(uid: number, gid: number): void;
   userOf(nameOrUid: string | number): User | null;
   groupOf(name: string): number | null;
-  peerUid(fd: number): number;
+  peerOf(fd: number): Peer;
   inheritedQueue(): InheritedQueue | null;
   mapShared(fd: number, bytes: number): ArrayBuffer;
   JsQueue: new (onBatch: (count: number) => void, onDrain: () => void, onEnd: () => void) => NativeJsQueue;
@@ -566,9 +573,9 @@ export function groupOf(name: string): number | null {
   return translated(() => binding().groupOf(name));
 }
 
-/** Who connected to the unix socket whose accepted end is `fd`. */
-export function peerUid(fd: number): number {
-  return translated(() => binding().peerUid(fd));
+/** Who connected to the unix socket whose accepted end is `fd`. Throws when the process is gone. */
+export function peerOf(fd: number): Peer {
+  return translated(() => binding().peerOf(fd));
 }
 
 /** null in a process that is no queue process with a JavaScript backend. */

@@ -16,6 +16,29 @@
 
 namespace ublk {
 
+namespace {
+
+// linux/landlock.h, of which Debian 12 has an early version.
+constexpr long kLandlockCreateRuleset = 444;
+constexpr long kLandlockRestrictSelf = 446;
+constexpr uint32_t kLandlockVersion = 1;
+constexpr uint64_t kLandlockScopes = 3;  // abstract unix sockets, signals; since version 6, Linux 6.12
+
+struct LandlockRules {
+  uint64_t files;
+  uint64_t network = 0;
+  uint64_t scopes;
+};
+
+// All that this version of the kernel's interface knows of: reading, writing, executing, making, removing, and so on.
+constexpr uint64_t landlockFileRights(long version) {
+  if (version >= 5) return 0xffff;
+  if (version >= 3) return 0x7fff;
+  return version == 2 ? 0x3fff : 0x1fff;
+}
+
+}  // namespace
+
 SharedMap mapSharedPage(int memfd, uint32_t queues, uint32_t depth) {
   const SharedLayout layout{queues, depth};
   void* base = mmap(nullptr, layout.bytes(), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, memfd, 0);
@@ -56,6 +79,19 @@ void dropPrivileges(const User& user, bool coreDump) {
   checked(syscall(SYS_capset, &header, none), "dropping capabilities");
   // A change of credentials may have taken it away.
   if (coreDump) checked(prctl(PR_SET_DUMPABLE, 1, 0, 0, 0), "PR_SET_DUMPABLE");
+}
+
+void confine(bool files) {
+  const long version = syscall(kLandlockCreateRuleset, nullptr, 0, kLandlockVersion);
+  if (version < 1 && (errno == ENOSYS || errno == EOPNOTSUPP)) return;
+  checked(version, "asking for Landlock");
+  const LandlockRules rules{.files = files ? landlockFileRights(version) : 0,
+                            .scopes = version >= 6 ? kLandlockScopes : 0};
+  if (rules.files == 0 && rules.scopes == 0) return;
+  const size_t known = version >= 6 ? sizeof rules : sizeof rules.files;
+  const FileDescriptor ruleset(
+      static_cast<int>(checked(syscall(kLandlockCreateRuleset, &rules, known, 0), "making Landlock rules")));
+  checked(syscall(kLandlockRestrictSelf, ruleset.get(), 0), "confining the process by Landlock");
 }
 
 void reportFailure(QueuePage& page, const std::system_error& error) {

@@ -21,6 +21,11 @@ void lockMemory();
 // may leave one, with the data of its requests in it.
 void dropPrivileges(const User& user, bool coreDump);
 
+// What a process without capabilities may still do as its user, above all as root, ends here: it can signal and trace
+// only itself and its children. `files`: nor open, make or remove anything; what it has open stays as it is. Does what the
+// kernel's Landlock can, which may be nothing. After dropPrivileges.
+void confine(bool files);
+
 // Leaves why the process gives up where the supervisor finds it.
 void reportFailure(QueuePage& page, const std::system_error& error);
 

@@ -45,6 +45,7 @@ void enterJavaScript(Inheritance& inheritance, const FileDescriptor& sharedPage)
     faultPoint("preparing", inheritance.queue);
     prepareForReclaim();
     dropPrivileges(request.user, request.coreDump != 0);
+    confine(false);
   } catch (const std::system_error& error) {
     giveUp(page, error);
   }
@@ -85,6 +86,8 @@ void runQueueProcess(const QueueInheritance& inheritance) {
     lockMemory();
     backend->open({request.size, request.depth, request.maxIoBytes, inheritance.backendFiles});
     dropPrivileges(request.user, request.coreDump != 0);
+    // The kernel opens a core file in the name of the process.
+    confine(request.coreDump == 0);
     queue.fetchWithSiblings();
     queue.serve();
     page->phase = static_cast<uint32_t>(Phase::released);

@@ -27,6 +27,7 @@
 #include "channel.hpp"
 #include "control_process.hpp"
 #include "held_generation.hpp"
+#include "peer.hpp"
 #include "queue_process.hpp"
 
 namespace ublk {
@@ -84,9 +85,7 @@ class Zygote {
   void acceptSupervisor() {
     FileDescriptor connection(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
     if (!connection) return;
-    ucred peer{};
-    socklen_t length = sizeof peer;
-    if (getsockopt(connection.get(), SOL_SOCKET, SO_PEERCRED, &peer, &length) < 0 || peer.uid != geteuid()) return;
+    if (!isSupervisor(connection.get())) return;
     letSupervisorGo();
     supervisor_ = std::move(connection);
     sayHello();
@@ -97,6 +96,16 @@ class Zygote {
     hello.header = headerOf(MessageType::hello);
     hello.pid = getpid();
     send(&hello, sizeof hello);
+  }
+
+  // Not a queue process of its own, which may be of the same user.
+  static bool isSupervisor(int connection) {
+    try {
+      const Peer peer = peerOf(connection);
+      return peer.uid == geteuid() && peer.administrates;
+    } catch (const std::system_error&) {
+      return false;
+    }
   }
 
   // The queue processes do not need a supervisor. What it was having done is given up, so that its successor, who does

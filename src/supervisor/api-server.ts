@@ -91,7 +91,14 @@ function refusalFor(peers: Peers, method: string, socket: Socket): SupervisorErr
   if (!peers.allows(socket)) {
     return new SupervisorError('too many requests; ask less often', { code: 'TOO_MANY' });
   }
-  if (method === 'GET' || peers.roleOf(socket) === 'admin') return undefined;
+  const role = peers.roleOf(socket);
+  if (role === 'admin' || (role === 'reader' && method === 'GET')) return undefined;
+  if (role === 'nobody') {
+    return new SupervisorError(
+      `${method} is not for root without CAP_SYS_ADMIN, as in a container or in a queue process; ask as root of this machine`,
+      { code: 'FORBIDDEN' },
+    );
+  }
   return new SupervisorError(`${method} is for root only; members of the socket's group may GET`, {
     code: 'FORBIDDEN',
   });

@@ -1,5 +1,5 @@
 import type { Socket } from 'node:net';
-import { peerUid } from '../native/binding.js';
+import { peerOf, type Peer } from '../native/binding.js';
 
 /** Readers together get half of the server's connections, so that there is always room for an administrator. */
 const MOST_READER_CONNECTIONS = 32;
@@ -8,8 +8,11 @@ const MOST_CONNECTIONS_EACH = 8;
 const MOST_REQUESTS_EACH = 50;
 const WINDOW_MS = 1_000;
 
-/** An administrator may do everything, a reader look. */
-export type Role = 'admin' | 'reader';
+/**
+ * An administrator may do everything, a reader look. Nobody is who has an administrator's uid without the capability that
+ * makes it one: a queue process, or root in a container.
+ */
+export type Role = 'admin' | 'reader' | 'nobody';
 
 /** What is counted of a reader's uid for as long as it is connected. */
 interface Reader {
@@ -21,30 +24,31 @@ interface Reader {
 
 /**
  * Who is at the other end of the control socket's connections, and how much of it they may have. Whoever can connect and
- * is neither root nor the supervisor's own user got in by the socket's group, and is a reader.
+ * is neither root nor the supervisor's own user got in by the socket's group, and is a reader. Nobody has a reader's share.
  */
 export class Peers {
-  readonly #uidOf: (socket: Socket) => number;
+  readonly #identify: (socket: Socket) => Peer;
   readonly #admins: ReadonlySet<number>;
-  readonly #uids = new WeakMap<Socket, number>();
+  readonly #peers = new WeakMap<Socket, Peer>();
   readonly #readers = new Map<number, Reader>();
 
-  /** `uidOf` throws where it does not know. */
-  constructor(uidOf: (socket: Socket) => number = uidOfPeer) {
-    this.#uidOf = uidOf;
+  /** `identify` throws where it does not know. */
+  constructor(identify: (socket: Socket) => Peer = peerOfSocket) {
+    this.#identify = identify;
     this.#admins = new Set([0, process.geteuid?.() ?? 0]);
   }
 
   /** Call once for each new connection. False: it is one too many, or nobody knows whose, and has to be closed. */
   admit(socket: Socket): boolean {
-    let uid: number;
+    let peer: Peer;
     try {
-      uid = this.#uidOf(socket);
+      peer = this.#identify(socket);
     } catch {
       return false;
     }
-    this.#uids.set(socket, uid);
-    if (this.#admins.has(uid)) return true;
+    this.#peers.set(socket, peer);
+    if (this.roleOf(socket) === 'admin') return true;
+    const { uid } = peer;
     const others = [...this.#readers.values()].reduce((sum, { connections }) => sum + connections, 0);
     const reader = this.#readers.get(uid) ?? { connections: 0, requests: 0, windowStart: performance.now() };
     if (others >= MOST_READER_CONNECTIONS || reader.connections >= MOST_CONNECTIONS_EACH) return false;
@@ -59,14 +63,17 @@ export class Peers {
 
   /** Of a connection that was admitted. */
   roleOf(socket: Socket): Role {
-    const uid = this.#uids.get(socket);
-    return uid !== undefined && this.#admins.has(uid) ? 'admin' : 'reader';
+    const peer = this.#peers.get(socket);
+    if (peer === undefined) return 'nobody';
+    if (!this.#admins.has(peer.uid)) return 'reader';
+    return peer.administrates ? 'admin' : 'nobody';
   }
 
   /** Counts a request; false: it is one too many. */
   allows(socket: Socket): boolean {
-    const reader = this.#readers.get(this.#uids.get(socket) ?? -1);
-    if (reader === undefined) return this.roleOf(socket) === 'admin';
+    if (this.roleOf(socket) === 'admin') return true;
+    const reader = this.#readers.get(this.#peers.get(socket)?.uid ?? -1);
+    if (reader === undefined) return false;
     const now = performance.now();
     if (now - reader.windowStart >= WINDOW_MS) Object.assign(reader, { requests: 0, windowStart: now });
     reader.requests += 1;
@@ -82,9 +89,9 @@ export class Peers {
 }
 
 /** Node shows the descriptor of an accepted connection nowhere else. */
-function uidOfPeer(socket: Socket): number {
+function peerOfSocket(socket: Socket): Peer {
   const handle: unknown = Reflect.get(socket, '_handle');
   const fd: unknown = typeof handle === 'object' && handle !== null ? Reflect.get(handle, 'fd') : undefined;
   if (typeof fd !== 'number' || fd < 0) throw new TypeError('the connection has no descriptor');
-  return peerUid(fd);
+  return peerOf(fd);
 }

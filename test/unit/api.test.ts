@@ -10,6 +10,7 @@ import t, { type Test } from 'tap';
 import { createClient } from '../../src/cli/client.js';
 import { parseDevice } from '../../src/config/schema.js';
 import { SupervisorError } from '../../src/errors.js';
+import type { Peer } from '../../src/native/binding.js';
 import { createApiServer, type ApiServer } from '../../src/supervisor/api-server.js';
 import { Peers } from '../../src/supervisor/peers.js';
 import type { PlanEntry } from '../../src/supervisor/reload-plan.js';
@@ -111,12 +112,12 @@ async function shortDirectory(t: Test): Promise<string> {
   return directory;
 }
 
-/** `uidOf`: whom the server takes its clients for. */
-async function serve(t: Test, uidOf?: () => number): Promise<Running> {
+/** `peer`: whom the server takes its clients for. */
+async function serve(t: Test, peer?: Peer): Promise<Running> {
   const directory = await shortDirectory(t);
   const path = join(directory, 'control.sock');
   const supervisor = new FakeSupervisor();
-  const server = createApiServer(supervisor, pino({ level: 'silent' }), new Peers(uidOf));
+  const server = createApiServer(supervisor, pino({ level: 'silent' }), new Peers(peer && (() => peer)));
   await server.listen(path);
   t.teardown(() => server.close());
   return { directory, path, supervisor, server };
@@ -281,7 +282,7 @@ t.test('a body without a length is counted too', async (t) => {
 });
 
 t.test('a reader may look and nothing else', async (t) => {
-  const { path, supervisor } = await serve(t, () => 100_000);
+  const { path, supervisor } = await serve(t, { uid: 100_000, administrates: false });
   t.match(await ask(path, 'GET', '/v1/status'), { status: 200, body: { devices: [{ name: 'scratch' }] } });
   t.match(await ask(path, 'GET', '/v1/devices/scratch'), { status: 200 });
   const forbidden = { error: { code: 'FORBIDDEN', message: /^\w+ is for root only; [^\n]*$/ } };
@@ -298,7 +299,7 @@ t.test('a reader may look and nothing else', async (t) => {
 });
 
 t.test('F1 a reader who asks without pause is told to wait', async (t) => {
-  const { path } = await serve(t, () => 100_000);
+  const { path } = await serve(t, { uid: 100_000, administrates: false });
   const replies = await Promise.all(
     Array.from({ length: 6 }, async () => {
       const statuses: unknown[] = [];

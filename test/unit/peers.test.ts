@@ -6,15 +6,18 @@ import { Peers } from '../../src/supervisor/peers.js';
 /** Stands for a connection of the user that it carries. */
 class Connection extends EventEmitter {
   readonly uid: number;
+  readonly administrates: boolean;
 
-  constructor(uid: number) {
+  constructor(uid: number, administrates: boolean) {
     super();
     this.uid = uid;
+    this.administrates = administrates;
   }
 }
 
-const peers = (): Peers => new Peers((socket) => (socket as unknown as Connection).uid);
-const connection = (uid: number): Socket => new Connection(uid) as unknown as Socket;
+const peers = (): Peers => new Peers((socket) => socket as unknown as Connection);
+const connection = (uid: number, administrates = true): Socket =>
+  new Connection(uid, administrates) as unknown as Socket;
 const mine = process.geteuid?.() ?? 0;
 
 t.test('root and the user of the supervisor administrate, everybody else reads', async (t) => {
@@ -37,8 +40,23 @@ t.test('whose connection nobody knows is refused, and never an administrator', a
   });
   const socket = connection(0);
   t.notOk(unknown.admit(socket));
-  t.equal(unknown.roleOf(socket), 'reader');
+  t.equal(unknown.roleOf(socket), 'nobody');
   t.notOk(unknown.allows(socket));
+});
+
+t.test('root without the capability is nobody, with the share of a reader', async (t) => {
+  const known = peers();
+  const sockets = Array.from({ length: 20 }, () => connection(0, false));
+  const admitted = sockets.filter((socket) => known.admit(socket));
+  t.equal(admitted.length, 8);
+  for (const socket of admitted) t.equal(known.roleOf(socket), 'nobody');
+  const root = connection(0);
+  t.ok(known.admit(root));
+  t.equal(known.roleOf(root), 'admin');
+  t.ok(Array.from({ length: 100 }, () => known.allows(root)).every(Boolean));
+  const reader = connection(100_000, false);
+  t.ok(known.admit(reader));
+  t.equal(known.roleOf(reader), 'reader');
 });
 
 t.test('F1 readers leave room for each other and for administrators', async (t) => {

@@ -6,7 +6,7 @@ import { root, waitFor } from './harness.js';
 export type FaultPoint = 'preparing' | 'fetching' | 'fetched' | 'announced' | 'permitted' | 'complete';
 
 const FAULTS = '/run/ublk-faults';
-const SIGNALS = { SIGKILL: 9, SIGSTOP: 19 } as const;
+const SIGNALS = { none: 0, SIGKILL: 9, SIGSTOP: 19 } as const;
 
 /** Puts the library with fault points in the place of the real one; in the guest only, whose root is an overlay. */
 export async function installFaultPoints(): Promise<void> {
@@ -18,7 +18,10 @@ export async function installFaultPoints(): Promise<void> {
   await disarm();
 }
 
-/** The next `count` processes of `queue`, of whatever device, that get to `point` send themselves `signal`. */
+/**
+ * The next `count` processes of `queue`, of whatever device, that get to `point` send themselves `signal`. None: it strikes
+ * when the process can neither open a file nor signal its zygote.
+ */
 export async function arm(point: FaultPoint, queue: number, signal: keyof typeof SIGNALS, count = 1): Promise<void> {
   await writeFile(FAULTS, `${point} ${String(queue)} ${String(SIGNALS[signal])} ${String(count)}\n`);
 }

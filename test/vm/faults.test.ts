@@ -89,6 +89,16 @@ test('faults before a generation serves', async (t) => {
     await remove('almost');
   });
 
+  await t.test(
+    'a native queue process without a user of its own can neither open files nor signal others',
+    async () => {
+      await arm('fetching', 0, 'none');
+      await add('confined');
+      await untilStruck();
+      await remove('confined');
+    },
+  );
+
   await t.test('A6 a replacement that dies before its FETCHes is followed by another', async () => {
     await arm('preparing', 1, 'SIGKILL');
     const before = await served.device('twin');

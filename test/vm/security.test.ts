@@ -45,6 +45,23 @@ export default {
   },
 };`;
 
+/** Runs a program of Node's, in a user namespace of its own too, and says what that said. */
+const runningBackend = (...args: readonly string[]): string => `
+import { execFile } from 'node:child_process';
+export default {
+  name: 'running',
+  open(_options, context) {
+    const node = [process.execPath, ...${JSON.stringify(args)}];
+    const env = { PATH: process.env.PATH };
+    for (const [where, [command, ...args]] of [['plain', node], ['namespace', ['unshare', '--user', '--keep-caps', ...node]]]) {
+      execFile(command, args, { env }, (error, stdout, stderr) => {
+        context.log.warn(where + ': ' + (error ? stderr + error.message : stdout));
+      });
+    }
+    return { size: 2 ** 20, read: (buffer) => buffer.length, write: (buffer) => buffer.length };
+  },
+};`;
+
 const statusLine = (pid: number, key: string): string =>
   new RegExp(`^${key}:[ \\t]*(.*)$`, 'm').exec(readFileSync(`/proc/${String(pid)}/status`, 'utf8'))?.[1]?.trim() ?? '?';
 const peakMiB = (pid: number): number => parseInt(statusLine(pid, 'VmHWM')) / 1024;
@@ -98,6 +115,53 @@ test('security', { timeout: 1_100_000 }, async (t) => {
     }
     await waitFor('the backend saying what it can read', () => served.log.includes('secret: EACCES, uid 1000'));
     assert.ok(!served.log.includes('root only'));
+  });
+
+  await t.test('one that is root without capabilities gets nothing done that is not for its own device', async () => {
+    const [zygote] = processesNamed('ublk-zygote');
+    const others = [served.pid, zygote, (await served.device('witness')).queues[0]?.pid].join(',');
+    const running = '/run/backends/running.mjs';
+    const program = runningBackend(join(root, 'dist/test/vm/hostile-queue.js'), SUPERVISOR, others);
+    await writeFile(running, program, { mode: 0o644 });
+    const device = { name: 'plain', queues: 1, backend: { type: running } };
+    const { status, body } = await served.api('POST', '/v1/devices', device);
+    assert.equal(status, 201, JSON.stringify(body));
+    for (const where of ['plain', 'namespace']) {
+      // The probe may end before it has heard.
+      const said = await waitFor(`what came of it in ${where}`, () => {
+        const lines = served.log.split('\n').filter((line) => line.includes(`"${where}: `));
+        return lines.length > 0 && lines;
+      });
+      for (const line of said) {
+        const text = (JSON.parse(line) as { readonly msg: string }).msg;
+        assert.match(text, /^(plain|namespace): \{/);
+        const { capabilities, zygotes, ...outcome } = JSON.parse(text.slice(text.indexOf('{'))) as {
+          readonly capabilities: string;
+          readonly zygotes: readonly (string | null)[];
+        };
+        if (where === 'namespace') assert.doesNotMatch(capabilities, /^0+$/);
+        assert.ok(zygotes.length >= 3 && zygotes.every((said) => said === null), String(zygotes));
+        assert.deepEqual(outcome, {
+          status: 403,
+          stop: 403,
+          signals: ['EPERM', 'EPERM', 'EPERM'],
+          memory: ['EACCES', 'EACCES', 'EACCES'],
+        });
+      }
+    }
+    await served.remove('plain');
+    // Not all of root's uid is root.
+    const weak = await run('setpriv', [
+      '--bounding-set',
+      '-all',
+      process.execPath,
+      cli,
+      'list',
+      '--runtime-dir',
+      SUPERVISOR,
+    ]);
+    assert.equal(weak.code, 1);
+    assert.match(weak.stderr, /^ublk-supervisor: GET is not for root without CAP_SYS_ADMIN, [^\n]+$/);
   });
 
   await t.test('they serve, are replaced, and end with their zygote', async () => {

@@ -1,12 +1,11 @@
 // Users and groups: whom a name or a connection stands for.
 #include <grp.h>
 #include <pwd.h>
-#include <sys/socket.h>
 
 #include <string>
 #include <vector>
 
-#include "../file_descriptor.hpp"
+#include "../peer.hpp"
 #include "bindings.hpp"
 
 namespace ublk::addon {
@@ -54,14 +53,14 @@ Napi::Value groupOf(const Napi::CallbackInfo& info) {
   });
 }
 
-// peerUid(fd): the effective uid that the other end of a unix socket had when it connected.
-Napi::Value peerUid(const Napi::CallbackInfo& info) {
+// peerOf(fd): { uid, administrates } of the process that connected the unix socket.
+Napi::Value peerOfSocket(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    ucred peer{};
-    socklen_t length = sizeof peer;
-    checked(getsockopt(info[0].As<Napi::Number>().Int32Value(), SOL_SOCKET, SO_PEERCRED, &peer, &length),
-            "SO_PEERCRED");
-    return Napi::Number::New(info.Env(), peer.uid);
+    const Peer peer = peerOf(info[0].As<Napi::Number>().Int32Value());
+    Napi::Object answer = Napi::Object::New(info.Env());
+    answer.Set("uid", peer.uid);
+    answer.Set("administrates", peer.administrates);
+    return answer;
   });
 }
 
@@ -70,7 +69,7 @@ Napi::Value peerUid(const Napi::CallbackInfo& info) {
 void exportAccounts(Napi::Env env, Napi::Object exports) {
   exports.Set("userOf", Napi::Function::New(env, userOf));
   exports.Set("groupOf", Napi::Function::New(env, groupOf));
-  exports.Set("peerUid", Napi::Function::New(env, peerUid));
+  exports.Set("peerOf", Napi::Function::New(env, peerOfSocket));
 }
 
 }  // namespace ublk::addon

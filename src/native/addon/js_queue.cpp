@@ -229,6 +229,7 @@ void exportJsQueue(Napi::Env env, Napi::Object exports) {
                 guarded(info.Env(), [&] {
                   const User user{info[0].As<Napi::Number>().Uint32Value(), info[1].As<Napi::Number>().Uint32Value()};
                   dropPrivileges(user, false);
+                  confine(false);
                 });
               }));
   exports.Set("inheritedQueue", Napi::Function::New(env, inheritedQueue));
