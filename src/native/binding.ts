@@ -89,6 +89,8 @@ export interface ControlRequest {
   readonly data: number;
   /** `whenFetched`: the fd of the device's shared page. */
   readonly sharedPage?: number;
+  /** `whenFetched`: the queue processes. */
+  readonly pids?: readonly number[];
   readonly device?: {
     readonly id: number;
     readonly queues: number;

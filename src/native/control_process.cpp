@@ -9,6 +9,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -80,20 +81,17 @@ bool isServing(pid_t pid) {
   return parent == getppid() && state != 'Z' && state != 'X' && std::atoi(exitCode) == 0;
 }
 
-bool areAllServing(const DeviceHeader& header) {
-  for (uint32_t queue = 0; queue < header.queues; queue++) {
-    if (!isServing(header.pids[queue])) return false;
-  }
-  return true;
+bool areAllServing(const ControlMessage& message) {
+  return std::all_of(message.pids, message.pids + message.queues, isServing);
 }
 
 // Returns when so many announcements were made and every queue process is alive. With a dead one this goes on until the
 // supervisor, who sees the death too, ends it.
-void awaitFetched(const DeviceHeader& header, uint32_t announcements) {
+void awaitFetched(const DeviceHeader& header, uint32_t announcements, const ControlMessage& message) {
   for (uint32_t fetched; (fetched = header.fetched) < announcements;) {
     syscall(SYS_futex, &header.fetched, FUTEX_WAIT, fetched, nullptr, nullptr, 0);
   }
-  while (!areAllServing(header)) pauseMillisecond();
+  while (!areAllServing(message)) pauseMillisecond();
 }
 
 // On 6.12 a device that is made live after one of its queue processes died is live for ever, and nobody can recover it.
@@ -101,14 +99,15 @@ void awaitFetched(const DeviceHeader& header, uint32_t announcements) {
 // FETCH of a first start, for the sake of 6.16 to 6.19. Real-time priority keeps the time between look and command short
 // on a busy machine; without the right to it everything works the same.
 int runWhenFetched(ControlRing& ring, const ControlMessage& message, ControlledMessage& answer, int sharedPage) {
+  if (message.queues > kMaxQueues) return -EINVAL;
   DeviceHeader& header = mapHeader(sharedPage);
   const sched_param priority{1};
   sched_setscheduler(0, SCHED_FIFO, &priority);
-  awaitFetched(header, header.queues);
+  awaitFetched(header, message.queues, message);
   if (header.mayComplete == 0) {
     header.mayComplete = 1;
     syscall(SYS_futex, &header.mayComplete, FUTEX_WAKE, 1, nullptr, nullptr, 0);
-    awaitFetched(header, header.queues + 1);
+    awaitFetched(header, message.queues + 1, message);
   }
   return runCommand(ring, message, answer);
 }

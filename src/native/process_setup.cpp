@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -41,15 +42,14 @@ constexpr uint64_t landlockFileRights(long version) {
 
 SharedMap mapSharedPage(int memfd, uint32_t queues, uint32_t depth) {
   const SharedLayout layout{queues, depth};
+  struct stat found {};
+  checked(fstat(memfd, &found), "looking at the shared page");
+  if (found.st_size != static_cast<off_t>(layout.bytes())) {
+    throw std::system_error(EPROTO, std::generic_category(), "looking at the shared page");
+  }
   void* base = mmap(nullptr, layout.bytes(), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, memfd, 0);
   if (base == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "mapping the shared page");
-  const SharedMap map(base, layout);
-  const DeviceHeader& header = map.header();
-  if (header.magic != kSharedMagic || header.version != kSharedVersion || header.queues != queues ||
-      header.depth != depth) {
-    throw std::system_error(EPROTO, std::generic_category(), "reading the shared page");
-  }
-  return map;
+  return {base, layout};
 }
 
 void prepareForReclaim() {
@@ -100,18 +100,17 @@ void reportFailure(QueuePage& page, const std::system_error& error) {
 }
 
 // All queues of the device leave together or not at all; the supervisor ends a generation that does not get there.
-void awaitSiblings(DeviceHeader& header) {
+void awaitSiblings(DeviceHeader& header, uint32_t queues) {
   static_assert(sizeof header.barrier == sizeof(uint32_t));
   uint32_t ready = header.barrier.fetch_add(1) + 1;
-  while (ready < header.queues) {
+  while (ready < queues) {
     syscall(SYS_futex, &header.barrier, FUTEX_WAIT, ready, nullptr, nullptr, 0);
     ready = header.barrier.load();
   }
   syscall(SYS_futex, &header.barrier, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
 }
 
-void announceFetched(DeviceHeader& header, uint32_t queue) {
-  header.pids[queue] = getpid();
+void announceFetched(DeviceHeader& header) {
   header.fetched.fetch_add(1);
   syscall(SYS_futex, &header.fetched, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
 }

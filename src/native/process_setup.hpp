@@ -8,6 +8,7 @@
 
 namespace ublk {
 
+// Of a memfd that is sealed against shrinking.
 SharedMap mapSharedPage(int memfd, uint32_t queues, uint32_t depth);
 
 // Writing dirty pages back must never wait for this process to get memory that the write-back is meant to free.
@@ -31,10 +32,10 @@ void reportFailure(QueuePage& page, const std::system_error& error);
 
 // Returns when every queue process of the device is here: all of them fetch or none. The supervisor ends a generation
 // that does not get there.
-void awaitSiblings(DeviceHeader& header);
+void awaitSiblings(DeviceHeader& header, uint32_t queues);
 
-// Says that the FETCHes of this process, which serves `queue`, are with the kernel.
-void announceFetched(DeviceHeader& header, uint32_t queue);
+// Says that the FETCHes of this process are with the kernel.
+void announceFetched(DeviceHeader& header);
 
 // Returns when the FETCH that was kept back may follow: every queue process was seen alive after its FETCHes.
 void awaitPermission(DeviceHeader& header);

@@ -12,7 +12,7 @@
 namespace ublk {
 
 constexpr uint32_t kProtocolMagic = 0x7a6c6275;  // "ublz"
-constexpr uint16_t kProtocolVersion = 5;
+constexpr uint16_t kProtocolVersion = 6;
 constexpr uint32_t kMaxBackendFiles = kMaxQueues;
 
 enum class MessageType : uint16_t {
@@ -89,8 +89,9 @@ struct ControlMessage {
   uint32_t deviceId;
   uint32_t deadlineMs;
   uint32_t payloadBytes;
-  uint32_t reserved;
+  uint32_t queues;  // whenFetched: how many of `pids` count
   uint64_t data;
+  int32_t pids[kMaxQueues];  // whenFetched: who has to have fetched
   union {
     DeviceInfo info;
     Parameters parameters;

@@ -100,20 +100,20 @@ void Queue::awaitDrain() {
 void Queue::fetchWithSiblings() {
   DeviceHeader& header = *setup_.header;
   const bool keepsOneBack = header.mayComplete == 0 && setup_.index + 1 == setup_.queues;
-  awaitSiblings(header);
+  awaitSiblings(header, setup_.queues);
   setup_.page->phase = static_cast<uint32_t>(Phase::fetching);
   faultPoint("fetching", setup_.index);
   fetch(setup_.depth - (keepsOneBack ? 1 : 0));
   setup_.page->phase = static_cast<uint32_t>(Phase::fetched);
   faultPoint("fetched", setup_.index);
-  announceFetched(header, setup_.index);
+  announceFetched(header);
   faultPoint("announced", setup_.index);
   if (keepsOneBack) {
     awaitPermission(header);
     faultPoint("permitted", setup_.index);
     fetch(1);
     faultPoint("complete", setup_.index);
-    announceFetched(header, setup_.index);
+    announceFetched(header);
   }
   awaitDrain();
 }

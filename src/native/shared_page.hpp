@@ -1,6 +1,10 @@
 // What supervisor and queue processes share for the life of a device: one memfd, mapped by all of them. It lets the
 // supervisor watch a queue without asking it, and outlives the queue process, so that a crash can be explained.
 //
+// A queue process can write to all of it, so a hostile one may have put anything anywhere, its siblings' pages
+// included. How many queues and tags there are, and who serves them, is therefore never read from here, and no value is
+// an index. Whoever changes the layout changes kProtocolVersion.
+//
 // Writers: each QueuePage belongs to its queue process; what is atomic in DeviceHeader to the generation; `drain` to the
 // supervisor, and so do the marked requests, though a queue process may take a mark off. Every field that is read while it
 // may be written is atomic and relaxed: readers want recent numbers, not a consistent snapshot.
@@ -15,8 +19,6 @@
 
 namespace ublk {
 
-constexpr uint32_t kSharedMagic = 0x6b6c6275;  // "ublk"
-constexpr uint32_t kSharedVersion = 3;
 constexpr uint32_t kMaxQueues = 128;
 constexpr uint32_t kOperationKinds = 5;  // read, write, flush, discard, write zeroes
 constexpr uint32_t kMaxMarked = 256;
@@ -113,10 +115,6 @@ struct MarkedRequest {
 };
 
 struct DeviceHeader {
-  uint32_t magic;
-  uint32_t version;
-  uint32_t queues;
-  uint32_t depth;
   // How many queue processes of the present generation are ready to fetch. They wait for each other (futex), so that
   // nobody fetches unless everybody can: kernels before 7.0 lose a device of which only some FETCHes arrived.
   std::atomic<uint32_t> barrier;
@@ -127,7 +125,6 @@ struct DeviceHeader {
   // process makes this 1 (futex), and then says again that it fetched. The last FETCH makes these kernels forget which
   // commands they had cancelled, so that DEL_DEV would end those of a process that died before it a second time.
   std::atomic<uint32_t> mayComplete;
-  std::atomic<int32_t> pids[kMaxQueues];  // of those that fetched
   // How many of `markedRequests` count, the refused ones first. Written by the supervisor between generations; it may
   // become 0 at any time, and a queue process leaves out the `alone` at the end when all of them are answered.
   std::atomic<uint32_t> marked;

@@ -343,9 +343,10 @@ export class UblkKernel implements Kernel {
   }
 
   async #serve(command: ControlCommand, id: number, signal: AbortSignal): Promise<void> {
-    const { fetchDeadlineMs, pages } = this.#record(id);
+    const { fetchDeadlineMs, pages, generation } = this.#record(id);
     const zygote = await this.#zygoteOf(id);
-    const details = { action: controlAction.whenFetched, data: zygote.pid, ...(pages && { sharedPage: pages.fd }) };
+    const fetched = pages && { sharedPage: pages.fd, pids: generation?.pids ?? [] };
+    const details = { action: controlAction.whenFetched, data: zygote.pid, ...fetched };
     await this.#controlBy(zygote, command, id, details, signal, fetchDeadlineMs);
   }
 

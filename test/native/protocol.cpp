@@ -86,13 +86,13 @@ void expectMessage(size_t bytes) {
 }
 
 // Whoever changes one of these sizes has to change kProtocolVersion too.
-TEST("messages have the sizes of protocol version 5") {
-  EXPECT_EQUAL(kProtocolVersion, 5u);
+TEST("messages have the sizes of protocol version 6") {
+  EXPECT_EQUAL(kProtocolVersion, 6u);
   EXPECT_EQUAL(sizeof(MessageHeader), 16u);
   expectMessage<HelloMessage>(24);
   expectMessage<SpawnMessage>(104);
   expectMessage<SpawnedMessage>(600);
-  expectMessage<ControlMessage>(112);
+  expectMessage<ControlMessage>(624);
   expectMessage<ControlledMessage>(88);
   expectMessage<ExitedMessage>(24);
   expectMessage<HeldMessage>(1064);

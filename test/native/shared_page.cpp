@@ -87,13 +87,13 @@ TEST("a map of the shared page finds the parts where the layout has them") {
   size_t room = memory.size();
   std::align(128, layout.bytes(), base, room);
   const SharedMap map(base, layout);
-  map.header().queues = 3;
+  map.header().fetched = 3;
   for (uint32_t queue = 0; queue < 3; queue++) {
     map.queue(queue).phase = queue + 1;
     map.queue(queue).operations[kOperationKinds - 1].latency.add(UINT64_MAX);
     for (uint32_t tag = 0; tag < 5; tag++) map.inflight(queue)[tag].startNs = queue * 10 + tag + 1;
   }
-  EXPECT_EQUAL(map.header().queues, 3u);
+  EXPECT_EQUAL(map.header().fetched.load(), 3u);
   for (uint32_t queue = 0; queue < 3; queue++) {
     EXPECT_EQUAL(map.queue(queue).phase.load(), queue + 1);
     EXPECT(map.queue(queue).operations[kOperationKinds - 1].latency.quantile(0) > 1e19);

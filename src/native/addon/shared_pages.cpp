@@ -60,11 +60,6 @@ class SharedPages final : public Napi::ObjectWrap<SharedPages> {
     void* base = mmap(nullptr, layout.bytes(), PROT_READ | PROT_WRITE, MAP_SHARED, memfd_.get(), 0);
     if (base == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "mapping the shared page");
     map_ = SharedMap(base, layout);
-    DeviceHeader& header = map_.header();
-    header.magic = kSharedMagic;
-    header.version = kSharedVersion;
-    header.queues = layout.queues;
-    header.depth = layout.depth;
   }
 
   Napi::Value fd(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), memfd_.get()); }
@@ -102,7 +97,7 @@ class SharedPages final : public Napi::ObjectWrap<SharedPages> {
     const Napi::Env env = info.Env();
     const QueuePage& page = map_.queue(indexOf(info));
     Napi::Object answer = Napi::Object::New(env);
-    answer.Set("phase", page.phase.load());
+    answer.Set("phase", phaseOf(page));
     answer.Set("inflight", page.inflight.load());
     answer.Set("failureErrno", page.failureErrno.load());
     answer.Set("failureStep", std::string(page.failureStep, strnlen(page.failureStep, sizeof page.failureStep)));
@@ -142,7 +137,7 @@ class SharedPages final : public Napi::ObjectWrap<SharedPages> {
       if (startNs != 0) since = std::min(since, startNs);
     }
     Napi::Object answer = Napi::Object::New(env);
-    answer.Set("phase", page.phase.load());
+    answer.Set("phase", phaseOf(page));
     answer.Set("progress", page.progress.load());
     answer.Set("answered", static_cast<double>(answered));
     answer.Set("oldestMs", since == UINT64_MAX ? 0 : millisecondsSince(since));
@@ -206,6 +201,12 @@ class SharedPages final : public Napi::ObjectWrap<SharedPages> {
     return index;
   }
 
+  // What is no phase may be any. While it fetches is when a death is worst.
+  static uint32_t phaseOf(const QueuePage& page) {
+    const uint32_t phase = page.phase.load();
+    return phase <= static_cast<uint32_t>(Phase::released) ? phase : static_cast<uint32_t>(Phase::fetching);
+  }
+
   static Napi::Object describe(Napi::Env env, const QueuePage& page, const InflightEntry& entry, uint64_t startNs) {
     const uint32_t operation = entry.operation.load();
     bool overtaken = false;
@@ -228,8 +229,9 @@ class SharedPages final : public Napi::ObjectWrap<SharedPages> {
   static double millisecondsSince(uint64_t monotonicNs) {
     timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
-    return static_cast<double>(now.tv_sec) * 1e3 + static_cast<double>(now.tv_nsec) / 1e6 -
-           static_cast<double>(monotonicNs) / 1e6;
+    const double since = static_cast<double>(now.tv_sec) * 1e3 + static_cast<double>(now.tv_nsec) / 1e6 -
+                         static_cast<double>(monotonicNs) / 1e6;
+    return std::max(since, 0.0);
   }
 
   FileDescriptor memfd_;

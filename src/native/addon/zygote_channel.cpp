@@ -2,6 +2,7 @@
 #include <sys/socket.h>
 #include <sys/wait.h>
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 #include <utility>
@@ -99,7 +100,7 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
   }
 
   // control({ action, command, deviceId, deadlineMs, data, ... }), with one of { device: {...} } for ADD_DEV,
-  // { parameters: {...} } for SET_PARAMS and { sharedPage: fd } for whenFetched.
+  // { parameters: {...} } for SET_PARAMS and { sharedPage: fd, pids: [...] } for whenFetched.
   Napi::Value control(const Napi::CallbackInfo& info) {
     const Napi::Object request = info[0].As<Napi::Object>();
     ControlMessage message{};
@@ -117,7 +118,14 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
       message.payloadBytes = message.payload.parameters.length;
     }
     std::vector<int> files;
-    if (request.Get("sharedPage").IsNumber()) files.push_back(request.Get("sharedPage").ToNumber().Int32Value());
+    if (request.Get("sharedPage").IsNumber()) {
+      files.push_back(request.Get("sharedPage").ToNumber().Int32Value());
+      const Napi::Array pids = request.Get("pids").As<Napi::Array>();
+      message.queues = std::min(pids.Length(), kMaxQueues);
+      for (uint32_t queue = 0; queue < message.queues; queue++) {
+        message.pids[queue] = pids.Get(queue).ToNumber().Int32Value();
+      }
+    }
     return send(info.Env(), message, files);
   }
 
