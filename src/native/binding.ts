@@ -369,6 +369,7 @@ interface Binding {
   streamPair(): readonly [number, number];
   seqpacketPair(): readonly [number, number];
   replaceProcess(path: string, argv: readonly string[], environment: readonly string[], fd: number): never;
+  becomeIoFlusher(): void;
   dropPrivileges(uid: number, gid: number): void;
   userOf(nameOrUid: string | number): User | null;
   groupOf(name: string): number | null;
@@ -578,6 +579,16 @@ export function groupOf(name: string): number | null {
 /** Who connected to the unix socket whose accepted end is `fd`. Throws when the process is gone. */
 export function peerOf(fd: number): Peer {
   return translated(() => binding().peerOf(fd));
+}
+
+/**
+ * From here on neither a thread of this process nor a child that it starts waits for memory which only writing to a block
+ * device would free: the device may be ours, and wait for us.
+ */
+export function becomeIoFlusher(): void {
+  translated(() => {
+    binding().becomeIoFlusher();
+  });
 }
 
 /** null in a process that is no queue process with a JavaScript backend. */

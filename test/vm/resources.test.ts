@@ -90,6 +90,21 @@ test('a device in a machine that is short of something', { timeout: 1_100_000 },
     }
   });
 
+  await t.test(
+    'D2 nor does any thread of the supervisor, the nursery or a zygote, on whom a recovery waits',
+    async () => {
+      const forked = [...processesNamed('ublk-nursery'), ...processesNamed('ublk-zygote')];
+      assert.ok(forked.length > 1);
+      for (const pid of [served.pid, ...forked]) {
+        const tasks = readdirSync(`/proc/${String(pid)}/task`).map((task) => `/proc/${String(pid)}/task/${task}`);
+        // Node's thread that waits for a debugger blocks every signal, and does nothing else.
+        const others = tasks.filter((task) => !/^SigBlk:\s*f/m.test(readFileSync(`${task}/status`, 'utf8')));
+        assert.ok(tasks.length - others.length <= 1);
+        for (const task of others) assert.equal(flagsOf(task) & IO_FLUSHER, IO_FLUSHER, `${task} is no I/O flusher`);
+      }
+    },
+  );
+
   for (const name of ['ram', 'stored', 'javascript']) {
     await t.test(`D2 dirty pages of ext4 on ${name} are written back in a group that is out of memory`, async () => {
       const device = await served.device(name);
@@ -116,6 +131,38 @@ test('a device in a machine that is short of something', { timeout: 1_100_000 },
       await oracles.hold();
     });
   }
+
+  await t.test('D2 a device is recovered in a group that has to write to it to be given memory', async () => {
+    const device = await served.device('stored');
+    await shell(`mkfs.ext4 -qF ${device.path ?? ''}; mount ${device.path ?? ''} /mnt/files`);
+    const group = await Cgroup.make('squeezed', { 'memory.max': '24M' });
+    const zygotes = processesNamed('ublk-zygote');
+    // Otherwise the largest process is ended when nothing can be freed at once.
+    for (const pid of [served.pid, ...zygotes]) await writeFile(`/proc/${String(pid)}/oom_score_adj`, '-1000');
+    for (const pid of [served.pid, ...zygotes, ...pidsOf(device)]) await group.add(pid);
+    const stop = '/run/squeezed';
+    const writing = inGroup(
+      group,
+      `until test -e ${stop}; do ${hog(32)} || true; done & hog=$!
+      until test -e ${stop}; do cp /run/noise /mnt/files/noise; cp /mnt/files/noise /mnt/files/copy; done
+      wait $hog
+      sync -f /mnt/files
+      cmp /mnt/files/copy /run/noise`,
+    );
+    for (let round = 0; round < 5; round++) {
+      const generation = await killOne('stored');
+      await served.untilGeneration('stored', generation + 1, RECOVERY_TIMEOUT_MS);
+      await oracles.hold();
+    }
+    await writeFile(stop, '');
+    const { code, stderr } = await writing;
+    assert.equal(code, 0, stderr);
+    assert.ok((await group.counter('memory.stat', 'pgsteal')) > 0, 'nobody was short of memory');
+    await shell('umount /mnt/files');
+    await ok('e2fsck', ['-fn', device.path ?? '']);
+    for (const pid of [served.pid, ...zygotes]) await writeFile(`/proc/${String(pid)}/oom_score_adj`, '0');
+    await group.remove();
+  });
 
   await t.test('D2 the kernel ends others than queue processes when it is out of memory', async () => {
     const device = await served.device('native');

@@ -1,12 +1,16 @@
 // What the supervisor and `doctor` ask the system directly, because it cannot block.
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <unistd.h>
 
 #include <cstring>
+#include <filesystem>
 #include <string>
 #include <vector>
 
@@ -153,6 +157,29 @@ Napi::Value replaceProcess(const Napi::CallbackInfo& info) {
   });
 }
 
+void markThread(int) {
+  const int error = errno;
+  prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0);
+  errno = error;
+}
+
+// becomeIoFlusher(): no thread of this process, nor anything that they start from now on, waits for memory that only
+// writing to a block device would free. The mark is each thread's own, so they are all sent a signal that nobody else
+// uses; its handler stays. Only node's thread that waits for a debugger blocks it, and nobody waits for that one.
+void becomeIoFlusher(const Napi::CallbackInfo& info) {
+  guarded(info.Env(), [] {
+    checked(prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0), "PR_SET_IO_FLUSHER, which needs CAP_SYS_RESOURCE");
+    struct sigaction action {};
+    action.sa_handler = markThread;
+    action.sa_flags = SA_RESTART;
+    checked(sigaction(SIGRTMAX, &action, nullptr), "handling a signal");
+    for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
+      const pid_t thread = std::stoi(task.path().filename());
+      if (thread != gettid()) syscall(SYS_tgkill, getpid(), thread, SIGRTMAX);
+    }
+  });
+}
+
 }  // namespace
 
 void exportSystem(Napi::Env env, Napi::Object exports) {
@@ -161,6 +188,7 @@ void exportSystem(Napi::Env env, Napi::Object exports) {
   exports.Set("ioUringErrno", Napi::Function::New(env, ioUringErrno));
   exports.Set("mapShared", Napi::Function::New(env, mapShared));
   exports.Set("replaceProcess", Napi::Function::New(env, replaceProcess));
+  exports.Set("becomeIoFlusher", Napi::Function::New(env, becomeIoFlusher));
   exports.Set("streamPair", Napi::Function::New(env, streamPair));
   exports.Set("seqpacketPair", Napi::Function::New(env, seqpacketPair));
   exports.Set("connectSeqpacket", Napi::Function::New(env, connectSeqpacket));
