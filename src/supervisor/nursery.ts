@@ -8,7 +8,12 @@ import { greetZygote, type ZygoteConnection } from './zygote-connection.js';
 /** What a queue process runs that returns from the preloaded library. */
 const QUEUE_PROGRAM = fileURLToPath(new URL('../queue-proc/main.js', import.meta.url));
 
+/** A nursery is a node that starts before it forks for the first time; for that a busy machine takes many seconds. */
+const FIRST_HELLO_DEADLINE_MS = 60_000;
+
 interface Running {
+  /** A zygote of it has said hello. */
+  forks: boolean;
   readonly child: ChildProcess;
   /** Our end of the connection to it. */
   readonly socket: number;
@@ -54,7 +59,7 @@ export class Nursery {
     rmSync(socketPath, { force: true });
     const nursery = (this.#running ??= this.#start());
     const [ours, theirs] = seqpacketPair();
-    const greeting = greetZygote(ours);
+    const greeting = greetZygote(ours, nursery.forks ? undefined : FIRST_HELLO_DEADLINE_MS);
     try {
       try {
         const listener = listenSeqpacket(socketPath);
@@ -66,10 +71,14 @@ export class Nursery {
       } finally {
         closeSync(theirs);
       }
-      return await Promise.race([greeting, nursery.ended]);
+      const connection = await Promise.race([greeting, nursery.ended]);
+      nursery.forks = true;
+      return connection;
     } catch (error) {
-      // One that does not answer now must not do so when nobody waits for it any longer.
-      if (error instanceof SupervisorError && error.code === 'TIMEOUT') nursery.child.kill('SIGKILL');
+      const { code } = error as { readonly code?: string };
+      // One that does not answer now must not do so when nobody waits for it any longer. The next fork is another's.
+      if (code === 'TIMEOUT') nursery.child.kill('SIGKILL');
+      if (code === 'TIMEOUT' || code === 'EPIPE') await nursery.ended.catch(() => undefined);
       void greeting.then(
         ({ channel }) => {
           channel.close();
@@ -106,6 +115,6 @@ export class Nursery {
     });
     // Between two forks nobody waits for it.
     ended.catch(() => undefined);
-    return { child, socket, ended };
+    return { forks: false, child, socket, ended };
   }
 }

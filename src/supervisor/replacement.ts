@@ -4,7 +4,8 @@ import { promisify } from 'node:util';
 import { SupervisorError, messageOf } from '../errors.js';
 import { replaceProcess } from '../native/binding.js';
 
-const CHECK_DEADLINE_MS = 60_000;
+/** For a node to start and to read a configuration; on a busy machine that takes a while. */
+const CHECK_DEADLINE_MS = 300_000;
 
 /** This program as it is installed now, which need not be what this process runs. */
 const program = (): readonly string[] => [...process.execArgv, process.argv[1] ?? ''];

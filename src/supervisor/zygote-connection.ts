@@ -32,7 +32,7 @@ export async function findZygote(socketPath: string): Promise<ZygoteConnection |
 }
 
 /** Resolves when the zygote has said hello. Takes `fd` over. */
-export async function greetZygote(fd: number): Promise<ZygoteConnection> {
+export async function greetZygote(fd: number, deadlineMs = HELLO_DEADLINE_MS): Promise<ZygoteConnection> {
   let timer: NodeJS.Timeout | undefined;
   const events: Pick<ZygoteConnection, 'onMessage' | 'onClose'> = {
     onMessage: () => undefined,
@@ -64,7 +64,7 @@ export async function greetZygote(fd: number): Promise<ZygoteConnection> {
       };
       timer = setTimeout(() => {
         reject(new SupervisorError('connecting to the zygote failed: no answer (TIMEOUT)', { code: 'TIMEOUT' }));
-      }, HELLO_DEADLINE_MS);
+      }, deadlineMs);
     });
     return Object.assign(events, { channel, pid });
   } catch (error) {

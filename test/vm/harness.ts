@@ -19,8 +19,8 @@ import type { DeviceStatus, Status } from '../../src/supervisor/status.js';
 export const root = fileURLToPath(new URL('../../../', import.meta.url));
 export const cli = join(root, 'dist/src/cli/main.js');
 
-/** A start of node alone takes seconds in an emulated guest, and many on a busy machine. */
-export const COMMAND_TIMEOUT_MS = 120_000;
+/** A start of node alone takes seconds in an emulated guest, and beside loads, on a busy machine, a minute. */
+export const COMMAND_TIMEOUT_MS = 300_000;
 /** Of a supervisor with its devices, beside loads that leave it little of the CPUs. */
 const START_TIMEOUT_MS = 300_000;
 

@@ -54,7 +54,7 @@ test('upgrade', { timeout: 1_100_000 }, async (t) => {
   };
   const underLoad = async (act: () => Promise<void>): Promise<void> => {
     // Not as many as go: a supervisor that starts needs the CPUs, too.
-    const load = { size: '4M', depth: 16, rate: 200 };
+    const load = { size: '4M', depth: 16, rate: 100 };
     const jobs = (await statuses()).map(({ name, path }) => ({ name, path: path ?? '', ...load }));
     const loads = jobs.map((job) => new Load((pass) => verifiedWrites(job, pass)));
     try {
