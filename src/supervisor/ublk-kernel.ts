@@ -66,7 +66,8 @@ const OLD_KERNEL_IO_TIMEOUT_MS = 1_000;
 
 const ANY_ID = 0xffffffff;
 const SECTOR = 512;
-const MAX_DISCARD_SECTORS = 2 ** 31 / SECTOR;
+/** Of one discard or write zeroes: where a store has to write the zeros, a slow disk takes a second or two for that. */
+const MAX_DISCARD_SECTORS = (64 << 20) / SECTOR;
 
 const Attribute = { readOnly: 1, rotational: 2, volatileCache: 4, fua: 8 } as const;
 
