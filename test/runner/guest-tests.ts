@@ -21,11 +21,13 @@ export async function guestTests(context: Context): Promise<void> {
   const { selection, report, stopped } = context;
   const files = testFiles('vm').filter((file) => selection.wantsFile(file) && wantsAtAll(file, selection));
   if (files.length === 0 || stopped()) return;
+  // A line `// needs: other-node` in a test names the script that makes what it uses.
+  const needed = [...new Set(files.flatMap((file) => remark(file, 'needs') ?? []))];
   // The downloads, before the clock of any test runs.
   for (const [program, args] of [
     ['scripts/setup', ['vm']],
     ['vm/fetch', selection.kernels],
-    ['scripts/other-node', []],
+    ...needed.map((name) => [join('scripts', name), []] as const),
   ] as const) {
     const ran = await runProgram(program, args, context);
     if (stopped()) return;

@@ -1,4 +1,5 @@
 // kernels: newest
+// needs: other-node
 import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { test } from 'node:test';

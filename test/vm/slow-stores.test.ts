@@ -1,3 +1,4 @@
+// kernels: newest
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { mkdir, rename, truncate, writeFile } from 'node:fs/promises';

@@ -1,0 +1,104 @@
+// run: full
+// needs: other-build
+import assert from 'node:assert/strict';
+import { copyFile, rename } from 'node:fs/promises';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import type { DeviceStatus } from '../../src/supervisor/status.js';
+import { Load, verifiedWrites } from './fio.js';
+import { Served, assertNothingLeft, processesNamed, root, trust, waitFor, zygoteOf } from './harness.js';
+
+/** A supervisor of a build that cannot talk to the zygotes that it finds: their devices go on with new ones. */
+
+const runtimeDir = '/run/other-build';
+const recovery = { maxRestarts: 1000 };
+const example = join(root, 'examples/ram-backend.js');
+const devices = [
+  { name: 'ram', queues: 2, recovery, backend: { type: 'ram', size: '16MiB' } },
+  { name: 'file', recovery, backend: { type: 'file', path: '/dev/shm/other-build.img', size: '8MiB' } },
+  { name: 'script', recovery, backend: { type: example, size: 8 << 20 } },
+];
+
+type Build = 'this' | 'other';
+const RELEASE = 'build/Release';
+/** Put there by scripts/other-build. */
+const OTHER_RELEASE = 'build/other-build/build/Release';
+
+/** Each in one step, as an installation does; in the guest only, whose root is an overlay. */
+async function install(build: Build, names: readonly string[]): Promise<void> {
+  for (const name of names) {
+    const place = join(root, RELEASE, name);
+    await copyFile(build === 'this' ? `${place}.this` : join(root, OTHER_RELEASE, name), `${place}.new`);
+    await rename(`${place}.new`, place);
+  }
+}
+
+test('another build', { timeout: 1_100_000 }, async (t) => {
+  await trust(example);
+  for (const name of ['zygote.so', 'ublk.node']) {
+    await copyFile(join(root, RELEASE, name), join(root, RELEASE, `${name}.this`));
+  }
+  let served = await Served.start(devices, { runtimeDir });
+  const statuses = async (): Promise<readonly DeviceStatus[]> => (await served.status()).devices;
+  const zygotes = async (): Promise<number[]> => (await statuses()).map(zygoteOf);
+  const underLoad = async (act: () => Promise<void>): Promise<void> => {
+    const jobs = (await statuses()).map(({ name, path }) => ({
+      name,
+      path: path ?? '',
+      size: '4M',
+      depth: 16,
+      rate: 100,
+    }));
+    const loads = jobs.map((job) => new Load((pass) => verifiedWrites(job, pass)));
+    try {
+      await Promise.race([act(), ...loads.map(({ done }) => done.then(() => assert.fail('a load ended')))]);
+    } finally {
+      for (const load of loads) assert.ok((await load.stop()) > 0);
+    }
+  };
+  const allGoOnWithOthers = async (before: readonly number[]): Promise<void> => {
+    for (const { name } of devices) await served.untilLive(name, 0, 120_000);
+    const after = await zygotes();
+    assert.deepEqual(
+      after.filter((zygote) => before.includes(zygote)),
+      [],
+    );
+    await waitFor('the end of the zygotes before', () => processesNamed('ublk-zygote').length === devices.length);
+  };
+
+  await t.test('E3 zygotes of another build are refused to a supervisor of this one', async () => {
+    const before = await zygotes();
+    await install('other', ['zygote.so']);
+    const { code, stderr } = await served.command('upgrade');
+    assert.equal(code, 1);
+    assert.match(stderr, /upgrade --self comes first|before Linux 6\.16/);
+    assert.deepEqual(await zygotes(), before);
+  });
+
+  for (const build of ['other', 'this'] as const) {
+    await t.test(`E3 A3 the supervisor goes on as ${build} build, and nobody sees an error`, async () => {
+      const before = await zygotes();
+      await install(build, ['zygote.so', 'ublk.node']);
+      await underLoad(async () => {
+        const { code, stderr } = await served.command('upgrade', '--self');
+        assert.deepEqual([code, stderr], [0, '']);
+        await allGoOnWithOthers(before);
+      });
+      assert.equal((await served.status()).supervisor.pid, served.pid);
+    });
+  }
+
+  await t.test('A3 the supervisor is killed, and its successor is another build', async () => {
+    const before = await zygotes();
+    await install('other', ['zygote.so', 'ublk.node']);
+    await underLoad(async () => {
+      process.kill(served.pid, 'SIGKILL');
+      await served.exit;
+      served = await Served.start(devices, { runtimeDir });
+      await allGoOnWithOthers(before);
+    });
+  });
+
+  assert.equal(await served.terminate(), 0);
+  await assertNothingLeft(runtimeDir);
+});
