@@ -1,85 +1,19 @@
 // kernels: newest
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
-import { mkdir, writeFile } from 'node:fs/promises';
 import { test } from 'node:test';
 import type { DeviceStatus } from '../../src/supervisor/status.js';
-import { Served, assertNothingLeft, ok, run, shell, waitFor, type Finished } from './harness.js';
+import { waitFor } from './harness.js';
+import { assertUnharmed, startStores, use } from './outage.js';
 
 /** Stores that stop answering for longer than any time-out: their users wait, and that is all. */
 
-const DIRECTORY = '/run/backends';
-const SERVER_SOCKET = '/run/backends/server.sock';
-const recovery = { maxRestarts: 2, poisonAfter: 1 };
 /** Ample for queue processes that boot node on a busy emulated machine. */
 const RECOVERY_TIMEOUT_MS = 120_000;
 /** Beyond `maxRestarts` and `poisonAfter`. */
 const MANY = 4;
 
-/** A RAM disk that asks a server before every request. */
-const asking = `import { request } from 'node:http';
-const permission = () => new Promise((resolve, reject) => {
-  const asked = request({ socketPath: '${SERVER_SOCKET}', agent: false }, (answer) => answer.resume().on('end', resolve));
-  asked.on('error', reject).end();
-});
-export default {
-  name: 'asking',
-  open(_options, context) {
-    const size = 1 << 20;
-    const memory = context.sharedMemory('disk', size);
-    return {
-      size,
-      async read(buffer, offset) {
-        await permission();
-        return memory.copy(buffer, 0, offset, offset + buffer.length);
-      },
-      async write(buffer, offset) {
-        await permission();
-        return buffer.copy(memory, offset);
-      },
-      async flush() {
-        await permission();
-      },
-    };
-  },
-};
-`;
-const server = `require('node:http').createServer((_, response) => response.end()).listen('${SERVER_SOCKET}')`;
-
-/** A read, a write, a flush and, if the device can, a discard, each in a process of its own: none shares its wait. */
-function use(path: string, { discard }: { discard: boolean }): Promise<Finished[]> {
-  return Promise.all([
-    run('dd', [`if=${path}`, 'of=/dev/null', 'bs=4k', 'count=1', 'skip=3', 'iflag=direct', 'status=none']),
-    run('dd', ['if=/dev/zero', `of=${path}`, 'bs=4k', 'count=1', 'seek=5', 'oflag=direct', 'status=none']),
-    run('dd', ['if=/dev/zero', `of=${path}`, 'bs=4k', 'count=1', 'seek=7', 'conv=fsync', 'status=none']),
-    ...(discard ? [run('blkdiscard', ['-o', '65536', '-l', '65536', path])] : []),
-  ]);
-}
-
-function assertUnharmed(finished: readonly Finished[], { quarantine, reason }: DeviceStatus): void {
-  for (const { code, stderr } of finished) assert.equal(code, 0, stderr);
-  assert.deepEqual([quarantine, reason], [[], null]);
-}
-
 test('stores that do not answer', { timeout: 500_000 }, async (t) => {
-  await shell(`
-    modprobe loop
-    modprobe dm_mod
-    mkdir -p /mnt/store
-    mount -t tmpfs -o size=100M tmpfs /mnt/store
-    truncate -s 16M /mnt/store/image
-    losetup /dev/loop0 /mnt/store/image
-    echo '0 32768 linear /dev/loop0 0' | dmsetup create --noudevsync disk`);
-  const answers = (): Promise<unknown> => ok('dmsetup', ['resume', '--noudevsync', 'disk']);
-  const stopsAnswering = (): Promise<unknown> => ok('dmsetup', ['suspend', '--noudevsync', '--nolockfs', 'disk']);
-  await mkdir(DIRECTORY, { mode: 0o755 });
-  await writeFile(`${DIRECTORY}/asking.mjs`, asking, { mode: 0o644 });
-  const serving = spawn(process.execPath, ['-e', server], { stdio: 'ignore' });
-  await waitFor('the server being there', async () => (await run('test', ['-S', SERVER_SOCKET])).code === 0);
-  const served = await Served.start([
-    { name: 'stored', requestTimeout: '1s', recovery, backend: { type: 'file', path: '/dev/dm-0' } },
-    { name: 'asking', requestTimeout: '3s', recovery, backend: { type: `${DIRECTORY}/asking.mjs` } },
-  ]);
+  const { served, server, stopsAnswering, answers, end } = await startStores();
   const pathOf = ({ path }: DeviceStatus): string => path ?? assert.fail(served.log);
 
   await t.test('A11 a native backend waits, with the same processes', async () => {
@@ -119,7 +53,7 @@ test('stores that do not answer', { timeout: 500_000 }, async (t) => {
   });
 
   await t.test('A11 a backend in JavaScript is replaced as often as it takes', async () => {
-    serving.kill('SIGSTOP');
+    server.kill('SIGSTOP');
     const using = use(pathOf(await served.device('asking')), { discard: false });
     await served.untilLive('asking', MANY, RECOVERY_TIMEOUT_MS);
     const { lastExit } = await served.device('asking');
@@ -127,14 +61,10 @@ test('stores that do not answer', { timeout: 500_000 }, async (t) => {
       lastExit?.reason ?? '',
       /^a .* is unanswered after .* s(, and nothing else was answered|: it computes)/,
     );
-    serving.kill('SIGCONT');
+    server.kill('SIGCONT');
     const finished = await using;
     assertUnharmed(finished, await served.untilLive('asking', MANY, RECOVERY_TIMEOUT_MS));
   });
 
-  // Its device is written back.
-  assert.equal(await served.terminate(), 0);
-  serving.kill('SIGKILL');
-  await shell('dmsetup remove --noudevsync disk; losetup -d /dev/loop0; umount /mnt/store');
-  await assertNothingLeft(served.runtimeDir);
+  await end();
 });
