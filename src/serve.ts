@@ -95,7 +95,7 @@ function serving<Name extends string>(
 /** By name only: over a control socket somebody may replace the device with another one of that name. */
 function servedDevice(supervisor: SupervisorApi, name: string): ServedDevice {
   const status = (): DeviceStatus => {
-    const found = supervisor.status().devices.find((device) => device.name === name);
+    const found = supervisor.deviceStatus(name);
     if (found) return found;
     throw new SupervisorError(`device ${name} is not served: it was stopped`, { code: 'NOT_FOUND', device: name });
   };

@@ -173,7 +173,7 @@ function allowed(routes: readonly Route[]): Readonly<Record<string, string>> {
 }
 
 function deviceStatus(api: SupervisorApi, name: string): unknown {
-  const device = api.status().devices.find((candidate) => candidate.name === name);
+  const device = api.deviceStatus(name);
   if (!device) throw new SupervisorError(`no device is named ${JSON.stringify(name)}`, { code: 'NOT_FOUND' });
   return device;
 }

@@ -5,7 +5,7 @@ import { DaemonExit } from './exit-codes.js';
 import type { Log } from './device-log.js';
 import { takeNotifier, type Notifier } from './notify.js';
 import { assertReplaceable, replaceSelf } from './replacement.js';
-import type { DeviceStatus } from './status.js';
+import type { DeviceChange } from './status.js';
 import type { Supervisor } from './supervisor.js';
 import { watchModules } from './watch.js';
 import { withSupervisor } from './with-supervisor.js';
@@ -35,7 +35,7 @@ export async function runDaemon(options: DaemonOptions): Promise<number> {
   const { config, configPath, watch, log, ...place } = options;
   const notifier = takeNotifier(log);
   notifier.keepAlive();
-  const onDeviceChange = ({ name, state }: DeviceStatus): void => {
+  const onDeviceChange = ({ name, state }: DeviceChange): void => {
     notifier.deviceChanged(name, state);
   };
   const replaceable = (): Promise<void> => assertReplaceable(configPath);

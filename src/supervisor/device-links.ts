@@ -5,7 +5,7 @@ import { deviceNumber } from '../device-number.js';
 import { messageOf } from '../errors.js';
 import type { Log } from './device-log.js';
 import type { DeviceState } from './machine.js';
-import type { DeviceStatus } from './status.js';
+import type { DeviceChange } from './status.js';
 
 const PARENT = '/dev/ublk';
 const DIRECTORY = `${PARENT}/by-name`;
@@ -15,8 +15,6 @@ const TARGET = /^\.\.\/\.\.\/(ublkb[0-9]+)$/;
 
 /** In these the device may be gone, or is about to go. */
 const WITHOUT_DEVICE: ReadonlySet<DeviceState> = new Set(['adding', 'starting', 'stopping', 'failed', 'gone']);
-
-type LinkedDevice = Pick<DeviceStatus, 'name' | 'id' | 'state' | 'size'>;
 
 /**
  * The links /dev/ublk/by-name/NAME. One is there while its device can be used: it is made when the device is live, and
@@ -45,7 +43,7 @@ export class DeviceLinks {
   }
 
   /** To be told of every change of a device's state, before anything follows from it. */
-  deviceChanged(device: LinkedDevice): void {
+  deviceChanged(device: DeviceChange): void {
     if (device.state === 'live') {
       this.#try(`making ${join(DIRECTORY, device.name)}`, () => {
         this.#make(device);
@@ -57,7 +55,7 @@ export class DeviceLinks {
     }
   }
 
-  #make({ name, id, size }: LinkedDevice): void {
+  #make({ name, id, size }: DeviceChange): void {
     const node = `ublkb${String(id)}`;
     const target = `../../${node}`;
     // A recovery leaves the device, and so its link, as it was.

@@ -232,6 +232,15 @@ export class Device {
     return this.#device.blockDevice;
   }
 
+  /** Bytes of what is served. */
+  get size(): number {
+    return this.#spec.size;
+  }
+
+  get blockSize(): number {
+    return this.#spec.blockSize;
+  }
+
   status(): DeviceStatus {
     const { id, started, generationNumber, stalled } = this.#device;
     const { recoveries, lastExit, lastBackendError, lastPauseMs } = this.#history;

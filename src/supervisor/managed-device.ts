@@ -14,7 +14,7 @@ import type { Served } from './hand-over.js';
 import type { DeviceState } from './machine.js';
 import type { Kernel } from './kernel.js';
 import type { Journal } from './journal.js';
-import type { DeviceStatus } from './status.js';
+import type { DeviceChange } from './status.js';
 
 export type OpenBackendFunction = (options: BackendOptions, context: OpenContext) => Promise<OpenBackend>;
 
@@ -26,7 +26,7 @@ export interface ManagedDeviceContext {
   readonly journal: Pick<Journal, 'write' | 'remove'>;
   readonly crashFiles: CrashFiles | null;
   /** Called after every change of state, before anything follows from it; must not throw. */
-  readonly onDeviceChange: (device: DeviceStatus) => void;
+  readonly onDeviceChange: (device: DeviceChange) => void;
 }
 
 /** What a device could serve instead of what it serves. */
@@ -88,7 +88,7 @@ export class ManagedDevice {
       if (state !== 'adding') this.#markAdded();
       if (state === 'starting') this.#record();
       else if (state === 'gone') this.#journal.remove(name);
-      onDeviceChange(this.device.status());
+      onDeviceChange({ name, id: this.device.id, state, size: this.device.size });
     };
     const openBackend = (): Promise<OpenBackend> => this.#openOnceUnlocked({ size, announced });
     this.device = new Device({
@@ -132,7 +132,7 @@ export class ManagedDevice {
    */
   restart(nursery: number | null = null): Promise<void> {
     return this.#inTurn(async () => {
-      const { size } = this.device.status();
+      const { size } = this.device;
       await this.#handOver({ ...(await this.prepare(this.#config, size)), nursery }, false);
     });
   }
@@ -195,7 +195,7 @@ export class ManagedDevice {
       new SupervisorError(`resizing device ${name} failed: ${reason}`, { code, device: name });
     if (device.state !== 'live') throw refuse(`it is ${device.state}; recover it first`, 'BUSY');
     if (!this.#kernel.resizes) throw refuse('this kernel cannot (UPDATE_SIZE, Linux 6.16)', 'EOPNOTSUPP');
-    const { blockSize } = device.status();
+    const { blockSize } = device;
     if (size % blockSize !== 0)
       throw refuse(`${String(size)} is not a multiple of its block size ${String(blockSize)}`);
     const current = await device.openSoon();

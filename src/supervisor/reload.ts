@@ -40,7 +40,7 @@ export async function reload(
       configured,
       name,
       state: device.state,
-      size: device.status().size,
+      size: device.size,
     })),
     wanted,
   );
@@ -111,7 +111,7 @@ async function prepare(target: Reloadable, entry: PlanEntry, wanted: DeviceConfi
   if (wanted === undefined) {
     return { entry, carryOut: () => target.remove(managed), undo: nothing };
   }
-  const { size } = device.status();
+  const { size } = device;
   const next: PreparedDevice | null =
     entry.action === 'change' ? await managed.prepare(withSize(wanted, size), size) : null;
   const carryOut = async (): Promise<void> => {

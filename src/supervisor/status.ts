@@ -130,14 +130,29 @@ export interface DeviceStatus {
   readonly queues: readonly QueueStatus[];
 }
 
+export interface SupervisorStatus {
+  readonly pid: number;
+  readonly version: string;
+  readonly kernel: string;
+}
+
 export interface Status {
-  readonly supervisor: { readonly pid: number; readonly version: string; readonly kernel: string };
+  readonly supervisor: SupervisorStatus;
   readonly devices: readonly DeviceStatus[];
 }
 
+/** What is told of a device after each change of its state. */
+export type DeviceChange = Pick<DeviceStatus, 'name' | 'id' | 'state' | 'size'>;
+
 /** What the control API needs from a supervisor. Every promise rejects with a `SupervisorError`. */
 export interface SupervisorApi {
+  /** All at once. Whoever must not hold the event loop up takes the two parts of it, and his time for the second. */
   status(): Status;
+  supervisorStatus(): SupervisorStatus;
+  /** Of each device as it is when its turn comes; one that is gone by then is left out. */
+  deviceStatuses(): Iterable<DeviceStatus>;
+  /** null: there is no device of that name. */
+  deviceStatus(name: string): DeviceStatus | null;
   /** Resolves when the device is usable. A device that cannot be started is removed again and the promise rejects. */
   add(device: unknown): Promise<DeviceStatus>;
   /**

@@ -12,7 +12,7 @@ import type { LeftDevice } from './adoption.js';
 import { machine } from './machine.js';
 import type { Successor } from './zygote-keeper.js';
 import type { Journal } from './journal.js';
-import type { DeviceStatus, Status, SupervisorApi } from './status.js';
+import type { DeviceChange, DeviceStatus, Status, SupervisorApi, SupervisorStatus } from './status.js';
 
 export interface SupervisorOptions {
   readonly kernel: Kernel;
@@ -31,7 +31,7 @@ export interface SupervisorOptions {
   /** Called once. */
   readonly onEnd?: () => void;
   /** Called after every change of a device's state, before anything follows from it; must not throw. */
-  readonly onDeviceChange?: (device: DeviceStatus) => void;
+  readonly onDeviceChange?: (device: DeviceChange) => void;
   readonly openBackend?: OpenBackendFunction;
   readonly clock?: Clock;
   readonly journal?: Pick<Journal, 'write' | 'remove'>;
@@ -110,7 +110,9 @@ export class Supervisor implements SupervisorApi {
     const failures: StartFailure[] = [];
     this.#left = this.#findLeftDevices(devices);
     const left = await this.#left;
-    const fresh = devices.filter(({ name }) => !left.some(({ config }) => config.name === name));
+    const inFile = new Map(devices.map((config) => [config.name, config]));
+    const leftNames = new Set(left.map(({ config }) => config.name));
+    const fresh = devices.filter(({ name }) => !leftNames.has(name));
     const made = (config: DeviceConfig, from: LeftDevice | null): ManagedDevice[] => {
       try {
         this.#assertNameFree(config);
@@ -121,8 +123,8 @@ export class Supervisor implements SupervisorApi {
         return [];
       }
       const managed = this.#make(config, from);
-      const inFile = devices.find(({ name }) => name === config.name);
-      managed.configured = inFile === undefined ? null : asServed(inFile, managed.config);
+      const wanted = inFile.get(config.name);
+      managed.configured = wanted === undefined ? null : asServed(wanted, managed.config);
       return [managed];
     };
     const adopted = left.flatMap((one) => made(one.config, one));
@@ -146,7 +148,7 @@ export class Supervisor implements SupervisorApi {
   /** What becomes of it when its backend is open at last is in `status`. */
   async #startPatiently(managed: ManagedDevice, failures: StartFailure[]): Promise<void> {
     const { name } = managed.config;
-    const started = this.#startOne(managed);
+    const started = managed.device.start().then(() => true);
     try {
       const first = await Promise.race([started, later(START_PATIENCE_MS)]);
       if (first === undefined && managed.device.backend === null) {
@@ -178,10 +180,20 @@ export class Supervisor implements SupervisorApi {
   }
 
   status(): Status {
-    return {
-      supervisor: { pid: process.pid, version: this.#version, kernel: this.#kernelRelease },
-      devices: [...this.#devices.values()].map(({ device }) => device.status()),
-    };
+    return { supervisor: this.supervisorStatus(), devices: [...this.deviceStatuses()] };
+  }
+
+  supervisorStatus(): SupervisorStatus {
+    return { pid: process.pid, version: this.#version, kernel: this.#kernelRelease };
+  }
+
+  *deviceStatuses(): Generator<DeviceStatus> {
+    // One that is replaced by another of its name meanwhile would else come twice.
+    for (const managed of [...this.#devices.values()]) if (this.#has(managed)) yield managed.device.status();
+  }
+
+  deviceStatus(name: string): DeviceStatus | null {
+    return this.#devices.get(name)?.device.status() ?? null;
   }
 
   async add(input: unknown): Promise<DeviceStatus> {
@@ -189,11 +201,12 @@ export class Supervisor implements SupervisorApi {
     this.#assertFree(config);
     const managed = this.#make(config, null);
     try {
-      return await this.#startOne(managed);
+      await managed.device.start();
     } catch (error) {
       await this.#undo(managed);
       throw error;
     }
+    return managed.device.status();
   }
 
   async remove(name: string, options: RemoveOptions): Promise<void> {
@@ -241,7 +254,7 @@ export class Supervisor implements SupervisorApi {
       const target = {
         devices: [...this.#devices.values()],
         open: (config: DeviceConfig) => this.#open(config),
-        start: (managed: ManagedDevice) => this.#startOne(managed),
+        start: ({ device }: ManagedDevice) => device.start(),
         claim: (devices: readonly ManagedDevice[]) => this.#claim(devices),
         remove: (managed: ManagedDevice) => this.#remove(managed, { force: false, removeData: false }),
         undo: (managed: ManagedDevice) => this.#undo(managed),
@@ -305,8 +318,9 @@ export class Supervisor implements SupervisorApi {
       if (this.#assertReplaceable === undefined) throw refuse('it runs inside another program', 'REFUSED');
       await this.#assertReplaceable();
       // A successor would find out what each was on its way to, but sooner or later.
-      const moving = this.status().devices.find(({ state }) => machine[state].done !== null);
-      if (moving !== undefined) throw refuse(`device ${moving.name} is ${moving.state}; try again`, 'BUSY');
+      for (const [name, { device }] of this.#devices) {
+        if (machine[device.state].done !== null) throw refuse(`device ${name} is ${device.state}; try again`, 'BUSY');
+      }
       if (this.#stops > 0) throw refuse('it is stopping', 'STOPPING');
       this.#stops += 1;
       this.#endAs('replaced');
@@ -372,11 +386,6 @@ export class Supervisor implements SupervisorApi {
     const managed = new ManagedDevice(config, this.#context, left);
     this.#devices.set(config.name, managed);
     return managed;
-  }
-
-  async #startOne({ device }: ManagedDevice): Promise<DeviceStatus> {
-    await device.start();
-    return device.status();
   }
 
   async #remove(managed: ManagedDevice, options: RemoveOptions): Promise<void> {

@@ -19,7 +19,7 @@ import { controlSocket, lockFile } from './runtime-dir.js';
 import { shareWithGroup } from './socket-group.js';
 import { Supervisor, type SupervisorEnd } from './supervisor.js';
 import { UblkKernel } from './ublk-kernel.js';
-import type { DeviceStatus } from './status.js';
+import type { DeviceChange } from './status.js';
 import { ZygoteKeeper } from './zygote-keeper.js';
 
 export interface SupervisorPlace {
@@ -35,7 +35,7 @@ export interface SupervisorPlace {
   /** Rejects when this process cannot be replaced by what is installed now; left out, it never is. */
   readonly assertReplaceable?: (() => Promise<void>) | undefined;
   /** Called after every change of a device's state; must not throw. */
-  readonly onDeviceChange?: (device: DeviceStatus) => void;
+  readonly onDeviceChange?: (device: DeviceChange) => void;
 }
 
 /** Is given the supervisor and what resolves when it has ended. */

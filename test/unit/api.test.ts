@@ -14,7 +14,7 @@ import type { Peer } from '../../src/native/binding.js';
 import { createApiServer, type ApiServer } from '../../src/supervisor/api-server.js';
 import { Peers } from '../../src/supervisor/peers.js';
 import type { PlanEntry } from '../../src/supervisor/reload-plan.js';
-import type { DeviceStatus, Status, SupervisorApi } from '../../src/supervisor/status.js';
+import type { DeviceStatus, Status, SupervisorApi, SupervisorStatus } from '../../src/supervisor/status.js';
 
 const scratch: DeviceStatus = {
   name: 'scratch',
@@ -43,6 +43,18 @@ class FakeSupervisor implements SupervisorApi {
 
   status(): Status {
     return { supervisor: { pid: process.pid, version: '0.0.0', kernel: 'none' }, devices: this.devices };
+  }
+
+  supervisorStatus(): SupervisorStatus {
+    return this.status().supervisor;
+  }
+
+  deviceStatuses(): Iterable<DeviceStatus> {
+    return this.devices;
+  }
+
+  deviceStatus(name: string): DeviceStatus | null {
+    return this.devices.find((device) => device.name === name) ?? null;
   }
 
   async add(device: unknown): Promise<DeviceStatus> {

@@ -504,3 +504,27 @@ t.test('a supervisor that is to be replaced takes no more orders, and leaves its
   t.equal(model.calls.length, asked);
   await t.rejects(rig().supervisor.upgradeSelf(), { code: 'REFUSED', message: /inside another program/ });
 });
+
+t.test('what is asked or told of one device costs nothing of the others', async (t) => {
+  const made = rig();
+  const { model, supervisor } = made;
+  await supervisor.start(config('a', 'b', 'c'));
+  let read = 0;
+  const queueStatus = model.queueStatus.bind(model);
+  model.queueStatus = (...asked) => {
+    read += 1;
+    return queueStatus(...asked);
+  };
+  t.match(supervisor.deviceStatus('b'), { name: 'b', state: 'live' });
+  t.equal(supervisor.deviceStatus('d'), null);
+  t.equal(read, 1);
+  await supervisor.restart('c');
+  await supervisor.add('d');
+  await supervisor.recover('d');
+  t.equal(read, 4, 'an answer each, whatever changed');
+  const statuses = supervisor.deviceStatuses()[Symbol.iterator]();
+  t.match(statuses.next(), { value: { name: 'a' } });
+  t.equal(read, 5);
+  await supervisor.remove('b', { force: false, removeData: false });
+  t.match([...statuses], [{ name: 'c' }, { name: 'd' }], 'what has gone meanwhile is left out');
+});

@@ -142,9 +142,9 @@ export class BlockDisk implements Disk {
     }
   }
 
-  /** undefined: there is no device. */
-  #status(): DeviceStatus | undefined {
-    return this.#settings.supervisor.status().devices.find(({ name }) => name === NAME);
+  /** null: there is no device. */
+  #status(): DeviceStatus | null {
+    return this.#settings.supervisor.deviceStatus(NAME);
   }
 }
 
