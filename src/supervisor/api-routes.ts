@@ -4,6 +4,7 @@ import { parseJson } from '../config/json.js';
 import { validate } from '../config/problems.js';
 import { SupervisorError, messageOf } from '../errors.js';
 import type { SupervisorApi } from './status.js';
+import type { WholeStatus } from './whole-status.js';
 
 export interface ApiRequest {
   readonly method: string;
@@ -15,13 +16,24 @@ export interface ApiRequest {
 
 export interface ApiAnswer {
   readonly status: number;
+  /** To be made JSON of, unless it is that. */
   readonly body: unknown;
   readonly headers?: Readonly<Record<string, string>>;
   /** What nobody foresaw, for the log. */
   readonly unexpected?: unknown;
 }
 
+/** A body that is JSON already. */
+export class JsonPieces {
+  readonly pieces: readonly Buffer[];
+
+  constructor(pieces: readonly Buffer[]) {
+    this.pieces = pieces;
+  }
+}
+
 interface Call {
+  readonly wholeStatus: WholeStatus;
   readonly name: string;
   readonly query: ReadonlyMap<string, string>;
   readonly body: unknown;
@@ -46,7 +58,11 @@ const upgradeRequest = z.strictObject({ self: z.boolean().default(false) }).pref
 const DEVICE = /^\/v1\/devices\/([^/]+)$/;
 
 const ROUTES: readonly Route[] = [
-  { method: 'GET', path: /^\/v1\/status$/, run: (api) => ({ status: 200, body: api.status() }) },
+  {
+    method: 'GET',
+    path: /^\/v1\/status$/,
+    run: async (_api, { wholeStatus }) => ({ status: 200, body: new JsonPieces(await wholeStatus.read()) }),
+  },
   { method: 'GET', path: DEVICE, run: (api, { name }) => ({ status: 200, body: deviceStatus(api, name) }) },
   {
     method: 'POST',
@@ -137,13 +153,14 @@ const STATUS_BY_CODE: Readonly<Record<string, number>> = {
 };
 
 /** Answers one request. Never rejects: what fails becomes an answer with an `error` in it. */
-export async function answer(api: SupervisorApi, request: ApiRequest): Promise<ApiAnswer> {
+export async function answer(api: SupervisorApi, wholeStatus: WholeStatus, request: ApiRequest): Promise<ApiAnswer> {
   try {
     const [path = '', search = ''] = request.target.split('?', 2);
     const routes = ROUTES.filter((route) => route.path.test(path));
     const route = routes.find(({ method }) => method === request.method);
     if (!route) return failure(refusal(request.method, path, routes), allowed(routes));
     return await route.run(api, {
+      wholeStatus,
       name: decodeURIComponentOrEmpty(route.path.exec(path)?.[1] ?? ''),
       query: parseQuery(search, route.query ?? {}),
       body: parseBody(request, route),

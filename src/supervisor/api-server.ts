@@ -3,11 +3,11 @@ import { createServer, type IncomingMessage, type Server, type ServerResponse } 
 import { connect, type Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { SupervisorError, errnoOf, messageOf, reasonOf } from '../errors.js';
-import { printable } from '../printable.js';
-import { answer, failure, type ApiAnswer } from './api-routes.js';
+import { answer, failure, JsonPieces, type ApiAnswer } from './api-routes.js';
 import type { Log } from './device-log.js';
 import { Peers } from './peers.js';
 import type { SupervisorApi } from './status.js';
+import { jsonText, WholeStatus } from './whole-status.js';
 
 const MOST_CONNECTIONS = 64;
 const LARGEST_BODY = 64 * 1024;
@@ -30,6 +30,7 @@ export interface ApiServer {
 /** The control API, HTTP and JSON on a unix socket; documented in ublk-supervisor(8), CONTROL API. */
 export function createApiServer(api: SupervisorApi, log: Log, peers: Peers = new Peers()): ApiServer {
   const answering = new WeakSet<Socket>();
+  const wholeStatus = new WholeStatus(api);
   const server = createServer(
     {
       maxHeaderSize: LARGEST_HEADERS,
@@ -47,7 +48,7 @@ export function createApiServer(api: SupervisorApi, log: Log, peers: Peers = new
       }
       answering.add(socket);
       response.once('close', () => answering.delete(socket));
-      serve(api, log, peers, request, response).catch((error: unknown) => {
+      serve({ api, wholeStatus, log, peers }, request, response).catch((error: unknown) => {
         log.warn({ err: error }, 'a control request was not answered');
         request.destroy();
       });
@@ -61,10 +62,15 @@ export function createApiServer(api: SupervisorApi, log: Log, peers: Peers = new
   return { listen: (path) => listen(server, path), close: () => close(server) };
 }
 
+interface Serving {
+  readonly api: SupervisorApi;
+  readonly wholeStatus: WholeStatus;
+  readonly log: Log;
+  readonly peers: Peers;
+}
+
 async function serve(
-  api: SupervisorApi,
-  log: Log,
-  peers: Peers,
+  { api, wholeStatus, log, peers }: Serving,
   request: IncomingMessage,
   response: ServerResponse,
 ): Promise<void> {
@@ -78,7 +84,7 @@ async function serve(
   const result =
     body === undefined
       ? failure(new SupervisorError(`body: larger than ${String(LARGEST_BODY)} bytes`, { code: 'TOO_LARGE' }))
-      : await answer(api, { method, target, contentType: request.headers['content-type'], body });
+      : await answer(api, wholeStatus, { method, target, contentType: request.headers['content-type'], body });
   if (result.unexpected !== undefined) log.error({ err: result.unexpected, method, target }, 'control request failed');
   if (method !== 'GET') log.info({ method, target, status: result.status }, 'control request');
   send(response, result);
@@ -118,15 +124,15 @@ async function readBody(request: IncomingMessage): Promise<string | undefined> {
 }
 
 function send(response: ServerResponse, { status, body, headers }: ApiAnswer): void {
-  // JSON.stringify lets C1 controls pass, and somebody may read this on a terminal; the escapes mean the same.
-  const text = `${printable(JSON.stringify(body))}\n`;
+  const pieces = body instanceof JsonPieces ? body.pieces : [Buffer.from(`${jsonText(body)}\n`)];
   response.writeHead(status, {
     'content-type': 'application/json; charset=utf-8',
-    'content-length': Buffer.byteLength(text),
+    'content-length': pieces.reduce((sum, { length }) => sum + length, 0),
     'cache-control': 'no-store',
     ...headers,
   });
-  response.end(text);
+  for (const piece of pieces) response.write(piece);
+  response.end();
   const cutOff = setTimeout(() => response.destroy(), ANSWER_TIMEOUT_MS);
   response.once('close', () => {
     clearTimeout(cutOff);
