@@ -233,16 +233,18 @@ export interface OutstandingRequest extends RequestIdentity {
   readonly overtakenByItsKind: boolean;
 }
 
-export interface SignsOfLife {
+/** Where each of a queue's signs of life is among its `count` numbers. */
+export const SIGNS = {
   /** One of `QueuePhase`. */
-  readonly phase: number;
+  phase: 0,
   /** Another number after each turn of the queue's loop, each answer, and each part of a long one. */
-  readonly progress: number;
+  progress: 1,
   /** Requests, by all generations. */
-  readonly answered: number;
+  answered: 2,
   /** How long its backend has had what it has had longest; 0: it has nothing. */
-  readonly oldestMs: number;
-}
+  oldestMs: 3,
+  count: 4,
+} as const;
 
 /** What the queues are to do with a request after crashes; `Mark` of shared_page.hpp. */
 export interface MarkedRequest extends RequestIdentity {
@@ -260,7 +262,8 @@ export interface SharedPages {
   /** Only while no queue process of the device is alive. `keepsOneBack`: its last FETCH waits until all are seen alive. */
   beginGeneration(keepsOneBack: boolean): void;
   readQueue(index: number): SharedQueue;
-  signsOfLife(index: number): SignsOfLife;
+  /** Fills in the `SIGNS` of each queue. */
+  signsOfLife(into: Float64Array): void;
   /** Has the loop of a queue that serves turn once, if it can. */
   ask(index: number): void;
   /** All that the queue's backend has, in no order. */

@@ -6,6 +6,7 @@ import type { BackendChannel } from './backend-channel.js';
 import type { Generation, QueueReport, Remains } from './kernel.js';
 import { answeredCounts, readRemains } from './remains.js';
 import type { ExitStatus, GenerationPhase } from './status.js';
+import type { Rounds } from './rounds.js';
 import { watchForHangs, type Hang, type Stall } from './watchdog.js';
 
 /** How long the zygote may take to say how a process ended before we go on without knowing. */
@@ -58,10 +59,12 @@ export class ProcessGeneration implements Generation {
     /** By queue; `pidfd`, which is taken over, is null where the process is gone already. */
     readonly processes: readonly { readonly pid: number; readonly pidfd: number | null }[];
     readonly channels: readonly BackendChannel[];
+    /** Of those who look for hangs. */
+    readonly rounds: Rounds;
     readonly requestTimeoutMs: number;
     readonly onReport: (report: QueueReport) => void;
   }) {
-    const { number, pages, processes, channels, requestTimeoutMs } = options;
+    const { number, pages, processes, channels, rounds, requestTimeoutMs } = options;
     const pids = processes.map(({ pid }) => pid);
     this.number = number;
     this.pids = pids;
@@ -94,6 +97,7 @@ export class ProcessGeneration implements Generation {
       return member;
     });
     this.#stopWatching = watchForHangs({
+      rounds,
       pids,
       pages,
       timeoutMs: requestTimeoutMs,

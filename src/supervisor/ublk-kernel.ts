@@ -25,6 +25,7 @@ import { Claims } from './claims.js';
 import { stateOf } from './found-devices.js';
 import { parentOf } from './processes.js';
 import { ProcessGeneration } from './generation.js';
+import { Rounds } from './rounds.js';
 import type {
   Adopted,
   Claim,
@@ -92,6 +93,7 @@ export class UblkKernel implements Kernel {
   readonly #cookieOf: (name: string) => bigint;
   readonly #zygotes: Pick<ZygoteKeeper, 'fork' | 'nursery' | 'running'>;
   readonly #devices = new Map<number, DeviceRecord>();
+  readonly #rounds = new Rounds();
   readonly #claims = new Claims((id) => this.#holdClaim(id));
 
   /** `cookieOf` marks our devices in the kernel. */
@@ -201,6 +203,7 @@ export class UblkKernel implements Kernel {
         pages,
         processes: pids.map((pid, queue) => ({ pid, pidfd: pidfds[queue] ?? null })),
         channels,
+        rounds: this.#rounds,
         requestTimeoutMs: spec.requestTimeoutMs,
         onReport,
       });
@@ -245,6 +248,7 @@ export class UblkKernel implements Kernel {
         pidfd: running && zygote !== null ? childPidfd(pid, zygote.pid) : null,
       })),
       channels,
+      rounds: this.#rounds,
       requestTimeoutMs: spec.requestTimeoutMs,
       onReport,
     });

@@ -1,6 +1,7 @@
-import { QueuePhase, type OutstandingRequest, type SharedPages } from '../native/binding.js';
+import { QueuePhase, SIGNS, type OutstandingRequest, type SharedPages } from '../native/binding.js';
 import type { HangEvidence } from './kernel.js';
 import { stateOfProcess, type ProcessState } from './processes.js';
+import type { Rounds } from './rounds.js';
 import { describeRequest, isFlush, requestStatus } from './requests.js';
 
 /** What was seen of a queue at one moment. */
@@ -15,8 +16,8 @@ export interface QueueSight {
   readonly busy: boolean;
   /** What its backend has had for longer than the time-out. */
   readonly overdue: readonly OutstandingRequest[];
-  /** Of one that was asked for a sign of life; null: of another, or its process is gone. */
-  readonly process: ProcessState | null;
+  /** What its process does, which costs a look at /proc; null: it is gone. */
+  readonly process: () => ProcessState | null;
 }
 
 export interface Observation {
@@ -100,18 +101,20 @@ export class HangDetector {
 
   #judge(
     queue: number,
-    { process, overdue }: QueueSight,
+    { process: processOf, overdue }: QueueSight,
     state: QueueState | undefined,
     before: QueueState | undefined,
   ): Hang | Stall | null {
     if (state === undefined) return null;
     const { stillMs, silentMs } = state;
+    if (stillMs <= this.#timeoutMs && overdue.length === 0) return null;
     const [oldest] = [...overdue].sort((one, other) => other.ageMs - one.ageMs);
     const unanswered = oldest === undefined ? null : describe(oldest);
     const hang = (reason: string, accused: OutstandingRequest | null = null): Hang => {
       return { queue, reason, overtaken: accused };
     };
     if (stillMs > this.#timeoutMs) {
+      const process = processOf();
       if (process === null) return null;
       const seconds = (stillMs / 1000).toFixed(1);
       if (process === 'asleep') return { queue, reason: `its process waits in the kernel for ${seconds} s` };
@@ -152,6 +155,7 @@ function describe(request: OutstandingRequest): string {
  * fetched may boot node for longer than the time-out; the command that waits for its FETCHes has a deadline of its own.
  */
 export function watchForHangs(options: {
+  readonly rounds: Rounds;
   readonly pids: readonly number[];
   readonly pages: SharedPages;
   readonly timeoutMs: number;
@@ -160,34 +164,32 @@ export function watchForHangs(options: {
   /** At every look. */
   readonly onStall: (stall: Stall | null) => void;
 }): () => void {
-  const { pids, pages, timeoutMs, javascript, onHang, onStall } = options;
+  const { rounds, pids, pages, timeoutMs, javascript, onHang, onStall } = options;
   const intervalMs = Math.min(1000, timeoutMs / 4);
   const detector = new HangDetector({ timeoutMs, intervalMs, javascript });
-  let asked: readonly number[] = [];
+  const signs = new Float64Array(SIGNS.count * pids.length);
   const sightOf = (pid: number, queue: number): QueueSight => {
-    const { phase, progress, answered, oldestMs } = pages.signsOfLife(queue);
+    const sign = (which: number): number => signs[queue * SIGNS.count + which] ?? 0;
+    const oldestMs = sign(SIGNS.oldestMs);
     return {
-      serving: phase === QueuePhase.fetched,
-      progress,
-      answered,
+      serving: sign(SIGNS.phase) === QueuePhase.fetched,
+      progress: sign(SIGNS.progress),
+      answered: sign(SIGNS.answered),
       busy: oldestMs > 0,
       overdue: oldestMs > timeoutMs ? pages.outstanding(queue).filter(({ ageMs }) => ageMs > timeoutMs) : [],
-      process: asked.includes(queue) ? stateOfProcess(pid) : null,
+      process: () => stateOfProcess(pid),
     };
   };
-  const timer = setInterval(() => {
+  const end = rounds.watch(intervalMs, () => {
+    pages.signsOfLife(signs);
     const { hang, stall, ask } = detector.observe({ now: performance.now(), queues: pids.map(sightOf) });
     if (hang !== null) {
-      clearInterval(timer);
+      end();
       onHang(hang);
       return;
     }
     onStall(stall);
-    asked = ask;
-    for (const queue of asked) pages.ask(queue);
-  }, intervalMs);
-  timer.unref();
-  return () => {
-    clearInterval(timer);
-  };
+    for (const queue of ask) pages.ask(queue);
+  });
+  return end;
 }

@@ -1,4 +1,5 @@
 import t from 'tap';
+import type { ProcessState } from '../../src/supervisor/processes.js';
 import { HangDetector, type Finding, type QueueSight } from '../../src/supervisor/watchdog.js';
 
 const TIMEOUT_MS = 3500;
@@ -11,7 +12,7 @@ const request = (
 
 /** A queue whose loop turns, and that has nothing to do. */
 const idle = (index: number): QueueSight => {
-  return { serving: true, progress: index, answered: 0, busy: false, overdue: [], process: null };
+  return { serving: true, progress: index, answered: 0, busy: false, overdue: [], process: () => null };
 };
 
 /** Observations a second apart of one queue; `jump` adds to the time of the one at that index and of all after it. */
@@ -33,7 +34,7 @@ const stalls = (findings: readonly Finding[]) => findings.map(({ stall }) => sta
 const none = { overtaken: null };
 
 t.test('a queue that gives no sign of life is asked for one, and hangs when it still gives none', (t) => {
-  const seen = watch(6, (index) => ({ progress: 7, process: index > 1 ? 'waiting' : null }));
+  const seen = watch(6, (index) => ({ progress: 7, process: () => (index > 1 ? 'waiting' : null) }));
   t.strictSame(
     seen.map(({ ask }) => ask),
     [[], [0], [0], [0], [0], [0]],
@@ -53,9 +54,24 @@ t.test('a queue that gives no sign of life is asked for one, and hangs when it s
   t.end();
 });
 
+t.test('/proc is looked at only of a queue that was asked for a sign of life in vain', (t) => {
+  const looked: number[] = [];
+  const process = (index: number) => () => {
+    looked.push(index);
+    return 'asleep' as const;
+  };
+  watch(100, (index) => ({ process: process(index) }));
+  watch(100, (index) => ({ process: process(index), progress: Math.floor(index / 3) }));
+  watch(100, (index) => ({ process: process(index), busy: true, overdue: [request(9000)] }));
+  t.strictSame(looked, []);
+  watch(6, (index) => ({ process: process(index), progress: 7 }));
+  t.strictSame(looked, [4, 5]);
+  t.end();
+});
+
 t.test('the reason names the request and what the process does', (t) => {
-  const stuck = (process: QueueSight['process']) =>
-    firstHang(watch(8, () => ({ progress: 7, process, overdue: [request(4200)] })))?.reason;
+  const stuck = (process: ProcessState) =>
+    firstHang(watch(8, () => ({ progress: 7, process: () => process, overdue: [request(4200)] })))?.reason;
   t.equal(stuck('waiting'), 'a read of 4 sectors at 8 is unanswered after 4.2 s: it does nothing');
   t.equal(stuck('running'), 'a read of 4 sectors at 8 is unanswered after 4.2 s: it computes without end');
   t.equal(stuck('ending'), 'it was ended 4.0 s ago and is not gone');
@@ -64,7 +80,7 @@ t.test('the reason names the request and what the process does', (t) => {
 });
 
 t.test('a process in an uninterruptible sleep is waited for', (t) => {
-  const seen = watch(60, () => ({ progress: 7, process: 'asleep' }));
+  const seen = watch(60, () => ({ progress: 7, process: () => 'asleep' }));
   t.equal(firstHang(seen), undefined);
   t.strictSame(stalls(seen).slice(3, 5), [null, 'its process waits in the kernel for 4.0 s']);
   t.end();
@@ -114,7 +130,7 @@ t.test('any answer is a sign of life, unless a later request had it', (t) => {
 
 t.test('a jump of the clock counts as no more than two intervals', (t) => {
   const jump = { at: 1, ms: 1e6 };
-  t.equal(firstHang(watch(2, () => ({ progress: 7, process: 'waiting' }), { jump })), undefined);
+  t.equal(firstHang(watch(2, () => ({ progress: 7, process: () => 'waiting' }), { jump })), undefined);
   const silent = watch(2, () => ({ busy: true, overdue: [request(1e6)] }), { jump, javascript: true });
   t.equal(firstHang(silent), undefined);
   t.end();

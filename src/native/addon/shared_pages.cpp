@@ -110,8 +110,10 @@ class SharedPages final : public Napi::ObjectWrap<SharedPages> {
       operation.Set("count", static_cast<double>(counters.count.load()));
       operation.Set("bytes", static_cast<double>(counters.bytes.load()));
       operation.Set("errors", static_cast<double>(counters.errors.load()));
-      operation.Set("p50ns", counters.latency.quantile(0.5));
-      operation.Set("p99ns", counters.latency.quantile(0.99));
+      // Most queues have never had some kinds of requests, and a histogram is 2 KiB to look through.
+      const bool none = counters.count.load() == 0;
+      operation.Set("p50ns", none ? 0 : counters.latency.quantile(0.5));
+      operation.Set("p99ns", none ? 0 : counters.latency.quantile(0.99));
       operations.Set(kind, operation);
     }
     answer.Set("operations", operations);
@@ -124,24 +126,33 @@ class SharedPages final : public Napi::ObjectWrap<SharedPages> {
     syscall(SYS_futex, &page.drain, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
   }
 
-  // signsOfLife(index): { phase, progress, answered, oldestMs }, of which `oldestMs` is 0 when its backend has nothing.
-  Napi::Value signsOfLife(const Napi::CallbackInfo& info) {
-    const Napi::Env env = info.Env();
-    const uint32_t index = indexOf(info);
-    const QueuePage& page = map_.queue(index);
-    uint64_t answered = 0;
-    for (const OperationCounters& counters : page.operations) answered += counters.count.load();
+  // signsOfLife(Float64Array): fills in phase, progress, answered and oldestMs of each queue; `oldestMs` is 0 when its backend
+  // has nothing. Asked again and again of every device, so it allocates nothing.
+  void signsOfLife(const Napi::CallbackInfo& info) {
+    Napi::Float64Array signs = info[0].As<Napi::Float64Array>();
+    const uint32_t queues = map_.layout().queues;
+    if (signs.ElementLength() < size_t{4} * queues) throw Napi::RangeError::New(info.Env(), "too short an array");
+    double* sign = signs.Data();
+    for (uint32_t index = 0; index < queues; index++) {
+      const QueuePage& page = map_.queue(index);
+      uint64_t answered = 0;
+      for (const OperationCounters& counters : page.operations) answered += counters.count.load(std::memory_order_relaxed);
+      *sign++ = phaseOf(page);
+      *sign++ = page.progress.load(std::memory_order_relaxed);
+      *sign++ = static_cast<double>(answered);
+      *sign++ = oldestMs(index);
+    }
+  }
+
+  // 0: its backend has nothing.
+  double oldestMs(uint32_t index) const {
+    if (map_.queue(index).inflight.load(std::memory_order_relaxed) == 0) return 0;
     uint64_t since = UINT64_MAX;
     for (uint32_t tag = 0; tag < map_.layout().depth; tag++) {
       const uint64_t startNs = map_.inflight(index)[tag].startNs.load(std::memory_order_acquire);
       if (startNs != 0) since = std::min(since, startNs);
     }
-    Napi::Object answer = Napi::Object::New(env);
-    answer.Set("phase", phaseOf(page));
-    answer.Set("progress", page.progress.load());
-    answer.Set("answered", static_cast<double>(answered));
-    answer.Set("oldestMs", since == UINT64_MAX ? 0 : millisecondsSince(since));
-    return answer;
+    return since == UINT64_MAX ? 0 : millisecondsSince(since);
   }
 
   // outstanding(index): what its backend has, in no order, as { ageMs, operation, startSector, sectors, overtaken,
