@@ -57,13 +57,16 @@ async function leftDevices(
   const { instance, log } = options;
   // Asked for only now: what the zygote's control processes were doing is done.
   const ours = (await devicesInKernel()).filter(({ cookie }) => instance.owns(cookie));
+  const byCookie = new Map<bigint, KernelDevice[]>();
+  for (const device of ours) byCookie.set(device.cookie, [...(byCookie.get(device.cookie) ?? []), device]);
+  const heldById = new Map(held.map((generation) => [generation.deviceId, generation]));
   const inConfiguration = new Map(configured.map((config) => [config.name, config]));
   const left: LeftDevice[] = [];
   const known = new Set<KernelDevice>();
   for (const name of new Set([...entries.keys(), ...inConfiguration.keys()])) {
     const entry = entries.get(name);
     const wanted = inConfiguration.get(name);
-    const device = deviceOf(name, ours, instance, entry);
+    const device = deviceOf(byCookie.get(instance.cookieOf(name)) ?? [], entry);
     if (device !== undefined) known.add(device);
     // What the kernel does not have is made anew, as the configuration has it, or as it was added by hand.
     if (device === undefined && (wanted !== undefined || entry?.added !== true)) continue;
@@ -75,7 +78,7 @@ async function leftDevices(
     left.push({
       config,
       announced: entry?.announced ?? null,
-      found: device === undefined ? null : await asFound(device, held),
+      found: device === undefined ? null : await asFound(device, heldById.get(device.id) ?? null),
     });
   }
   for (const device of ours) if (!known.has(device)) await leaveOrDelete(device, options);
@@ -86,13 +89,7 @@ async function leftDevices(
 }
 
 /** Of several, which there are when a deleted one is still held by somebody, the one that is not dead. */
-function deviceOf(
-  name: string,
-  ours: readonly KernelDevice[],
-  instance: Instance,
-  entry: JournalEntry | undefined,
-): KernelDevice | undefined {
-  const candidates = ours.filter(({ cookie }) => cookie === instance.cookieOf(name));
+function deviceOf(candidates: readonly KernelDevice[], entry: JournalEntry | undefined): KernelDevice | undefined {
   return (
     candidates.find((device) => stateOf(device) !== 'DEAD') ??
     candidates.find(({ id }) => id === entry?.id) ??
@@ -100,7 +97,7 @@ function deviceOf(
   );
 }
 
-async function asFound(device: KernelDevice, held: readonly HeldByZygote[]): Promise<FoundDevice> {
+async function asFound(device: KernelDevice, held: HeldByZygote | null): Promise<FoundDevice> {
   const { id, queues, depth } = device;
   const state = stateOf(device);
   return {
@@ -110,7 +107,7 @@ async function asFound(device: KernelDevice, held: readonly HeldByZygote[]): Pro
     depth,
     dataPath: dataPathOf(device),
     size: state === 'DEAD' ? null : await sizeOf(id),
-    held: held.find(({ deviceId }) => deviceId === id) ?? null,
+    held,
   };
 }
 

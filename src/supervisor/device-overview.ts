@@ -16,7 +16,9 @@ interface Seen {
 /** The states of all devices, as far as those who only look at the supervisor want to know. */
 export class DeviceOverview {
   readonly #now: () => number;
-  readonly #devices = new Map<string, Seen>();
+  readonly #devices = new Set<string>();
+  /** Those that are not live, which are few: told of a change, nobody goes through all devices. */
+  readonly #others = new Map<string, Seen>();
 
   /** @param now milliseconds of a monotonic clock */
   constructor(now: () => number) {
@@ -26,18 +28,24 @@ export class DeviceOverview {
   /** To be told of every change, also from a state to itself: that is progress too. */
   changed(name: string, state: DeviceState): void {
     if (state === 'gone') this.#devices.delete(name);
-    else this.#devices.set(name, { state, since: this.#now() });
+    else this.#devices.add(name);
+    if (state === 'gone' || state === 'live') this.#others.delete(name);
+    else this.#others.set(name, { state, since: this.#now() });
   }
 
   /** `2 devices live`, or `1 of 2 devices live: name is failed`. */
   line(): string {
-    const all = [...this.#devices];
-    const others = all.filter(([, { state }]) => state !== 'live');
-    const total = `${String(all.length)} ${all.length === 1 ? 'device' : 'devices'} live`;
-    if (others.length === 0) return all.length === 0 ? 'no devices' : total;
-    const named = others.slice(0, MOST_NAMED).map(([name, { state }]) => `${name} is ${state}`);
-    const more = others.length > MOST_NAMED ? [`${String(others.length - MOST_NAMED)} more are not live`] : [];
-    return `${String(all.length - others.length)} of ${total}: ${[...named, ...more].join(', ')}`;
+    const all = this.#devices.size;
+    const others = this.#others.size;
+    const total = `${String(all)} ${all === 1 ? 'device' : 'devices'} live`;
+    if (others === 0) return all === 0 ? 'no devices' : total;
+    const named: string[] = [];
+    for (const [name, { state }] of this.#others) {
+      if (named.length === MOST_NAMED) break;
+      named.push(`${name} is ${state}`);
+    }
+    const more = others > MOST_NAMED ? [`${String(others - MOST_NAMED)} more are not live`] : [];
+    return `${String(all - others)} of ${total}: ${[...named, ...more].join(', ')}`;
   }
 
   /**
@@ -46,7 +54,7 @@ export class DeviceOverview {
    */
   lost(): string[] {
     const now = this.#now();
-    return [...this.#devices]
+    return [...this.#others]
       .filter(([, { state, since }]) => machine[state].done !== null && now - since > LONGEST_PASSAGE_MS)
       .map(([name]) => name);
   }

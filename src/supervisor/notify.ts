@@ -140,6 +140,8 @@ export class Notifier {
   #say(status: string): void {
     if (status === this.#status) return;
     this.#status = status;
+    // Of what waits for a service manager that is busy only the latest counts, and must not crowd out what does.
+    if (this.#waiting.at(-1)?.startsWith('STATUS=') === true) this.#waiting.pop();
     this.#send(`STATUS=${status}`);
   }
 

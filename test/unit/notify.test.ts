@@ -208,6 +208,17 @@ t.test('the environment is read once', async (t) => {
   t.equal(managed, process.send !== undefined);
 });
 
+t.test('a service manager that is busy misses no READY=1, however many devices change meanwhile', async (t) => {
+  const { address, listen, next } = await receive(t);
+  const service = notifier({ socket: address });
+  for (let i = 0; i < 500; i++) service.deviceChanged(`d${String(i)}`, 'live');
+  service.ready();
+  listen();
+  let message = await next();
+  while (!message.startsWith('READY=1')) message = await next();
+  t.equal(message, 'READY=1\nSTATUS=500 devices live');
+});
+
 t.test('what STATUS= says', (t) => {
   const overview = new DeviceOverview(() => 0);
   t.equal(overview.line(), 'no devices');
@@ -216,6 +227,6 @@ t.test('what STATUS= says', (t) => {
   overview.changed('b', 'failed');
   t.equal(overview.line(), '4 of 5 devices live: b is failed');
   for (const name of ['a', 'c', 'd']) overview.changed(name, 'recovering');
-  t.equal(overview.line(), '1 of 5 devices live: a is recovering, b is failed, c is recovering, 1 more are not live');
+  t.equal(overview.line(), '1 of 5 devices live: b is failed, a is recovering, c is recovering, 1 more are not live');
   t.end();
 });
