@@ -128,7 +128,7 @@ async function measure(count: number, node: number, directory: string): Promise<
   await setTimeout(1000);
   process.kill(victim?.queues[0]?.pid ?? 0, 'SIGKILL');
   const recovered = await served.untilGeneration(victim?.name ?? '', 2);
-  rows.set('pause of one that recovers under load, ms', String(recovered.lastPauseMs));
+  rows.set('pause of one that recovers under load, ms', (recovered.lastPauseMs ?? NaN).toFixed(0));
   await load;
 
   begun = performance.now();

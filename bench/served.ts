@@ -57,10 +57,8 @@ export class Served {
     return (await this.#client.status()).devices;
   }
 
-  async device(name: string): Promise<DeviceStatus> {
-    const found = (await this.devices()).find((device) => device.name === name);
-    if (!found) throw new Error(`there is no device ${name}`);
-    return found;
+  device(name: string): Promise<DeviceStatus> {
+    return this.#client.device(name);
   }
 
   restart(name: string): Promise<DeviceStatus> {

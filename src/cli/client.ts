@@ -6,6 +6,7 @@ import type { DeviceStatus, Status } from '../supervisor/status.js';
 
 export interface Client {
   status(): Promise<Status>;
+  device(name: string): Promise<DeviceStatus>;
   add(device: object): Promise<DeviceStatus>;
   remove(name: string, options: { readonly force: boolean; readonly removeData: boolean }): Promise<void>;
   recover(name: string, options: { readonly clearQuarantine: boolean }): Promise<DeviceStatus>;
@@ -36,6 +37,7 @@ export function createClient(runtimeDir: string): Client {
   const device = (name: string): string => `/v1/devices/${encodeURIComponent(name)}`;
   return {
     status: async () => (await call('GET', '/v1/status')) as Status,
+    device: async (name) => (await call('GET', device(name))) as DeviceStatus,
     add: async (config) => (await call('POST', '/v1/devices', config)) as DeviceStatus,
     remove: async (name, { force, removeData }) => {
       await call('DELETE', `${device(name)}?force=${String(force)}&data=${removeData ? 'remove' : 'keep'}`);
