@@ -1,10 +1,11 @@
 import { randomFillSync } from 'node:crypto';
 import { fstatSync, openSync, writeSync } from 'node:fs';
 import t from 'tap';
-import { createSharedPages, QueuePhase, reopenSharedPages, type SharedPages } from '../../src/native/binding.js';
+import { createSharedPages, QueuePhase, reopenSharedPages, SIGNS, type SharedPages } from '../../src/native/binding.js';
 import { crashReport, describeCrash, describeQuarantined } from '../../src/supervisor/crash-report.js';
 import { ProcessGeneration } from '../../src/supervisor/generation.js';
 import { Quarantine } from '../../src/supervisor/quarantine.js';
+import { Rounds } from '../../src/supervisor/rounds.js';
 import { describeRequest, requestStatus } from '../../src/supervisor/requests.js';
 import type { ExitStatus } from '../../src/supervisor/status.js';
 import { HangDetector } from '../../src/supervisor/watchdog.js';
@@ -56,6 +57,7 @@ for (const [what, fill] of scribbles) {
       pages,
       processes: indices.map((index) => ({ pid: 2 ** 22 + 1 + index, pidfd: null })),
       channels: [],
+      rounds: new Rounds(),
       requestTimeoutMs: 1000,
       onReport: () => undefined,
     });
@@ -70,11 +72,14 @@ for (const [what, fill] of scribbles) {
     t.doesNotThrow(() => JSON.stringify(report));
     t.type(describeCrash(report), 'string');
     const detector = new HangDetector({ timeoutMs: 1000, intervalMs: 250, javascript: true });
+    const signs = new Float64Array(SIGNS.count * QUEUES);
+    pages.signsOfLife(signs);
     const queues = indices.map((index) => {
-      const { phase, progress, answered, oldestMs } = pages.signsOfLife(index);
-      t.ok(phase <= QueuePhase.released && [progress, answered, oldestMs].every(plain));
+      const sign = (which: number): number => signs[index * SIGNS.count + which] ?? NaN;
+      const [progress, answered] = [sign(SIGNS.progress), sign(SIGNS.answered)];
+      t.ok(sign(SIGNS.phase) <= QueuePhase.released && [progress, answered, sign(SIGNS.oldestMs)].every(plain));
       const overdue = pages.outstanding(index);
-      return { serving: true, progress, answered, busy: true, overdue, process: 'running' as const };
+      return { serving: true, progress, answered, busy: true, overdue, process: () => 'running' as const };
     });
     for (const now of [0, 2000, 4000]) detector.observe({ now, queues });
     const quarantine = new Quarantine(3);
