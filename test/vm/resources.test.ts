@@ -1,8 +1,8 @@
 // run: full
 // kernels: newest
-// guest: --disk 512M
+// guest: --disk 512M --timeout 2400
 import assert from 'node:assert/strict';
-import { readdirSync, readFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { copyFile, mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
@@ -43,7 +43,7 @@ const hog = (mebibytes: number): string =>
 const inGroup = (group: Cgroup, script: string) =>
   run('bash', ['-ec', `echo 0 > ${group.path}/cgroup.procs; ${script}`], 300_000);
 
-test('a device in a machine that is short of something', { timeout: 1_100_000 }, async (t) => {
+test('a device in a machine that is short of something', { timeout: 2_300_000 }, async (t) => {
   await mkdir('/run/backends');
   await copyFile(join(root, 'test/vm/async-ram-backend.js'), '/run/backends/async-ram.mjs');
   await shell(`
@@ -149,6 +149,7 @@ test('a device in a machine that is short of something', { timeout: 1_100_000 },
       sync -f /mnt/files
       cmp /mnt/files/copy /run/noise`,
     );
+    await waitFor('something being written', () => existsSync('/mnt/files/copy'), RECOVERY_TIMEOUT_MS);
     for (let round = 0; round < 5; round++) {
       const generation = await killOne('stored');
       await served.untilGeneration('stored', generation + 1, RECOVERY_TIMEOUT_MS);
