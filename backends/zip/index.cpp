@@ -19,10 +19,6 @@ constexpr int kUnusedBits = 7;
 constexpr int kLastBlock = 64;
 constexpr int kEndOfBlock = 128;
 
-ArchiveState stateOf(const struct stat& status) {
-  return {static_cast<uint64_t>(status.st_size), status.st_mtim.tv_sec, status.st_mtim.tv_nsec};
-}
-
 void writeIndex(int file, const void* data, size_t length, size_t offset) {
   const ssize_t written = checked(pwrite(file, data, length, static_cast<off_t>(offset)), "writing the index");
   if (static_cast<size_t>(written) != length) {
@@ -38,6 +34,10 @@ std::string hexadecimal(uint32_t value) {
 
 }  // namespace
 
+ArchiveState stateOf(const struct stat& status) {
+  return {static_cast<uint64_t>(status.st_size), status.st_mtim.tv_sec, status.st_mtim.tv_nsec};
+}
+
 int readArchive(int archive, const ArchiveState& state, void* data, size_t length, uint64_t offset) {
   for (size_t done = 0; done < length;) {
     const ssize_t got =
@@ -49,7 +49,7 @@ int readArchive(int archive, const ArchiveState& state, void* data, size_t lengt
   // Afterwards: a writer changes the time before it changes the data.
   struct stat status;
   if (fstat(archive, &status) < 0) return -errno;
-  return stateOf(status) == state ? 0 : -EIO;
+  return stateOf(status) == state ? 0 : -ESTALE;
 }
 
 ZipIndexer::ZipIndexer(int archive, const ZipEntry& entry)
@@ -97,7 +97,7 @@ void ZipIndexer::refill() {
   const ZipEntry& entry = index_->entry;
   const uint64_t length = std::min<uint64_t>(kBufferBytes, entry.compressedBytes - loaded_);
   const int error = readArchive(archive_, index_->archive, input_.get(), length, entry.dataOffset + loaded_);
-  if (error == -EIO) throw ArchiveFault("the archive was changed meanwhile, or cannot be read");
+  if (error == -EIO || error == -ESTALE) throw ArchiveFault("the archive was changed meanwhile, or cannot be read");
   if (error < 0) throw std::system_error(-error, std::generic_category(), "reading the archive");
   stream_.next_in = reinterpret_cast<Bytef*>(input_.get());
   stream_.avail_in = static_cast<uInt>(length);

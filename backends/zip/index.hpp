@@ -1,6 +1,7 @@
 // What is found out about an archive's entry when its device is added, for the queue processes that serve it.
 #pragma once
 
+#include <sys/stat.h>
 #include <zlib.h>
 
 #include <cstddef>
@@ -36,7 +37,7 @@ struct ZipEntry {
   bool deflated;
 };
 
-// Whoever changes an archive changes this too.
+// Whoever changes an archive changes this too, and so does who only touches it.
 struct ArchiveState {
   uint64_t bytes;
   int64_t seconds;
@@ -69,7 +70,9 @@ struct ArchiveFault : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// Reads all of `length`; 0, or -errno: -EIO when the archive ends before or is not in `state` any more.
+ArchiveState stateOf(const struct stat& status);
+
+// Reads all of `length`; 0, or -errno: -EIO when the archive ends before, -ESTALE when it is not in `state` any more.
 int readArchive(int archive, const ArchiveState& state, void* data, size_t length, uint64_t offset);
 
 // Reads an entry once from its beginning to its end, checks it, and collects its restart points.

@@ -6,12 +6,15 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 namespace ublk {
 
 namespace {
 
 constexpr size_t kDecoders = 8;
+// Of an archive that is changed again and again, for one request.
+constexpr int kMostChecks = 3;
 constexpr size_t kInputBytes = size_t{32} * 1024;
 constexpr size_t kSkipBytes = size_t{64} * 1024;
 // inflate's state and its window, together 40 KiB in zlib 1.2 and 1.3.
@@ -80,6 +83,7 @@ void ZipBackend::open(const BackendSetup& setup) {
   if (index_->magic != kZipIndexMagic || index_->entry.bytes > setup.size) {
     throw std::system_error(EINVAL, std::generic_category(), "reading the archive's index");
   }
+  state_ = index_->archive;
   if (!index_->entry.deflated) return;
   memory_ = std::make_unique<Memory>();
   checked(mlock(memory_.get(), sizeof(Memory)), "locking memory to inflate in");
@@ -93,13 +97,52 @@ void ZipBackend::submit(Responder& queue, const Request& request) {
   const auto present =
       static_cast<uint32_t>(std::min<uint64_t>(request.length, bytes - std::min(bytes, request.offset)));
   std::memset(request.data + present, 0, request.length - present);
-  const int error = present == 0 ? 0 : read(queue, request.offset, request.data, present);
+  const int error = present == 0 ? 0 : readUnchanged(queue, request.offset, request.data, present);
   queue.complete(request, error < 0 ? error : int64_t{request.length});
+}
+
+int ZipBackend::readUnchanged(Responder& queue, uint64_t offset, std::byte* data, uint32_t length) {
+  int error = read(queue, offset, data, length);
+  for (int checks = 0; error == -ESTALE && checks < kMostChecks && hasEntry(queue, data, length); checks++) {
+    error = read(queue, offset, data, length);
+  }
+  return error == -ESTALE ? -EIO : error;
+}
+
+// Reads the entry through, as ZipIndexer did. Whoever reads waits for that, once a change; nothing less tells a touch from
+// a write.
+bool ZipBackend::hasEntry(Responder& queue, std::byte* buffer, uint32_t length) {
+  struct stat status;
+  if (fstat(archive_, &status) < 0 || stateOf(status) == rejected_) return false;
+  const ArchiveState before = std::exchange(state_, stateOf(status));
+  forgetPlaces();
+  const uint64_t bytes = index_->entry.bytes;
+  uint32_t crc = 0;
+  int error = 0;
+  for (uint64_t offset = 0; error == 0 && offset < bytes; offset += length) {
+    const auto part = static_cast<uint32_t>(std::min<uint64_t>(length, bytes - offset));
+    error = read(queue, offset, buffer, part);
+    crc = static_cast<uint32_t>(crc32_z(crc, reinterpret_cast<const Bytef*>(buffer), part));
+    queue.working();
+  }
+  if (error == 0 && crc == index_->entry.crc) return true;
+  const ArchiveState checked = std::exchange(state_, before);
+  forgetPlaces();
+  // It was changed again, which the next look at it finds.
+  if (error == -ESTALE) return true;
+  rejected_ = checked;
+  return false;
+}
+
+// Of what the archive was, decoders have read ahead.
+void ZipBackend::forgetPlaces() {
+  if (!memory_) return;
+  for (Decoder& decoder : memory_->decoders) decoder.started = false;
 }
 
 int ZipBackend::read(Responder& queue, uint64_t offset, std::byte* data, uint32_t length) {
   if (!index_->entry.deflated) {
-    return readArchive(archive_, index_->archive, data, length, index_->entry.dataOffset + offset);
+    return readArchive(archive_, state_, data, length, index_->entry.dataOffset + offset);
   }
   Decoder& decoder = decoderFor(offset);
   int error = 0;
@@ -168,7 +211,7 @@ int ZipBackend::inflateInto(Decoder& decoder, std::byte* data, uint32_t length) 
 int ZipBackend::refill(Decoder& decoder) {
   const ZipEntry& entry = index_->entry;
   const uint64_t length = std::min<uint64_t>(kInputBytes, entry.compressedBytes - decoder.loaded);
-  const int error = readArchive(archive_, index_->archive, decoder.input, length, entry.dataOffset + decoder.loaded);
+  const int error = readArchive(archive_, state_, decoder.input, length, entry.dataOffset + decoder.loaded);
   if (error < 0) return error;
   decoder.stream.next_in = reinterpret_cast<Bytef*>(decoder.input);
   decoder.stream.avail_in = static_cast<uInt>(length);

@@ -24,6 +24,11 @@ class ZipBackend final : public Backend {
   struct Decoder;
   struct Memory;
 
+  // Reads as `read` does, and once more where somebody touched the archive.
+  int readUnchanged(Responder& queue, uint64_t offset, std::byte* data, uint32_t length);
+  // Whether the archive, which is not in `state_`, has the entry that the index is of. `buffer` holds nothing yet.
+  bool hasEntry(Responder& queue, std::byte* buffer, uint32_t length);
+  void forgetPlaces();
   // 0 or -errno; the range is within the entry.
   int read(Responder& queue, uint64_t offset, std::byte* data, uint32_t length);
   Decoder& decoderFor(uint64_t offset);
@@ -33,6 +38,8 @@ class ZipBackend final : public Backend {
 
   int archive_ = -1;
   const ZipIndex* index_ = nullptr;
+  ArchiveState state_{};     // in which the archive was found to have the entry
+  ArchiveState rejected_{};  // in which it was found not to
   size_t mappedBytes_ = 0;
   std::unique_ptr<Memory> memory_;
   uint64_t turn_ = 0;

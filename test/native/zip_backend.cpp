@@ -79,7 +79,11 @@ struct Archive {
     std::byte value;
     EXPECT_EQUAL(pread(file.get(), &value, 1, static_cast<off_t>(offset)), 1);
     write({~value}, offset);
-    const timespec times[2] = {status.st_atim, status.st_mtim};
+    setTime(status.st_mtim);
+  }
+  void touch(time_t seconds) const { setTime({seconds, 0}); }
+  void setTime(const timespec& time) const {
+    const timespec times[2] = {time, time};
     checked(futimens(file.get(), times), "futimens");
   }
   FileDescriptor index() const {
@@ -225,13 +229,58 @@ TEST("an archive that is truncated, or written to, under its device fails reads"
       if (truncated) {
         checked(ftruncate(archive.file.get(), static_cast<off_t>(kBefore + archive.entry.compressedBytes / 2)), "");
       } else {
-        const timespec times[2] = {{1, 0}, {1, 0}};
-        checked(futimens(archive.file.get(), times), "futimens");
+        archive.flip(kBefore + archive.entry.compressedBytes / 3);
+        archive.touch(1);
       }
       EXPECT_EQUAL(disk.read(1024 * 1024, read), -EIO);
       EXPECT_EQUAL(disk.read(2 * 1024 * 1024 - kMaxIo, read), -EIO);
     }
   }
+}
+
+TEST("an archive that is touched goes on being served, whatever is done to the rest of it") {
+  for (const bool compressed : {false, true}) {
+    const Bytes data = someData(2 * 1024 * 1024 + 77, 18);
+    const Archive archive(data, compressed);
+    Disk disk(archive);
+    compareRandomReads(disk, data, 20, 19);
+    archive.touch(1);
+    compareRandomReads(disk, data, 20, 20);
+    archive.flip(0);
+    checked(ftruncate(archive.file.get(), static_cast<off_t>(kBefore + archive.entry.compressedBytes)), "ftruncate");
+    archive.touch(2);
+    compareRandomReads(disk, data, 20, 21);
+  }
+}
+
+TEST("an archive that is put back is served again") {
+  for (const bool compressed : {false, true}) {
+    const Bytes data = someData(1024 * 1024, 22);
+    const Archive archive(data, compressed);
+    Disk disk(archive);
+    Bytes read(kBlock);
+    const size_t damaged = kBefore + archive.entry.compressedBytes / 2;
+    archive.flip(damaged);
+    archive.touch(1);
+    EXPECT_EQUAL(disk.read(0, read), -EIO);
+    archive.flip(damaged);
+    archive.touch(2);
+    compareRandomReads(disk, data, 20, 23);
+  }
+}
+
+TEST("an archive that was found to be another is read through no second time") {
+  const Bytes data = someData(1024 * 1024, 24);
+  const Archive archive(data, false);
+  Disk disk(archive);
+  Bytes read(kBlock);
+  archive.flip(kBefore);
+  archive.touch(1);
+  EXPECT_EQUAL(disk.read(kBlock, read), -EIO);
+  const auto signs = disk.client.signsOfLife;
+  EXPECT(signs >= 2000);
+  EXPECT_EQUAL(disk.read(kBlock, read), -EIO);
+  EXPECT_EQUAL(disk.client.signsOfLife, signs);
 }
 
 TEST("damage under a device fails reads or none, and does no harm to others") {
