@@ -31,7 +31,12 @@ export interface Inheritance {
    */
   readonly size: number | null;
   /** null: it is not known. */
-  readonly announced: (Pick<OpenBackend, 'size' | 'facts'> & { readonly blockSize: number | null }) | null;
+  readonly announced:
+    | (Pick<OpenBackend, 'size' | 'facts'> & {
+        readonly blockSize: number | null;
+        readonly identity?: string | undefined;
+      })
+    | null;
 }
 
 export interface OpenContext {
@@ -62,6 +67,13 @@ export interface OpenBackend {
   readonly facts: BackendFacts;
   /** Logical block size that the backend insists on; left out, any will do. */
   readonly blockSize?: number;
+  /**
+   * Tells its data from any other until the next boot. A successor that finds no `files` must not give whoever uses the
+   * device another store; with a `size` of null nobody does. Left out: there is nothing to tell.
+   */
+  readonly identity?: string;
+  /** What its user should be told though it can be served. */
+  readonly warning?: string;
   /** Left out: the backend is native. */
   readonly module?: BackendModule;
   /** File descriptors for the C++ half, in the order it expects; they stay open in the supervisor until `close`. */

@@ -38,6 +38,7 @@ export const fileBackend: Backend<z.infer<typeof fileOptions>> = {
         idempotentWrites: true,
       },
       files: [store.fd],
+      identity: store.identity,
       // Even a file that was made a moment ago is the user's, who named it.
       created: false,
       // User-copy would be the copy path with one more operation: its data, too, goes through a buffer.

@@ -1,4 +1,4 @@
-import { closeSync, constants, fstat, fsync, ftruncate, type Stats } from 'node:fs';
+import { closeSync, constants, fstat, fsync, ftruncate, type BigIntStats, type Stats } from 'node:fs';
 import { open, unlink, type FileHandle } from 'node:fs/promises';
 import { promisify } from 'node:util';
 import type { Inheritance } from '../interface.js';
@@ -19,6 +19,7 @@ const truncateTo = promisify(ftruncate);
 const synced = promisify(fsync);
 
 const EBUSY = 16;
+const PUT_BACK = 'put that back, or remove the device and add it anew';
 const PAGE = 4096;
 /** What the kernel asks of the memory of its own users, and so all that zero-copy can promise a file system. */
 const CLIENT_MEMORY_ALIGNMENT = 512;
@@ -36,6 +37,8 @@ export interface StoreOptions {
 /** An open file or block device that nobody else serves. */
 export interface Store {
   readonly fd: number;
+  /** As `OpenBackend.identity`. */
+  readonly identity: string;
   /** Bytes. */
   readonly size: number;
   readonly canDiscard: boolean;
@@ -53,19 +56,16 @@ export interface Store {
 
 /**
  * Opens or creates what `options.path` names, locked against a second user. What fails leaves nothing behind. What is
- * inherited open is taken over with its lock.
+ * inherited open is taken over with its lock. A store whose device has users is never made, filled or another than it was.
  */
-export async function openStore(
-  options: StoreOptions,
-  blockSize: number,
-  inherited?: Pick<Inheritance, 'files' | 'size'>,
-): Promise<Store> {
+export async function openStore(options: StoreOptions, blockSize: number, inherited?: Inheritance): Promise<Store> {
   const { path, size, readOnly } = options;
   const promised = inherited?.size ?? null;
   return named('opening', path, async () => {
     const [fd] = inherited?.files ?? [];
     if (fd !== undefined) return await openInherited(fd, options, promised);
     await using place = await locate(path);
+    if (promised !== null) await assertIs(path, place.found, inherited?.announced?.identity);
     if (place.found !== null) return await openFound(place.found, options, blockSize, promised);
     if (size === undefined || readOnly) throw refusal(path, 'there is no such file; give a size to create it');
     const { O_RDWR, O_CREAT, O_EXCL } = constants;
@@ -109,7 +109,7 @@ async function openFound(
   try {
     if (!flock(file.fd))
       throw refusal(path, 'another process or device has it locked; close that', 'opening', 'IN_USE');
-    if (status.isFile() && status.size === 0 && !readOnly) await fill(file, options);
+    if (status.isFile() && status.size === 0 && !readOnly && promised === null) await fill(file, options);
     const takesClientMemory = !direct || (alignment?.memory ?? 0) <= CLIENT_MEMORY_ALIGNMENT;
     return await describe(file.fd, options, promised, { takesClientMemory, close: () => file.close() });
   } catch (error) {
@@ -141,16 +141,18 @@ async function describe(
 ): Promise<Store> {
   const { path, size: wanted, readOnly } = options;
   const status = await statOf(fd);
+  const identity = identityOf(await statOf(fd, { bigint: true }));
   const device = status.isBlockDevice() ? await describeBlockDevice(status.rdev) : null;
   const present = device?.size ?? status.size;
-  if (promised !== null ? present < promised : present !== (wanted ?? present)) {
-    const expected = promised ?? wanted;
-    throw refusal(path, `it has ${String(present)} bytes, not the ${String(expected)} configured; change one of them`);
+  if (promised === null && present !== (wanted ?? present)) {
+    throw refusal(path, `it has ${String(present)} bytes, not the ${String(wanted)} configured; change one of them`);
   }
+  if (promised !== null) assertHolds(path, promised, present, 'opening');
   const canDiscard = !readOnly && (device?.canDiscard ?? (await canPunchHoles(fd, present)));
   const ofSize = (bytes: number): Store => ({
     ...store,
     fd,
+    identity,
     size: bytes,
     canDiscard,
     rotational: device?.rotational === true,
@@ -215,16 +217,30 @@ async function assertSame(path: string, fd: number, size: number): Promise<void>
   await using place = await locate(path);
   const opened = await statOf(fd, { bigint: true });
   const named = await place.found?.stat({ bigint: true });
-  const same = opened.isBlockDevice()
-    ? named?.isBlockDevice() === true && named.rdev === opened.rdev
-    : named?.dev === opened.dev && named.ino === opened.ino;
-  if (!same) {
-    throw refusal(path, 'it is not what was opened; put that back, or remove the device and add it anew', 'checking');
+  if (named === undefined || identityOf(named) !== identityOf(opened)) {
+    throw refusal(path, `it is not what was opened; ${PUT_BACK}`, 'checking');
   }
   const now = opened.isBlockDevice() ? (await describeBlockDevice(Number(opened.rdev))).size : Number(opened.size);
-  if (now < size) {
-    throw refusal(path, `it shrank from ${String(size)} to ${String(now)} bytes; restore it`, 'checking');
-  }
+  assertHolds(path, size, now, 'checking');
+}
+
+function assertHolds(path: string, size: number, present: number, operation: string): void {
+  if (present >= size) return;
+  throw refusal(path, `it shrank from ${String(size)} to ${String(present)} bytes; restore it`, operation);
+}
+
+/** `identity`: what the users of its device have; undefined: it is not known. */
+async function assertIs(path: string, found: FileHandle | null, identity: string | undefined): Promise<void> {
+  if (found === null) throw refusal(path, `there is no such file any more; ${PUT_BACK}`);
+  if (identity === undefined || identity === identityOf(await found.stat({ bigint: true }))) return;
+  throw refusal(path, `it is not what its device was made of; ${PUT_BACK}`);
+}
+
+/** A number of an inode is given to the next file as soon as it is free; the time of birth is not. */
+function identityOf(status: BigIntStats): string {
+  if (status.isBlockDevice()) return `block device ${String(status.rdev)}`;
+  const { ino, dev, birthtimeNs } = status;
+  return `inode ${String(ino)} of ${String(dev)}, made at ${String(birthtimeNs)}`;
 }
 
 function kindOf(status: Stats): string {

@@ -29,7 +29,7 @@ function fileBytes(size: number): number {
 
 /**
  * Opens or creates the tmpfs file of a RAM disk, sparse, locked against a second user. What is inherited open is taken
- * over with its lock.
+ * over with its lock. What has users is never made anew.
  */
 export async function openRamFile(
   device: string,
@@ -39,7 +39,8 @@ export async function openRamFile(
   await ensureSharedMemoryDirectory();
   const path = join(SHARED_MEMORY_DIRECTORY, `${device}.ram`);
   const [open] = inherited?.files ?? [];
-  const fd = open ?? openFile(path, device);
+  const hasUsers = inherited !== undefined && inherited.size !== null;
+  const fd = open ?? openFile(path, device, hasUsers);
   let created = false;
   try {
     if (open === undefined && !flock(fd)) {
@@ -50,13 +51,16 @@ export async function openRamFile(
     }
     const bytes = fileBytes(size);
     const { size: present } = fstatSync(fd);
-    created = present === 0;
+    created = present === 0 && !hasUsers;
     // Nobody was told of the rest.
     if (inherited?.size === size && present > bytes) await trim(fd, size);
-    else if (present !== 0 && present !== bytes) {
+    else if (!created && present !== bytes) {
+      const advice = hasUsers
+        ? 'restore it, or stop the device with --force and add it anew'
+        : 'it is of a device of that name with another size: configure that size or remove the file';
       throw new SupervisorError(
-        `RAM disk file ${path} has ${String(present)} bytes, but a disk of ${String(size)} bytes needs ${String(bytes)}; ` +
-          'it is of a device of that name with another size: configure that size or remove the file',
+        `RAM disk file ${path} has ${String(present)} bytes, but a disk of ${String(size)} bytes needs ` +
+          `${String(bytes)}; ${advice}`,
         { code: 'BACKEND', device },
       );
     }
@@ -80,9 +84,9 @@ export async function openRamFile(
   };
 }
 
-function openFile(path: string, device: string): number {
+function openFile(path: string, device: string, hasUsers: boolean): number {
   try {
-    return openSync(path, constants.O_RDWR | constants.O_CREAT | constants.O_NOFOLLOW, 0o600);
+    return openSync(path, constants.O_RDWR | (hasUsers ? 0 : constants.O_CREAT) | constants.O_NOFOLLOW, 0o600);
   } catch (error) {
     throw new SupervisorError(`opening RAM disk file ${path} failed: ${messageOf(error)}`, {
       code: 'BACKEND',

@@ -1,5 +1,5 @@
 import { closeSync, constants } from 'node:fs';
-import { open, type FileHandle } from 'node:fs/promises';
+import { open, stat, type FileHandle } from 'node:fs/promises';
 import { z } from 'zod';
 import { show } from '../../src/config/problems.js';
 import { SupervisorError, messageOf, reasonOf } from '../../src/errors.js';
@@ -11,6 +11,7 @@ import { findEntry } from './archive.js';
 
 /** Names in an archive can be 64 KiB long. */
 const LONGEST_REASON = 300;
+const KEPT = 'what was opened is served, for as long as there is a process of ours that has it open';
 
 export const zipOptions = z.strictObject({
   type: z.literal('zip'),
@@ -27,23 +28,28 @@ export const zipBackend: Backend<z.infer<typeof zipOptions>> = {
   name: 'zip',
   options: zipOptions,
   async open({ path, entry: wanted }, { device, blockSize, inherited }) {
-    // Opened anew: there is no lock in it, and nothing is said of the entry's size.
-    for (const fd of inherited?.files ?? []) closeSync(fd);
     const refuse = (reason: string, cause: unknown): SupervisorError =>
       new SupervisorError(`opening archive ${path} failed: ${printable(reason).slice(0, LONGEST_REASON)}`, {
         code: 'BACKEND',
         device,
         cause,
       });
+    const left = inherited?.files ?? [];
     let archive: FileHandle;
     try {
+      // What is served is what was opened, whatever the path names by now. Its index is of whichever code made it.
+      const place = left[0] === undefined ? path : `/proc/self/fd/${String(left[0])}`;
       // Not to wait for a writer, if it is a pipe.
-      archive = await open(path, constants.O_RDONLY | constants.O_NONBLOCK);
+      archive = await open(place, constants.O_RDONLY | constants.O_NONBLOCK);
     } catch (error) {
       throw refuse(reasonOf(error), error);
+    } finally {
+      for (const fd of left) closeSync(fd);
     }
     try {
-      const { index, bytes } = await indexEntry(archive, wanted);
+      const hasUsers = inherited !== undefined && inherited.size !== null;
+      const known = hasUsers ? inherited.announced?.identity : undefined;
+      const { index, bytes, identity } = await indexEntry(archive, wanted, known);
       return {
         size: Math.ceil(bytes / blockSize) * blockSize,
         facts: {
@@ -56,6 +62,10 @@ export const zipBackend: Backend<z.infer<typeof zipOptions>> = {
           idempotentWrites: true,
         },
         files: [archive.fd, index],
+        identity,
+        ...((await isNamed(archive, path))
+          ? {}
+          : { warning: `archive ${path} is gone, or another file by now; ${KEPT}` }),
         created: false,
         dataPaths: ['copy'] as const,
         close: async () => {
@@ -71,13 +81,26 @@ export const zipBackend: Backend<z.infer<typeof zipOptions>> = {
   },
 };
 
-async function indexEntry(archive: FileHandle, wanted: string | undefined) {
+/** `known`: the identity of what the users of the device have; undefined: there are none, or it is not known. */
+async function indexEntry(archive: FileHandle, wanted: string | undefined, known: string | undefined) {
   const status = await archive.stat();
   if (!status.isFile()) throw new Error('it is not a regular file');
   const entry = await findEntry(archive, status.size, wanted);
-  try {
-    return { index: await indexZipEntry(archive.fd, entry), bytes: entry.bytes };
-  } catch (error) {
-    throw new Error(`its entry ${show(entry.name)} cannot be served: ${messageOf(error)}`, { cause: error });
+  const { name, bytes, crc } = entry;
+  // Wherever it is, the same data is as good.
+  const identity = `CRC-32 ${crc.toString(16).padStart(8, '0')} and ${String(bytes)} bytes`;
+  if (known !== undefined && known !== identity) {
+    throw new Error(`its entry ${show(name)} has ${identity}, its device was made of ${known}; put that back`);
   }
+  try {
+    return { index: await indexZipEntry(archive.fd, entry), bytes, identity };
+  } catch (error) {
+    throw new Error(`its entry ${show(name)} cannot be served: ${messageOf(error)}`, { cause: error });
+  }
+}
+
+async function isNamed(archive: FileHandle, path: string): Promise<boolean> {
+  const opened = await archive.stat({ bigint: true });
+  const named = await stat(path, { bigint: true }).catch(() => null);
+  return named?.dev === opened.dev && named.ino === opened.ino;
 }

@@ -10,6 +10,7 @@ import type { Log } from './device-log.js';
 const announced = z.strictObject({
   size: z.int(),
   blockSize: z.int().nullable(),
+  identity: z.string().optional(),
   facts: z.strictObject({
     volatileCache: z.boolean(),
     fua: z.boolean(),

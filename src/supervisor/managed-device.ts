@@ -55,6 +55,7 @@ export class ManagedDevice {
   readonly #journal: Pick<Journal, 'write' | 'remove'>;
   readonly #kernel: Kernel;
   readonly #clock: Clock;
+  readonly #log: Log;
   /** Files of the backend that an earlier supervisor left open, until it is open here. */
   #inherited: readonly number[];
   #config: DeviceConfig;
@@ -82,6 +83,7 @@ export class ManagedDevice {
     this.#kernel = kernel;
     this.#journal = context.journal;
     this.#clock = clock;
+    this.#log = log;
     this.#inherited = config.backend.type === 'module' ? [] : (found?.held?.files ?? []);
     const { name } = config;
     const onChange = (state: DeviceState): void => {
@@ -240,6 +242,8 @@ export class ManagedDevice {
         const files = this.#inherited.map(duplicate);
         const backend = await this.#openBackend(this.#config, { ...inherited, files });
         this.#letGo();
+        const { name: device } = this.#config;
+        if (backend.warning !== undefined) this.#log.warn({ device }, `device ${device}: ${backend.warning}`);
         return backend;
       } catch (error) {
         const locked = error instanceof SupervisorError && error.code === 'IN_USE';
@@ -258,8 +262,8 @@ export class ManagedDevice {
     const { id } = this;
     const { backend } = this.device;
     if (id === null || backend === null) return;
-    const { size, blockSize, facts } = backend;
-    const announced = { size, blockSize: blockSize ?? null, facts };
+    const { size, blockSize, identity, facts } = backend;
+    const announced = { size, blockSize: blockSize ?? null, identity, facts };
     this.#journal.write({ id, added: this.configured === null, announced, config: this.#config });
   }
 

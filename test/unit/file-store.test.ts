@@ -1,12 +1,24 @@
 import { execFileSync } from 'node:child_process';
-import { chmod, mkdir, readFile, rename, stat, symlink, truncate, writeFile } from 'node:fs/promises';
+import { chmod, mkdir, readFile, rename, stat, symlink, truncate, unlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import t from 'tap';
 import { openStore, type StoreOptions } from '../../backends/file/store.js';
+import type { BackendFacts, Inheritance } from '../../backends/interface.js';
+import { duplicate } from '../../src/native/binding.js';
 
 const MIB = 2 ** 20;
 const directory = t.testdir();
 const at = (name: string): string => join(directory, name);
+
+const facts: BackendFacts = {
+  volatileCache: true,
+  fua: true,
+  discard: true,
+  writeZeroes: true,
+  readOnly: false,
+  rotational: false,
+  idempotentWrites: true,
+};
 
 const usual = { direct: 'auto', readOnly: false, preallocate: false, sync: false, size: undefined } as const;
 
@@ -29,19 +41,86 @@ t.test('a file is created sparse or with its space, and opened again as it is', 
   }
 });
 
+/** Of a device that has that size, in bytes, and users; of a store that is not open any more. */
+const left = (size: number, identity?: string): Inheritance => ({
+  files: [],
+  size,
+  announced: { size, blockSize: null, facts, identity },
+});
+
 t.test('a file that was about to grow is served with the size that its users know', async (t) => {
   const path = at('growing');
   await (await open(path, { size: MIB })).close();
   await truncate(path, 2 * MIB);
   for (const size of [MIB, undefined]) {
-    const store = await openStore({ ...usual, path, size }, 4096, { files: [], size: MIB });
+    const store = await openStore({ ...usual, path, size }, 4096, left(MIB));
     t.equal(store.size, MIB);
     await store.check();
     await store.close();
   }
   t.equal((await stat(path)).size, 2 * MIB);
-  const missing = { files: [], size: 4 * MIB };
-  await t.rejects(openStore({ ...usual, path }, 4096, missing), { message: /it has 2097152 bytes, not the 4194304/ });
+  const message = /it shrank from 4194304 to 2097152 bytes; restore it/;
+  await t.rejects(openStore({ ...usual, path }, 4096, left(4 * MIB)), { message });
+});
+
+t.test('the users of a device are given nothing but the store that it was made of', async (t) => {
+  const path = at('used');
+  const options = { ...usual, path, size: MIB };
+  const first = await open(path, { size: MIB });
+  await first.close();
+  const again = left(MIB, first.identity);
+  await writeFile(path, 'kept', { flag: 'r+' });
+  const second = await openStore(options, 4096, again);
+  t.equal(second.identity, first.identity, 'whatever is written to it');
+  await second.close();
+
+  await rename(path, at('used-first'));
+  await t.rejects(openStore(options, 4096, again), {
+    code: 'BACKEND',
+    message: /there is no such file any more; put that back/,
+  });
+  await t.rejects(stat(path), { code: 'ENOENT' });
+  await writeFile(path, Buffer.alloc(MIB));
+  await t.rejects(openStore(options, 4096, again), {
+    code: 'BACKEND',
+    message: /it is not what its device was made of/,
+  });
+  const unknown = await openStore(options, 4096, left(MIB));
+  t.not(unknown.identity, first.identity);
+  await unknown.close();
+  const unused = await openStore(options, 4096, { ...again, size: null });
+  await unused.close();
+
+  await rename(at('used-first'), path);
+  await truncate(path, 0);
+  for (const inheritance of [again, left(MIB)]) {
+    await t.rejects(openStore(options, 4096, inheritance), {
+      message: /it shrank from 1048576 to 0 bytes; restore it/,
+    });
+  }
+  t.equal((await stat(path)).size, 0, 'nor is it filled with zeros');
+
+  await unlink(path);
+  await writeFile(path, Buffer.alloc(MIB));
+  const message = /it is not what its device was made of/;
+  await t.rejects(openStore(options, 4096, again), { message }, 'though ext4 gave it the same number');
+});
+
+t.test('what was left open is served, and checked, whatever the path names', async (t) => {
+  const path = at('left-open');
+  const first = await open(path, { size: MIB });
+  await rename(path, at('left-open-first'));
+  await writeFile(path, Buffer.alloc(MIB));
+  const second = await openStore({ ...usual, path }, 4096, {
+    ...left(MIB, first.identity),
+    files: [duplicate(first.fd)],
+  });
+  await first.close();
+  t.equal(second.identity, first.identity);
+  await t.rejects(second.check(), { message: /it is not what was opened; put that back/ });
+  await rename(at('left-open-first'), path);
+  await t.resolves(second.check());
+  await second.close();
 });
 
 t.test('an empty file is one whose creation was not finished', async (t) => {

@@ -1,5 +1,5 @@
 import { execFileSync } from 'node:child_process';
-import { fstatSync, readdirSync, readFileSync, statSync } from 'node:fs';
+import { fstatSync, openSync, readdirSync, readFileSync, renameSync, statSync, unlinkSync } from 'node:fs';
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { deflateRawSync } from 'node:zlib';
@@ -105,6 +105,48 @@ t.test('the device is read-only, its files are the archive and a sealed index, a
   await backend.remove();
   t.equal(openFiles(), before);
   t.ok(readFileSync(path).length > 0, 'the archive is nobody’s to remove');
+});
+
+t.test('the users of a device are given nothing but the entry that it was made of', async (t) => {
+  const before = openFiles();
+  const image = (seed: number): Buffer => zipArchive([{ name: 'disk.img', data: Buffer.alloc(64 * KIB, seed) }]);
+  const first = await open(image(1));
+  const { size, facts, identity } = first;
+  const reopen = (files: readonly number[], size: number | null): Promise<OpenBackend> =>
+    zipBackend.open(zipOptions.parse({ type: 'zip', path }), {
+      device: 'a',
+      blockSize: 4096,
+      readOnly: false,
+      inherited: { files, size, announced: { size: 64 * KIB, blockSize: null, facts, identity } },
+    });
+  const leave = (): number[] => [openSync(`/proc/self/fd/${String(first.files[0])}`, 'r'), openSync('/dev/null', 'r')];
+  const { ino } = statSync(path);
+  const other =
+    /its entry "disk\.img" has CRC-32 [0-9a-f]{8} and 65536 bytes, its device was made of CRC-32 .*put that back$/;
+
+  await writeFile(`${path}.new`, image(2));
+  renameSync(`${path}.new`, path);
+  await t.rejects(reopen([], size), { code: 'BACKEND', message: other });
+  const kept = await reopen(leave(), size);
+  t.equal(fstatSync(kept.files[0] ?? -1).ino, ino, 'it was left open, and is the one that is served');
+  t.match(kept, { size, identity, warning: /archive .*archive\.zip is gone, or another file by now/ });
+  await kept.close();
+  const unused = await reopen([], null);
+  t.not(unused.identity, identity);
+  await unused.close();
+
+  unlinkSync(path);
+  await t.rejects(reopen([], size), { code: 'BACKEND', message: /\(ENOENT\)$/ });
+  const gone = await reopen(leave(), size);
+  t.match(gone, { size, identity, warning: /is gone, or another file by now/ });
+  await gone.close();
+
+  await (await open(image(1))).close();
+  const copied = await reopen([], size);
+  t.strictSame([copied.identity, copied.warning], [identity, undefined], 'the same data is as good');
+  await copied.close();
+  await first.close();
+  t.equal(openFiles(), before);
 });
 
 t.test('an archive that cannot be opened', async (t) => {
