@@ -53,9 +53,11 @@ function parse(pieces: readonly Buffer[]): { supervisor: { pid: number }; device
 
 t.test('the event loop goes on while a status is built', async (t) => {
   let turns = 0;
-  let built = false;
-  const pieces = new WholeStatus(many(40)).read().finally(() => (built = true));
-  while (!built) {
+  const building = { done: false };
+  const pieces = new WholeStatus(many(40)).read().finally(() => {
+    building.done = true;
+  });
+  while (!building.done) {
     await turn();
     turns += 1;
   }

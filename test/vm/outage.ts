@@ -45,10 +45,10 @@ export interface Stores {
   readonly served: Served;
   readonly server: ChildProcess;
   /** Of the block device; until `answers`. */
-  stopsAnswering(): Promise<unknown>;
-  answers(): Promise<unknown>;
+  readonly stopsAnswering: () => Promise<unknown>;
+  readonly answers: () => Promise<unknown>;
   /** Stops everything; nothing is left. */
-  end(): Promise<void>;
+  readonly end: () => Promise<void>;
 }
 
 export async function startStores(): Promise<Stores> {
