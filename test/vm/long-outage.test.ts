@@ -8,6 +8,8 @@ import { assertUnharmed, startStores, use } from './outage.js';
 /** Stores that do not answer for minutes. */
 
 const OUTAGE_MS = 300_000;
+/** Of who waits meanwhile, and for what is recovered afterwards. */
+const timeoutMs = 2 * OUTAGE_MS;
 
 test('five minutes without a store', { timeout: 1_100_000 }, async () => {
   const { served, server, stopsAnswering, answers, end } = await startStores();
@@ -15,7 +17,10 @@ test('five minutes without a store', { timeout: 1_100_000 }, async () => {
   const [pathOfStored, pathOfAsking] = [stored.path ?? assert.fail(), asking.path ?? assert.fail()];
   await stopsAnswering();
   server.kill('SIGSTOP');
-  const using = Promise.all([use(pathOfStored, { discard: true }), use(pathOfAsking, { discard: false })]);
+  const using = Promise.all([
+    use(pathOfStored, { discard: true, timeoutMs }),
+    use(pathOfAsking, { discard: false, timeoutMs }),
+  ]);
   await setTimeout(OUTAGE_MS);
   const { generation, recoveries } = await served.device('stored');
   assert.deepEqual([generation, recoveries], [1, 0], served.log);

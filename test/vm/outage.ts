@@ -84,13 +84,17 @@ export async function startStores(): Promise<Stores> {
 }
 
 /** A read, a write, a flush and, if the device can, a discard, each in a process of its own: none shares its wait. */
-export function use(path: string, { discard }: { discard: boolean }): Promise<Finished[]> {
-  return Promise.all([
-    run('dd', [`if=${path}`, 'of=/dev/null', 'bs=4k', 'count=1', 'skip=3', 'iflag=direct', 'status=none']),
-    run('dd', ['if=/dev/zero', `of=${path}`, 'bs=4k', 'count=1', 'seek=5', 'oflag=direct', 'status=none']),
-    run('dd', ['if=/dev/zero', `of=${path}`, 'bs=4k', 'count=1', 'seek=7', 'conv=fsync', 'status=none']),
-    ...(discard ? [run('blkdiscard', ['-o', '65536', '-l', '65536', path])] : []),
-  ]);
+export function use(
+  path: string,
+  { discard, timeoutMs }: { discard: boolean; timeoutMs?: number },
+): Promise<Finished[]> {
+  const each = [
+    ['dd', `if=${path}`, 'of=/dev/null', 'bs=4k', 'count=1', 'skip=3', 'iflag=direct', 'status=none'],
+    ['dd', 'if=/dev/zero', `of=${path}`, 'bs=4k', 'count=1', 'seek=5', 'oflag=direct', 'status=none'],
+    ['dd', 'if=/dev/zero', `of=${path}`, 'bs=4k', 'count=1', 'seek=7', 'conv=fsync', 'status=none'],
+    ...(discard ? [['blkdiscard', '-o', '65536', '-l', '65536', path]] : []),
+  ];
+  return Promise.all(each.map(([command = '', ...args]) => run(command, args, timeoutMs)));
 }
 
 export function assertUnharmed(finished: readonly Finished[], { quarantine, reason }: DeviceStatus): void {
