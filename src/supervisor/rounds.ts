@@ -18,6 +18,8 @@ export class Rounds {
   readonly #watched = new Set<Watched>();
   #begun = 0;
   #timer: NodeJS.Timeout | null = null;
+  /** When the timer fires. */
+  #next = Infinity;
 
   /** `now`: milliseconds of a monotonic clock. */
   constructor(now: () => number = () => performance.now()) {
@@ -29,7 +31,7 @@ export class Rounds {
     const phase = 1 - (this.#begun++ % PHASES) / PHASES;
     const watched: Watched = { everyMs, look, due: this.#now() + everyMs * phase };
     this.#watched.add(watched);
-    this.#schedule();
+    this.#wake(watched.due);
     return () => {
       this.#watched.delete(watched);
     };
@@ -37,20 +39,28 @@ export class Rounds {
 
   #turn(): void {
     const now = this.#now();
+    this.#next = Infinity;
     for (const watched of this.#watched) {
       if (watched.due > now) continue;
       // Whole intervals, also after a standstill: else all would be due together from then on.
       watched.due += watched.everyMs * Math.ceil((now - watched.due + 1) / watched.everyMs);
       watched.look();
     }
-    this.#timer = null;
-    this.#schedule();
+    let first = Infinity;
+    for (const { due } of this.#watched) first = Math.min(first, due);
+    if (first !== Infinity) this.#wake(first);
   }
 
-  #schedule(): void {
-    if (this.#timer !== null || this.#watched.size === 0) return;
-    this.#timer = setTimeout(() => {
-      this.#turn();
-    }, GAP_MS).unref();
+  /** No later than at `due`. */
+  #wake(due: number): void {
+    if (due >= this.#next) return;
+    this.#next = due;
+    if (this.#timer !== null) clearTimeout(this.#timer);
+    this.#timer = setTimeout(
+      () => {
+        this.#turn();
+      },
+      Math.max(GAP_MS, due - this.#now()),
+    ).unref();
   }
 }
