@@ -10,6 +10,8 @@ interface UpgradeOptions extends RuntimeDirOption {
 const SUCCESSOR_POLL_MS = 50;
 /** For a supervisor to start and to recover what has to be; on a busy machine that takes a while. */
 const SUCCESSOR_DEADLINE_MS = 300_000;
+/** Codes of a question that the one did not answer any more, and the other not yet. */
+const IN_BETWEEN: ReadonlySet<string> = new Set(['NOT_RUNNING', 'ECONNRESET', 'EPIPE']);
 
 export const upgradeCommand: Register = (program) => {
   program
@@ -34,7 +36,7 @@ async function untilAdopted(client: Client, names: readonly string[]): Promise<v
       const adopted = devices.filter(({ state }) => state !== 'adopting').map(({ name }) => name);
       if (names.every((name) => adopted.includes(name))) return;
     } catch (error) {
-      if (!(error instanceof SupervisorError && error.code === 'NOT_RUNNING')) throw error;
+      if (!(error instanceof SupervisorError && IN_BETWEEN.has(error.code))) throw error;
     }
     if (performance.now() > deadline) {
       const message =
