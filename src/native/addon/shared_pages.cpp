@@ -136,7 +136,8 @@ class SharedPages final : public Napi::ObjectWrap<SharedPages> {
     for (uint32_t index = 0; index < queues; index++) {
       const QueuePage& page = map_.queue(index);
       uint64_t answered = 0;
-      for (const OperationCounters& counters : page.operations) answered += counters.count.load(std::memory_order_relaxed);
+      for (const OperationCounters& counters : page.operations)
+        answered += counters.count.load(std::memory_order_relaxed);
       *sign++ = phaseOf(page);
       *sign++ = page.progress.load(std::memory_order_relaxed);
       *sign++ = static_cast<double>(answered);
