@@ -15,26 +15,7 @@ import { createApiServer, type ApiServer } from '../../src/supervisor/api-server
 import { Peers } from '../../src/supervisor/peers.js';
 import type { PlanEntry } from '../../src/supervisor/reload-plan.js';
 import type { DeviceStatus, Status, SupervisorApi, SupervisorStatus } from '../../src/supervisor/status.js';
-
-const scratch: DeviceStatus = {
-  name: 'scratch',
-  id: 0,
-  path: '/dev/ublkb0',
-  state: 'live',
-  reason: null,
-  backend: 'ram',
-  size: 2 ** 20,
-  blockSize: 4096,
-  dataPath: 'copy',
-  generation: 1,
-  recoveries: 0,
-  lastExit: null,
-  lastCrash: null,
-  quarantine: [],
-  lastBackendError: null,
-  lastPauseMs: null,
-  queues: [],
-};
+import { scratch } from './device-status.js';
 
 /** Remembers what it was asked for; knows one device. */
 class FakeSupervisor implements SupervisorApi {

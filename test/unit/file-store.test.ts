@@ -3,22 +3,13 @@ import { chmod, mkdir, readFile, rename, stat, symlink, truncate, unlink, writeF
 import { join } from 'node:path';
 import t from 'tap';
 import { openStore, type StoreOptions } from '../../backends/file/store.js';
-import type { BackendFacts, Inheritance } from '../../backends/interface.js';
+import type { Inheritance } from '../../backends/interface.js';
 import { duplicate } from '../../src/native/binding.js';
+import { facts } from './device-harness.js';
 
 const MIB = 2 ** 20;
 const directory = t.testdir();
 const at = (name: string): string => join(directory, name);
-
-const facts: BackendFacts = {
-  volatileCache: true,
-  fua: true,
-  discard: true,
-  writeZeroes: true,
-  readOnly: false,
-  rotational: false,
-  idempotentWrites: true,
-};
 
 const usual = { direct: 'auto', readOnly: false, preallocate: false, sync: false, size: undefined } as const;
 

@@ -2,26 +2,9 @@ import { setImmediate as turn } from 'node:timers/promises';
 import t from 'tap';
 import type { DeviceStatus, SupervisorApi } from '../../src/supervisor/status.js';
 import { WholeStatus } from '../../src/supervisor/whole-status.js';
+import { scratch } from './device-status.js';
 
-const device: DeviceStatus = {
-  name: 'a',
-  id: 0,
-  path: '/dev/ublkb0',
-  state: 'live',
-  reason: 'a reason with \u009b, "quotes" and ä',
-  backend: 'ram',
-  size: 2 ** 20,
-  blockSize: 4096,
-  dataPath: 'copy',
-  generation: 1,
-  recoveries: 0,
-  lastExit: null,
-  lastCrash: null,
-  quarantine: [],
-  lastBackendError: null,
-  lastPauseMs: null,
-  queues: [],
-};
+const device = { ...scratch, name: 'a', reason: 'a reason with \u009b, "quotes" and ä' };
 
 interface Many extends Pick<SupervisorApi, 'supervisorStatus' | 'deviceStatuses'> {
   recoveries: number;

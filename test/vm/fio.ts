@@ -81,3 +81,13 @@ export class Load {
     return sum;
   }
 }
+
+/** Runs `act` while each job writes and verifies, pass after pass. Rejects as `act` does, or as soon as a job fails. */
+export async function underVerifiedWrites(jobs: readonly FioJob[], act: () => Promise<void>): Promise<void> {
+  const loads = jobs.map((job) => new Load((pass) => verifiedWrites(job, pass)));
+  try {
+    await Promise.race([act(), ...loads.map(({ done }) => done.then(() => assert.fail('a load ended')))]);
+  } finally {
+    for (const load of loads) assert.ok((await load.stop()) > 0);
+  }
+}

@@ -6,7 +6,7 @@ import { test } from 'node:test';
 import { DirectFile } from '../../src/backend/conformance/direct-file.js';
 import type { PlanEntry } from '../../src/supervisor/reload-plan.js';
 import type { DeviceStatus } from '../../src/supervisor/status.js';
-import { Load, verifiedWrites } from './fio.js';
+import { underVerifiedWrites } from './fio.js';
 import { Served, assertNothingLeft, isLinux, trust, waitFor } from './harness.js';
 
 /** What changes while a device is served: its processes, its code, its options, its size. Its users see a pause. */
@@ -52,14 +52,8 @@ test('hand-over', { timeout: 1_100_000 }, async (t) => {
   const served = await Served.start([disk, js, gone], { args: ['--watch'] });
   const { path } = await served.device('disk');
   assert.ok(path);
-  const underLoad = async (act: () => Promise<void>): Promise<void> => {
-    const load = new Load((pass) => verifiedWrites({ name: 'disk', path, size: '8M', depth: 32 }, pass));
-    try {
-      await Promise.race([act(), load.done.then(() => assert.fail('the load ended'))]);
-    } finally {
-      assert.ok((await load.stop()) > 0);
-    }
-  };
+  const underLoad = (act: () => Promise<void>): Promise<void> =>
+    underVerifiedWrites([{ name: 'disk', path, size: '8M', depth: 32 }], act);
   const post = async (what: string, body?: object): Promise<{ readonly status: number; readonly said: string }> => {
     const answer = await served.api('POST', `/v1/${what}`, body);
     return { status: answer.status, said: JSON.stringify(answer.body) };

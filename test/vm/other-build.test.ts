@@ -5,7 +5,7 @@ import { copyFile, rename } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import type { DeviceStatus } from '../../src/supervisor/status.js';
-import { Load, verifiedWrites } from './fio.js';
+import { underVerifiedWrites } from './fio.js';
 import { Served, assertNothingLeft, processesNamed, root, trust, waitFor, zygoteOf } from './harness.js';
 
 /** A supervisor of a build that cannot talk to the zygotes that it finds: their devices go on with new ones. */
@@ -49,12 +49,7 @@ test('another build', { timeout: 1_100_000 }, async (t) => {
       depth: 16,
       rate: 100,
     }));
-    const loads = jobs.map((job) => new Load((pass) => verifiedWrites(job, pass)));
-    try {
-      await Promise.race([act(), ...loads.map(({ done }) => done.then(() => assert.fail('a load ended')))]);
-    } finally {
-      for (const load of loads) assert.ok((await load.stop()) > 0);
-    }
+    await underVerifiedWrites(jobs, act);
   };
   const allGoOnWithOthers = async (before: readonly number[]): Promise<void> => {
     for (const { name } of devices) await served.untilLive(name, 0, 120_000);

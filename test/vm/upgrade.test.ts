@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import type { DeviceStatus } from '../../src/supervisor/status.js';
 import { arm, disarm, installFaultPoints, untilStruck } from './fault-points.js';
-import { Load, verifiedWrites } from './fio.js';
+import { underVerifiedWrites } from './fio.js';
 import {
   COMMAND_TIMEOUT_MS,
   Served,
@@ -56,12 +56,7 @@ test('upgrade', { timeout: 1_100_000 }, async (t) => {
     // Not as many as go: a supervisor that starts needs the CPUs, too.
     const load = { size: '4M', depth: 16, rate: 100 };
     const jobs = (await statuses()).map(({ name, path }) => ({ name, path: path ?? '', ...load }));
-    const loads = jobs.map((job) => new Load((pass) => verifiedWrites(job, pass)));
-    try {
-      await Promise.race([act(), ...loads.map(({ done }) => done.then(() => assert.fail('a load ended')))]);
-    } finally {
-      for (const load of loads) assert.ok((await load.stop()) > 0);
-    }
+    await underVerifiedWrites(jobs, act);
   };
   const canGoBack = isLinux(6, 16);
   const skip = canGoBack ? false : 'no device can go back to the code before';
