@@ -140,10 +140,10 @@ async function describe(
   store: Pick<Store, 'takesClientMemory' | 'close'>,
 ): Promise<Store> {
   const { path, size: wanted, readOnly } = options;
-  const status = await statOf(fd);
-  const identity = identityOf(await statOf(fd, { bigint: true }));
-  const device = status.isBlockDevice() ? await describeBlockDevice(status.rdev) : null;
-  const present = device?.size ?? status.size;
+  const status = await statOf(fd, { bigint: true });
+  const identity = identityOf(status);
+  const device = status.isBlockDevice() ? await describeBlockDevice(Number(status.rdev)) : null;
+  const present = device?.size ?? Number(status.size);
   if (promised === null && present !== (wanted ?? present)) {
     throw refusal(path, `it has ${String(present)} bytes, not the ${String(wanted)} configured; change one of them`);
   }
@@ -159,7 +159,7 @@ async function describe(
     check: () => named('checking', path, () => assertSame(path, fd, bytes)),
     resize: (wantedNow) =>
       named('resizing', path, async () => {
-        if (device) await assertGrown(path, status.rdev, wantedNow);
+        if (device) await assertGrown(path, Number(status.rdev), wantedNow);
         else await grow(fd, wantedNow, options);
         return ofSize(wantedNow);
       }),
