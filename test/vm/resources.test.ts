@@ -137,7 +137,7 @@ test('a device in a machine that is short of something', { timeout: 2_300_000 },
     await shell(`mkfs.ext4 -qF ${device.path ?? ''}; mount ${device.path ?? ''} /mnt/files`);
     const group = await Cgroup.make('squeezed', { 'memory.max': '24M' });
     const zygotes = processesNamed('ublk-zygote');
-    // Otherwise the largest process is ended when nothing can be freed at once.
+    // When nothing can be freed at once the largest process is ended, which is to be whoever takes memory, and begins again.
     for (const pid of [served.pid, ...zygotes]) await writeFile(`/proc/${String(pid)}/oom_score_adj`, '-1000');
     for (const pid of [served.pid, ...zygotes, ...pidsOf(device)]) await group.add(pid);
     const stop = '/run/squeezed';
