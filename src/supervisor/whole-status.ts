@@ -42,7 +42,7 @@ export class WholeStatus {
     let rest: (spentMs: number) => void = () => undefined;
     this.#rested = new Promise<number>((resolve) => {
       rest = resolve;
-    }).then((spentMs) => setTimeout(Math.min(REST * spentMs, LONGEST_REST_MS), undefined, { ref: false }));
+    }).then((spentMs) => setTimeout(Math.min(REST * spentMs, LONGEST_REST_MS)));
     let spentMs = 0;
     try {
       const pieces: Buffer[] = [];
