@@ -41,6 +41,7 @@
         'src/native/addon/block_devices.cpp',
         'src/native/addon/files.cpp',
         'src/native/addon/js_queue.cpp',
+        'src/native/addon/message_channel.cpp',
         'src/native/addon/notify.cpp',
         'src/native/addon/process_watch.cpp',
         'src/native/addon/shared_pages.cpp',

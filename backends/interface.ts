@@ -60,7 +60,7 @@ export interface BackendModule {
   readonly sharedMemory: string;
 }
 
-/** A backend, opened in the supervisor: what its queue processes inherit, and how to let go of it. */
+/** A backend that is open: what its queue processes inherit, and how to let go of it. */
 export interface OpenBackend {
   /** Bytes; a multiple of 512. */
   readonly size: number;
@@ -76,7 +76,7 @@ export interface OpenBackend {
   readonly warning?: string;
   /** Left out: the backend is native. */
   readonly module?: BackendModule;
-  /** File descriptors for the C++ half, in the order it expects; they stay open in the supervisor until `close`. */
+  /** File descriptors for the C++ half, in the order it expects; they stay open until `close`. */
   readonly files: readonly number[];
   /** `open` made the data: a device that then cannot be started takes it along. */
   readonly created: boolean;
@@ -97,11 +97,16 @@ export interface OpenBackend {
   remove(): Promise<void>;
 }
 
-/** The supervisor's half of a backend. The C++ half of a native one has the same name in backends/registry.cpp. */
+/** The half of a backend that opens it. The C++ half of a native one has the same name in backends/registry.cpp. */
 export interface Backend<Options extends { readonly type: string }> {
   readonly name: string;
   /** The backend's part of the configuration, `type` included. */
   readonly options: z.ZodType<Options>;
+  /**
+   * What it opens may be in a file system that does not answer. So a process of its own opens it, where nothing may wait but in
+   * libuv's threads; `remove` has nothing to remove.
+   */
+  readonly mayHang?: true;
   /** Fails with a `SupervisorError` and leaves nothing behind. */
   open(options: Options, context: OpenContext): Promise<OpenBackend>;
 }

@@ -23,6 +23,12 @@ const backends = {
   [Type in BackendOptions['type']]: Backend<Extract<BackendOptions, { type: Type }>>;
 };
 
+/** Where it is opened is up to that. */
+export function mayHang(options: BackendOptions): boolean {
+  const backend: Backend<BackendOptions> = backends[options.type];
+  return backend.mayHang === true;
+}
+
 /** Opens the backend that `options.type` names. */
 export function openBackend(options: BackendOptions, context: OpenContext): Promise<OpenBackend> {
   const backend: Backend<BackendOptions> = backends[options.type];

@@ -22,6 +22,7 @@ export const fileOptions = z.strictObject({
 export const fileBackend: Backend<z.infer<typeof fileOptions>> = {
   name: 'file',
   options: fileOptions,
+  mayHang: true,
   async open(options, context) {
     const readOnly = options.readOnly || context.readOnly;
     const opened = await openStore({ ...options, readOnly }, context.blockSize, context.inherited);

@@ -1,4 +1,4 @@
-import { closeSync, constants, fstat, fsync, ftruncate, type BigIntStats, type Stats } from 'node:fs';
+import { close, constants, fstat, fsync, ftruncate, type BigIntStats, type Stats } from 'node:fs';
 import { open, unlink, type FileHandle } from 'node:fs/promises';
 import { promisify } from 'node:util';
 import type { Inheritance } from '../interface.js';
@@ -14,6 +14,7 @@ import {
 import { describeBlockDevice } from './block-device.js';
 import { locate, pathOf } from './locate.js';
 
+const closed = promisify(close);
 const statOf = promisify(fstat);
 const truncateTo = promisify(ftruncate);
 const synced = promisify(fsync);
@@ -97,7 +98,7 @@ async function openFound(
   if (device?.name.startsWith('ublkb') === true) {
     throw refusal(path, 'it is a ublk device, and two that wait for each other never end; name what is below it');
   }
-  const alignment = directIoAlignment(found.fd);
+  const alignment = await directIoAlignment(found.fd);
   const direct = useDirectIo(options, alignment, blockSize);
   const flags =
     (readOnly ? constants.O_RDONLY : constants.O_RDWR) |
@@ -107,7 +108,7 @@ async function openFound(
     (device ? constants.O_EXCL : 0);
   const file = await open(pathOf(found), flags);
   try {
-    if (!flock(file.fd))
+    if (!(await flock(file.fd)))
       throw refusal(path, 'another process or device has it locked; close that', 'opening', 'IN_USE');
     if (status.isFile() && status.size === 0 && !readOnly && promised === null) await fill(file, options);
     const takesClientMemory = !direct || (alignment?.memory ?? 0) <= CLIENT_MEMORY_ALIGNMENT;
@@ -120,14 +121,10 @@ async function openFound(
 
 /** The device on it exists, so what it does with clients' memory was decided when that was made. */
 async function openInherited(fd: number, options: StoreOptions, promised: number | null): Promise<Store> {
-  const close = (): Promise<void> => {
-    closeSync(fd);
-    return Promise.resolve();
-  };
   try {
-    return await describe(fd, options, promised, { takesClientMemory: true, close });
+    return await describe(fd, options, promised, { takesClientMemory: true, close: () => closed(fd) });
   } catch (error) {
-    closeSync(fd);
+    await closed(fd);
     throw error;
   }
 }

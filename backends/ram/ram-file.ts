@@ -43,7 +43,7 @@ export async function openRamFile(
   const fd = open ?? openFile(path, device, hasUsers);
   let created = false;
   try {
-    if (open === undefined && !flock(fd)) {
+    if (open === undefined && !(await flock(fd))) {
       throw new SupervisorError(`RAM disk file ${path} is in use by another process; use another device name`, {
         code: 'IN_USE',
         device,

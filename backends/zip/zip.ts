@@ -1,5 +1,6 @@
-import { closeSync, constants } from 'node:fs';
+import { close, closeSync, constants } from 'node:fs';
 import { open, stat, type FileHandle } from 'node:fs/promises';
+import { promisify } from 'node:util';
 import { z } from 'zod';
 import { show } from '../../src/config/problems.js';
 import { SupervisorError, messageOf, reasonOf } from '../../src/errors.js';
@@ -27,6 +28,7 @@ export const zipOptions = z.strictObject({
 export const zipBackend: Backend<z.infer<typeof zipOptions>> = {
   name: 'zip',
   options: zipOptions,
+  mayHang: true,
   async open({ path, entry: wanted }, { device, blockSize, inherited }) {
     const refuse = (reason: string, cause: unknown): SupervisorError =>
       new SupervisorError(`opening archive ${path} failed: ${printable(reason).slice(0, LONGEST_REASON)}`, {
@@ -44,7 +46,7 @@ export const zipBackend: Backend<z.infer<typeof zipOptions>> = {
     } catch (error) {
       throw refuse(reasonOf(error), error);
     } finally {
-      for (const fd of left) closeSync(fd);
+      for (const fd of left) await promisify(close)(fd);
     }
     try {
       const hasUsers = inherited !== undefined && inherited.size !== null;

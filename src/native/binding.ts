@@ -186,6 +186,13 @@ export interface ZygoteChannel {
   close(): void;
 }
 
+/** Messages with open files between two processes. */
+export interface MessageChannel {
+  /** The caller keeps its descriptors. That the other side is gone shows as its end alone. */
+  send(bytes: Uint8Array, fds: readonly number[]): void;
+  close(): void;
+}
+
 /** Watches one process by pidfd. */
 export interface ProcessWatch {
   /** SIGKILL; harmless when the process is gone. */
@@ -353,10 +360,11 @@ interface ZipIndexer {
 }
 
 interface Binding {
-  flock(fd: number): boolean;
-  duplicate(fd: number): number;
+  flock(fd: number): Promise<boolean>;
   writeAtOnce(fd: number, bytes: Uint8Array): number;
-  directIoAlignment(fd: number): DirectIoAlignment | null;
+  directIoAlignment(fd: number): Promise<DirectIoAlignment | null>;
+  parkFiles(fds: readonly number[]): number;
+  parkedFiles(socket: number): readonly number[];
   fallocate(fd: number, mode: number, offset: number, length: number): Promise<void>;
   openBlockDevices(): Promise<OpenBlockDevices>;
   ublkFeatures(): bigint;
@@ -366,6 +374,11 @@ interface Binding {
   connectSeqpacket(path: string): number;
   forkZygote(nursery: number, listener: number, connection: number): void;
   ZygoteChannel: new (fd: number, onMessage: (message: ZygoteMessage) => void, onClose: () => void) => ZygoteChannel;
+  MessageChannel: new (
+    fd: number,
+    onMessage: (bytes: Buffer, fds: readonly number[]) => void,
+    onClose: () => void,
+  ) => MessageChannel;
   ProcessWatch: new (pidfd: number, onExit: () => void) => ProcessWatch;
   openPidfd(pid: number): number;
   sendDatagram(address: string, text: string): void;
@@ -435,8 +448,8 @@ function rethrowTranslated(error: unknown): never {
 }
 
 /** Takes an exclusive flock(2) without waiting; false when somebody else has it. It goes with the last dup of `fd`. */
-export function flock(fd: number): boolean {
-  return translated(() => binding().flock(fd));
+export async function flock(fd: number): Promise<boolean> {
+  return binding().flock(fd).catch(rethrowTranslated);
 }
 
 /**
@@ -448,8 +461,8 @@ export function writeAtOnce(fd: number, bytes: Uint8Array): number {
 }
 
 /** What O_DIRECT asks of the file: null where its file system does not do direct I/O, or does not say. */
-export function directIoAlignment(fd: number): DirectIoAlignment | null {
-  return translated(() => binding().directIoAlignment(fd));
+export async function directIoAlignment(fd: number): Promise<DirectIoAlignment | null> {
+  return binding().directIoAlignment(fd).catch(rethrowTranslated);
 }
 
 /** Modes of fallocate(2), to be combined. */
@@ -527,9 +540,26 @@ export function reopenSharedPages(queues: number, depth: number, memfd: number):
   return translated(() => new (binding().SharedPages)(queues, depth, memfd));
 }
 
-/** Another descriptor of the same open file. */
-export function duplicate(fd: number): number {
-  return translated(() => binding().duplicate(fd));
+/**
+ * A socket in which open files wait for whoever has it. Who closes a file may wait for its file system, for ever if that hangs;
+ * who closes this socket does not, as long as it is not the last who has the files.
+ */
+export function parkFiles(fds: readonly number[]): number {
+  return translated(() => binding().parkFiles(fds));
+}
+
+/** What is parked in `socket`, as descriptors that the caller owns; it stays parked. */
+export function parkedFiles(socket: number): readonly number[] {
+  return translated(() => binding().parkedFiles(socket));
+}
+
+/** Takes `fd`, a socket that keeps messages apart, over. */
+export function openMessageChannel(
+  fd: number,
+  onMessage: (bytes: Buffer, fds: readonly number[]) => void,
+  onClose: () => void,
+): MessageChannel {
+  return translated(() => new (binding().MessageChannel)(fd, onMessage, onClose));
 }
 
 /** One datagram to a unix socket: a path, or `@` and an abstract name. Throws `EAGAIN` rather than wait. */

@@ -79,7 +79,9 @@ std::vector<int> rawDescriptors(std::span<const FileDescriptor> files) {
   return raw;
 }
 
-Received receiveMessage(int socket, void* buffer, size_t capacity) {
+namespace {
+
+Received receive(int socket, void* buffer, size_t capacity, int flags) {
   iovec part{buffer, capacity};
   alignas(cmsghdr) std::byte control[CMSG_SPACE(kMaxFiles * sizeof(int))];
   msghdr header{};
@@ -89,7 +91,7 @@ Received receiveMessage(int socket, void* buffer, size_t capacity) {
   header.msg_controllen = sizeof control;
   ssize_t got;
   do {
-    got = recvmsg(socket, &header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    got = recvmsg(socket, &header, flags | MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
   } while (got < 0 && errno == EINTR);
   Received received;
   if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
@@ -112,6 +114,27 @@ Received receiveMessage(int socket, void* buffer, size_t capacity) {
   }
   received.bytes = static_cast<size_t>(got);
   return received;
+}
+
+}  // namespace
+
+Received receiveMessage(int socket, void* buffer, size_t capacity) { return receive(socket, buffer, capacity, 0); }
+
+FileDescriptor parkFiles(std::span<const int> files) {
+  int ends[2];
+  checked(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends), "parking files");
+  FileDescriptor kept(ends[0]);
+  const FileDescriptor sender(ends[1]);
+  const std::byte message{};
+  sendMessage(sender.get(), &message, sizeof message, files);
+  return kept;
+}
+
+std::vector<FileDescriptor> parkedFiles(int socket) {
+  std::byte message{};
+  Received received = receive(socket, &message, sizeof message, MSG_PEEK);
+  if (received.bytes != sizeof message) throw std::system_error(EBADF, std::generic_category(), "taking parked files");
+  return std::move(received.files);
 }
 
 }  // namespace ublk

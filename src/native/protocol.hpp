@@ -12,7 +12,7 @@
 namespace ublk {
 
 constexpr uint32_t kProtocolMagic = 0x7a6c6275;  // "ublz"
-constexpr uint16_t kProtocolVersion = 6;
+constexpr uint16_t kProtocolVersion = 7;
 constexpr uint32_t kMaxBackendFiles = kMaxQueues;
 
 enum class MessageType : uint16_t {
@@ -60,7 +60,7 @@ struct SpawnMessage {
   uint32_t coreDump;
   uint64_t size;
   User user;              // whom the queue processes run as
-  uint32_t backendFiles;  // for the queue processes
+  uint32_t backendFiles;  // for the queue processes: of a native backend at most one, in which its files are parked
   uint32_t keptFiles;     // javascript: the supervisor's ends of the channels, for its successor
   char backend[32];
 };
@@ -113,7 +113,7 @@ struct ExitedMessage {
 };
 
 // The device's last generation; `queues` is 0 where there was none. With it come the shared page's memfd and `files` more:
-// the backend's files, or the supervisor's ends of the channels of a backend in JavaScript.
+// the socket with the backend's files, or the supervisor's ends of the channels of a backend in JavaScript.
 struct HeldMessage {
   MessageHeader header;
   int32_t deviceId;

@@ -6,8 +6,10 @@
 #include <cstdio>
 #include <cstring>
 #include <memory>
+#include <vector>
 
 #include "../../backends/registry.hpp"
+#include "channel.hpp"
 #include "fault_point.hpp"
 #include "process_setup.hpp"
 #include "queue.hpp"
@@ -25,6 +27,13 @@ void nameProcess(const SpawnMessage& request, uint32_t queue) {
 void beginPreparing(QueuePage& page) {
   page.failureErrno = 0;
   page.phase = static_cast<uint32_t>(Phase::preparing);
+}
+
+// Who serves must not reach what others find parked.
+std::vector<FileDescriptor> takeFiles(int parked) {
+  if (parked < 0) return {};
+  const FileDescriptor socket(parked);
+  return parkedFiles(socket.get());
 }
 
 [[noreturn]] void giveUp(QueuePage* page, const std::system_error& error) {
@@ -62,6 +71,8 @@ void runQueueProcess(const QueueInheritance& inheritance) {
     beginPreparing(*page);
     faultPoint("preparing", inheritance.queue);
     prepareForReclaim();
+    const std::vector<FileDescriptor> files = takeFiles(inheritance.parkedFiles);
+    const std::vector<int> backendFiles = rawDescriptors(files);
 
     char backendName[sizeof request.backend + 1] = {};
     std::memcpy(backendName, request.backend, sizeof request.backend);
@@ -74,7 +85,7 @@ void runQueueProcess(const QueueInheritance& inheritance) {
                  .deviceBytes = request.size,
                  .dataPath = request.dataPath,
                  .charDevice = inheritance.charDevice,
-                 .backendFiles = inheritance.backendFiles,
+                 .backendFiles = backendFiles,
                  .descriptors = inheritance.descriptors,
                  .header = &shared.header(),
                  .page = page,
@@ -84,7 +95,7 @@ void runQueueProcess(const QueueInheritance& inheritance) {
     close(inheritance.charDevice);
     // Before the backend maps its store: a RAM disk may be swapped out, the memory that serves it may not.
     lockMemory();
-    backend->open({request.size, request.depth, request.maxIoBytes, inheritance.backendFiles});
+    backend->open({request.size, request.depth, request.maxIoBytes, backendFiles});
     dropPrivileges(request.user, request.coreDump != 0);
     // The kernel opens a core file in the name of the process.
     confine(request.coreDump == 0);

@@ -1,7 +1,5 @@
 #pragma once
 
-#include <span>
-
 #include "file_descriptor.hpp"
 #include "inheritance.hpp"
 
@@ -14,7 +12,7 @@ struct QueueInheritance {
   int charDevice;
   const IoDescriptor* descriptors;
   int sharedPage;
-  std::span<const int> backendFiles;
+  int parkedFiles;  // the backend's, in the order that it expects; -1: it has none
 };
 
 // Prepares, waits until the device's other queue processes are prepared too, then serves the queue. Exits with 0 when

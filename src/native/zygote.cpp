@@ -203,7 +203,7 @@ class Zygote {
     if (request.queues == 0 || request.queues > kMaxQueues || request.depth == 0 || request.depth > kMaxDepth ||
         request.backendFiles > kMaxBackendFiles || request.keptFiles > kMaxBackendFiles ||
         files.size() != 1 + request.backendFiles + request.keptFiles ||
-        (request.javascript && request.backendFiles != request.queues)) {
+        (request.javascript ? request.backendFiles != request.queues : request.backendFiles > 1)) {
       throw std::system_error(EINVAL, std::generic_category(), "reading the spawn request");
     }
     char path[32];
@@ -258,8 +258,8 @@ class Zygote {
     supervisor_.reset();
     close(controlFd_);
     if (request.javascript) becomeJavaScriptChild(request, queue, device, areas, files);
-    const std::vector<int> raw = rawDescriptors(files);
-    runQueueProcess({request, queue, device, areas[queue].base, raw[0], std::span(raw).subspan(1)});
+    const int parkedFiles = request.backendFiles == 0 ? -1 : files[1].release();
+    runQueueProcess({request, queue, device, areas[queue].base, files[0].release(), parkedFiles});
   }
 
   // Takes what the process needs out of the hands of the objects on the stack, which are about to be unwound.

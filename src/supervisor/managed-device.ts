@@ -1,10 +1,8 @@
-import { closeSync } from 'node:fs';
 import type { Inheritance, OpenBackend, OpenContext } from '../../backends/interface.js';
 import { SupervisorError } from '../errors.js';
 import type { LeftDevice } from './adoption.js';
 import type { BackendOptions } from '../../backends/registry.js';
 import type { DeviceConfig } from '../config/types.js';
-import { duplicate } from '../native/binding.js';
 import { monotonicClock, type Clock } from './clock.js';
 import type { CrashFiles } from './crash-files.js';
 import type { Log } from './device-log.js';
@@ -16,12 +14,17 @@ import type { Kernel } from './kernel.js';
 import type { Journal } from './journal.js';
 import type { DeviceChange } from './status.js';
 
-export type OpenBackendFunction = (options: BackendOptions, context: OpenContext) => Promise<OpenBackend>;
+export interface OpensStores {
+  /** The files of `inherited` are the socket that they are parked in, which stays the caller's. */
+  open(options: BackendOptions, context: OpenContext): Promise<OpenBackend>;
+  /** Closes such a socket, where nobody has to wait for that. */
+  letGo(options: BackendOptions, files: readonly number[]): void;
+}
 
 export interface ManagedDeviceContext {
   readonly kernel: Kernel;
   readonly log: Log;
-  readonly openBackend: OpenBackendFunction;
+  readonly stores: OpensStores;
   readonly clock: Clock | undefined;
   readonly journal: Pick<Journal, 'write' | 'remove'>;
   readonly crashFiles: CrashFiles | null;
@@ -54,6 +57,7 @@ export class ManagedDevice {
   readonly #openBackend: (config: DeviceConfig, inherited?: Inheritance) => Promise<OpenBackend>;
   readonly #journal: Pick<Journal, 'write' | 'remove'>;
   readonly #kernel: Kernel;
+  readonly #stores: OpensStores;
   readonly #clock: Clock;
   readonly #log: Log;
   /** Files of the backend that an earlier supervisor left open, until it is open here. */
@@ -75,13 +79,14 @@ export class ManagedDevice {
     // Its users know it with the size that the kernel has. Of a change of it a supervisor that died may have told nobody.
     this.#config = size === null ? config : withSize(config, size);
     this.#openBackend = ({ name: device, blockSize, readOnly, user, backend }, inherited) =>
-      context.openBackend(backend, { device, blockSize, readOnly, user, ...(inherited ? { inherited } : {}) });
+      context.stores.open(backend, { device, blockSize, readOnly, user, ...(inherited ? { inherited } : {}) });
     this.added = new Promise((resolve) => {
       this.#markAdded = resolve;
     });
     this.found = size !== null;
     this.#kernel = kernel;
     this.#journal = context.journal;
+    this.#stores = context.stores;
     this.#clock = clock;
     this.#log = log;
     this.#inherited = config.backend.type === 'module' ? [] : (found?.held?.files ?? []);
@@ -238,9 +243,7 @@ export class ManagedDevice {
     const deadline = this.#clock.now() + LOCK_GRACE_MS;
     for (;;) {
       try {
-        // A backend closes what it was given when it cannot be opened with it.
-        const files = this.#inherited.map(duplicate);
-        const backend = await this.#openBackend(this.#config, { ...inherited, files });
+        const backend = await this.#openBackend(this.#config, { ...inherited, files: this.#inherited });
         this.#letGo();
         const { name: device } = this.#config;
         if (backend.warning !== undefined) this.#log.warn({ device }, `device ${device}: ${backend.warning}`);
@@ -254,7 +257,7 @@ export class ManagedDevice {
   }
 
   #letGo(): void {
-    for (const fd of this.#inherited) closeSync(fd);
+    this.#stores.letGo(this.#config.backend, this.#inherited);
     this.#inherited = [];
   }
 

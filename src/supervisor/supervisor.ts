@@ -1,4 +1,3 @@
-import { openBackend as openRegisteredBackend } from '../../backends/registry.js';
 import type { Config, DeviceConfig } from '../config/types.js';
 import { messageOf, SupervisorError } from '../errors.js';
 import type { Clock } from './clock.js';
@@ -7,7 +6,7 @@ import type { Log } from './device-log.js';
 import type { Claim, Kernel } from './kernel.js';
 import { configuredSize, type PlanEntry } from './reload-plan.js';
 import { reload } from './reload.js';
-import { ManagedDevice, withSize, type ManagedDeviceContext, type OpenBackendFunction } from './managed-device.js';
+import { ManagedDevice, withSize, type ManagedDeviceContext, type OpensStores } from './managed-device.js';
 import type { LeftDevice } from './adoption.js';
 import { machine } from './machine.js';
 import type { Successor } from './zygote-keeper.js';
@@ -32,7 +31,7 @@ export interface SupervisorOptions {
   readonly onEnd?: () => void;
   /** Called after every change of a device's state, before anything follows from it; must not throw. */
   readonly onDeviceChange?: (device: DeviceChange) => void;
-  readonly openBackend?: OpenBackendFunction;
+  readonly stores: OpensStores;
   readonly clock?: Clock;
   readonly journal?: Pick<Journal, 'write' | 'remove'>;
   /** What an earlier supervisor left, given the devices of the configuration; called once, before any device is made. */
@@ -82,9 +81,9 @@ export class Supervisor implements SupervisorApi {
   #busy: 'a reload' | 'an upgrade' | null = null;
 
   constructor(options: SupervisorOptions) {
-    const { kernel, log, openBackend = openRegisteredBackend, clock, onEnd = () => undefined } = options;
+    const { kernel, log, stores, clock, onEnd = () => undefined } = options;
     const { journal = NO_JOURNAL, crashFiles = null, onDeviceChange = () => undefined } = options;
-    this.#context = { kernel, log, openBackend, clock, journal, crashFiles, onDeviceChange };
+    this.#context = { kernel, log, stores, clock, journal, crashFiles, onDeviceChange };
     this.#findLeftDevices = options.findLeftDevices ?? (() => Promise.resolve([]));
     this.#log = log;
     this.#version = options.version;

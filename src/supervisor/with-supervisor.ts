@@ -20,6 +20,7 @@ import { shareWithGroup } from './socket-group.js';
 import { Supervisor, type SupervisorEnd } from './supervisor.js';
 import { UblkKernel } from './ublk-kernel.js';
 import type { DeviceChange } from './status.js';
+import { Stores } from './stores.js';
 import { ZygoteKeeper } from './zygote-keeper.js';
 
 export interface SupervisorPlace {
@@ -92,6 +93,7 @@ async function runIn(
     cookieOf: (name) => instance.cookieOf(name),
     zygotes: keeper,
   });
+  const stores = new Stores();
   let end: () => void = () => undefined;
   const ended = new Promise<void>((resolve) => {
     end = resolve;
@@ -100,6 +102,7 @@ async function runIn(
   links.removeStale();
   const supervisor = new Supervisor({
     kernel,
+    stores,
     log,
     version,
     kernelRelease: release(),
@@ -132,6 +135,7 @@ async function runIn(
     await api.close();
     // What goes on without us is what we were not told to stop, unless nobody else could ever find it.
     await (supervisor.end === 'stopped' || socket === null ? keeper.retire() : keeper.disconnect());
+    await stores.close();
     await journal.settled();
   }
 }
@@ -162,7 +166,7 @@ async function lockRuntimeDirectory(runtimeDir: string): Promise<FileHandle> {
       throw new SupervisorError(`opening ${path} failed: ${messageOf(error)}`, { code: 'RUNTIME_DIR', cause: error });
     },
   );
-  if (!flock(file.fd)) {
+  if (!(await flock(file.fd))) {
     await file.close();
     throw new SupervisorError(
       `a supervisor is running already: it holds ${path}; stop it or choose another runtime directory`,

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import t from 'tap';
 import { openStore, type StoreOptions } from '../../backends/file/store.js';
 import type { Inheritance } from '../../backends/interface.js';
-import { duplicate } from '../../src/native/binding.js';
+import { parkFiles, parkedFiles } from '../../src/native/binding.js';
 import { facts } from './device-harness.js';
 
 const MIB = 2 ** 20;
@@ -104,7 +104,7 @@ t.test('what was left open is served, and checked, whatever the path names', asy
   await writeFile(path, Buffer.alloc(MIB));
   const second = await openStore({ ...usual, path }, 4096, {
     ...left(MIB, first.identity),
-    files: [duplicate(first.fd)],
+    files: parkedFiles(parkFiles([first.fd])),
   });
   await first.close();
   t.equal(second.identity, first.identity);

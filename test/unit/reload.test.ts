@@ -3,6 +3,7 @@ import type { Config, DeviceConfig } from '../../src/config/types.js';
 import { SupervisorError } from '../../src/errors.js';
 import type { LeftDevice } from '../../src/supervisor/adoption.js';
 import type { FoundDevice } from '../../src/supervisor/kernel.js';
+import { Stores } from '../../src/supervisor/stores.js';
 import { Supervisor } from '../../src/supervisor/supervisor.js';
 import { backend, deviceConfig, facts, silent } from './device-harness.js';
 import { ModelClock } from './model-clock.js';
@@ -33,15 +34,18 @@ async function rigOn(model: ModelKernel, devices: DeviceConfig[], left: readonly
         ? Promise.reject(new SupervisorError('reading configuration failed', { code: 'CONFIG' }))
         : Promise.resolve(made.file),
     findLeftDevices: () => Promise.resolve(left),
-    openBackend(options, { device }) {
-      opened.push(device);
-      if (options.type === 'null') return Promise.resolve({ ...backend, size: options.size, created: true });
-      if (options.type !== 'module') throw new TypeError(`no backend ${options.type}`);
-      const { size, discard } = options.options;
-      if (size === 'broken') throw new SupervisorError('it does not load', { code: 'BACKEND' });
-      const module = { path: options.path, options: options.options, sharedMemory: '' };
-      const changed = { ...facts, discard: discard !== false };
-      return Promise.resolve({ ...backend, dataPaths: ['copy'], facts: changed, module, size: Number(size) });
+    stores: {
+      open(options, { device }) {
+        opened.push(device);
+        if (options.type === 'null') return Promise.resolve({ ...backend, size: options.size, created: true });
+        if (options.type !== 'module') throw new TypeError(`no backend ${options.type}`);
+        const { size, discard } = options.options;
+        if (size === 'broken') throw new SupervisorError('it does not load', { code: 'BACKEND' });
+        const module = { path: options.path, options: options.options, sharedMemory: '' };
+        const changed = { ...facts, discard: discard !== false };
+        return Promise.resolve({ ...backend, dataPaths: ['copy'], facts: changed, module, size: Number(size) });
+      },
+      letGo: () => undefined,
     },
   });
   await supervisor.start({ devices });
@@ -165,7 +169,7 @@ t.test('E2 what is asked of a device at once is done in turn', async (t) => {
 
 t.test('without a configuration there is nothing to reload', async (t) => {
   const { supervisor } = await rig();
-  const options = { kernel: new ModelKernel('7.2'), log: silent, version: '', kernelRelease: '' };
+  const options = { kernel: new ModelKernel('7.2'), stores: new Stores(), log: silent, version: '', kernelRelease: '' };
   const bare = new Supervisor({ ...options, parseDevice: () => a });
   await t.rejects(bare.reload(reallyReload), { code: 'REFUSED', message: /has no configuration file/ });
   t.strictSame(await supervisor.reload(reallyReload), []);

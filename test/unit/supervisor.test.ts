@@ -45,18 +45,21 @@ function rig({ open, close, facts, assertReplaceable, version = '7.2' }: Options
       if (typeof input !== 'string') throw new SupervisorError('device: not valid', { code: 'CONFIG' });
       return named(input);
     },
-    async openBackend(_options, { device }) {
-      await open?.(device);
-      events.push(`open ${device}`);
-      return {
-        ...backend,
-        ...facts,
-        close: async () => {
-          events.push(`close ${device}`);
-          await close?.(device);
-        },
-        remove: () => Promise.resolve(void events.push(`remove ${device}`)),
-      };
+    stores: {
+      async open(_options, { device }) {
+        await open?.(device);
+        events.push(`open ${device}`);
+        return {
+          ...backend,
+          ...facts,
+          close: async () => {
+            events.push(`close ${device}`);
+            await close?.(device);
+          },
+          remove: () => Promise.resolve(void events.push(`remove ${device}`)),
+        };
+      },
+      letGo: () => undefined,
     },
     startSuccessor: () =>
       Promise.resolve({

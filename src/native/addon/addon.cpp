@@ -8,6 +8,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exportAccounts(env, exports);
   exportBlockDevices(env, exports);
   exportFiles(env, exports);
+  exportMessageChannel(env, exports);
   exportSystem(env, exports);
   exportZygoteChannel(env, exports);
   exportProcessWatch(env, exports);

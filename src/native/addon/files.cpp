@@ -8,41 +8,106 @@
 
 #include <algorithm>
 #include <climits>
+#include <functional>
+#include <memory>
+#include <utility>
+#include <vector>
 
-#include "../file_descriptor.hpp"
+#include "../channel.hpp"
 #include "bindings.hpp"
 
 namespace ublk::addon {
 
 namespace {
 
-// flock(fd): boolean, false when somebody else holds the lock.
+// A system call that may wait for a file system, in one of libuv's threads. `call` throws std::system_error.
+class FileCall final : public Napi::AsyncWorker {
+ public:
+  using Call = std::function<void()>;
+  using Result = std::function<Napi::Value(Napi::Env)>;
+
+  static Napi::Value run(Napi::Env env, Call call, Result result) {
+    auto* worker = new FileCall(env, std::move(call), std::move(result));  // deletes itself
+    worker->Queue();
+    return worker->done_.Promise();
+  }
+
+ private:
+  FileCall(Napi::Env env, Call call, Result result)
+      : Napi::AsyncWorker(env),
+        done_(Napi::Promise::Deferred::New(env)),
+        call_(std::move(call)),
+        result_(std::move(result)) {}
+
+  void Execute() override {
+    try {
+      call_();
+    } catch (const std::system_error& error) {
+      errno_ = error.code().value();
+      SetError(error.what());
+    }
+  }
+  void OnOK() override { done_.Resolve(result_(Env())); }
+  void OnError(const Napi::Error& error) override {
+    error.Set("errno", Napi::Number::New(Env(), errno_));
+    done_.Reject(error.Value());
+  }
+
+  const Napi::Promise::Deferred done_;
+  const Call call_;
+  const Result result_;
+  int errno_ = 0;
+};
+
+int fileOf(const Napi::CallbackInfo& info) { return info[0].As<Napi::Number>().Int32Value(); }
+
+// flock(fd): Promise of a boolean, false when somebody else holds the lock.
 Napi::Value lockFile(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&] {
-    const int result = flock(info[0].As<Napi::Number>().Int32Value(), LOCK_EX | LOCK_NB);
-    if (result < 0 && errno == EWOULDBLOCK) return Napi::Boolean::New(info.Env(), false);
-    checked(result, "flock");
-    return Napi::Boolean::New(info.Env(), true);
-  });
+  const auto locked = std::make_shared<bool>(true);
+  return FileCall::run(
+      info.Env(),
+      [file = fileOf(info), locked] {
+        const int result = flock(file, LOCK_EX | LOCK_NB);
+        *locked = !(result < 0 && errno == EWOULDBLOCK);
+        if (*locked) checked(result, "flock");
+      },
+      [locked](Napi::Env env) { return Napi::Boolean::New(env, *locked); });
 }
 
-// directIoAlignment(fd): { memory, offset } in bytes, or null.
+// directIoAlignment(fd): Promise of { memory, offset } in bytes, or null.
 Napi::Value directIoAlignment(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&]() -> Napi::Value {
-    struct statx status {};
-    checked(statx(info[0].As<Napi::Number>().Int32Value(), "", AT_EMPTY_PATH, STATX_DIOALIGN, &status), "statx");
-    if (!(status.stx_mask & STATX_DIOALIGN) || status.stx_dio_offset_align == 0) return info.Env().Null();
-    Napi::Object alignment = Napi::Object::New(info.Env());
-    alignment.Set("memory", status.stx_dio_mem_align);
-    alignment.Set("offset", status.stx_dio_offset_align);
-    return alignment;
-  });
+  const auto status = std::make_shared<struct statx>();
+  return FileCall::run(
+      info.Env(),
+      [file = fileOf(info), status] { checked(statx(file, "", AT_EMPTY_PATH, STATX_DIOALIGN, status.get()), "statx"); },
+      [status](Napi::Env env) -> Napi::Value {
+        if (!(status->stx_mask & STATX_DIOALIGN) || status->stx_dio_offset_align == 0) return env.Null();
+        Napi::Object alignment = Napi::Object::New(env);
+        alignment.Set("memory", status->stx_dio_mem_align);
+        alignment.Set("offset", status->stx_dio_offset_align);
+        return alignment;
+      });
+}
+
+// fallocate(fd, mode, offset, length): Promise.
+Napi::Value fallocateFile(const Napi::CallbackInfo& info) {
+  const int mode = info[1].As<Napi::Number>().Int32Value();
+  const off_t offset = info[2].As<Napi::Number>().Int64Value();
+  const off_t length = info[3].As<Napi::Number>().Int64Value();
+  return FileCall::run(
+      info.Env(),
+      [file = fileOf(info), mode, offset, length] {
+        while (::fallocate(file, mode, offset, length) < 0) {
+          if (errno != EINTR) throw std::system_error(errno, std::generic_category(), "fallocate");
+        }
+      },
+      [](Napi::Env env) { return env.Undefined(); });
 }
 
 // writeAtOnce(fd, bytes): how many were written, 0 when there is no room now, or -errno. The file may be shared with processes that
 // do not expect O_NONBLOCK, so it is left as it is: a pipe or terminal that poll calls writable takes PIPE_BUF bytes.
 Napi::Value writeAtOnce(const Napi::CallbackInfo& info) {
-  const int file = info[0].As<Napi::Number>().Int32Value();
+  const int file = fileOf(info);
   const auto bytes = info[1].As<Napi::Uint8Array>();
   ssize_t written = send(file, bytes.Data(), bytes.ByteLength(), MSG_DONTWAIT | MSG_NOSIGNAL);
   if (written < 0 && errno == ENOTSOCK) {
@@ -54,64 +119,35 @@ Napi::Value writeAtOnce(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), static_cast<double>(written));
 }
 
-class Fallocate final : public Napi::AsyncWorker {
- public:
-  explicit Fallocate(const Napi::CallbackInfo& info)
-      : Napi::AsyncWorker(info.Env()),
-        done_(Napi::Promise::Deferred::New(info.Env())),
-        file_(info[0].As<Napi::Number>().Int32Value()),
-        mode_(info[1].As<Napi::Number>().Int32Value()),
-        offset_(info[2].As<Napi::Number>().Int64Value()),
-        length_(info[3].As<Napi::Number>().Int64Value()) {}
-
-  Napi::Promise promise() const { return done_.Promise(); }
-
- private:
-  void Execute() override {
-    while (::fallocate(file_, mode_, offset_, length_) < 0) {
-      if (errno == EINTR) continue;
-      errno_ = errno;
-      return SetError("fallocate");
-    }
-  }
-  void OnOK() override { done_.Resolve(Env().Undefined()); }
-  void OnError(const Napi::Error& error) override {
-    error.Set("errno", Napi::Number::New(Env(), errno_));
-    done_.Reject(error.Value());
-  }
-
-  const Napi::Promise::Deferred done_;
-  const int file_;
-  const int mode_;
-  const off_t offset_;
-  const off_t length_;
-  int errno_ = 0;
-};
-
-// fallocate(fd, mode, offset, length): Promise.
-Napi::Value fallocateFile(const Napi::CallbackInfo& info) {
-  auto* worker = new Fallocate(info);  // deletes itself
-  worker->Queue();
-  return worker->promise();
+// parkFiles(fds): fd of a socket that has them.
+Napi::Value park(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const Napi::Array files = info[0].As<Napi::Array>();
+    std::vector<int> raw;
+    for (uint32_t i = 0; i < files.Length(); i++) raw.push_back(files.Get(i).ToNumber().Int32Value());
+    return Napi::Number::New(info.Env(), parkFiles(raw).release());
+  });
 }
 
-// duplicate(fd): fd of the same open file.
-Napi::Value duplicate(const Napi::CallbackInfo& info) {
+// parkedFiles(fd): fds of what is parked in that socket.
+Napi::Value parked(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    const int fd =
-        checked(fcntl(info[0].As<Napi::Number>().Int32Value(), F_DUPFD_CLOEXEC, 3), "duplicating a descriptor");
-    return Napi::Number::New(info.Env(), fd);
+    std::vector<FileDescriptor> files = parkedFiles(fileOf(info));
+    Napi::Array fds = Napi::Array::New(info.Env(), files.size());
+    for (uint32_t i = 0; i < files.size(); i++) fds.Set(i, files[i].release());
+    return fds;
   });
 }
 
 }  // namespace
 
 void exportFiles(Napi::Env env, Napi::Object exports) {
-  exports.Set("duplicate", Napi::Function::New(env, duplicate));
   exports.Set("flock", Napi::Function::New(env, lockFile));
   exports.Set("writeAtOnce", Napi::Function::New(env, writeAtOnce));
   exports.Set("directIoAlignment", Napi::Function::New(env, directIoAlignment));
   exports.Set("fallocate", Napi::Function::New(env, fallocateFile));
+  exports.Set("parkFiles", Napi::Function::New(env, park));
+  exports.Set("parkedFiles", Napi::Function::New(env, parked));
 }
 
 }  // namespace ublk::addon
