@@ -44,7 +44,7 @@ const RETRY_INTERVAL_MS = 1000;
 const PASSING: ReadonlySet<string | null> = new Set(['UNLOADABLE', 'EBUSY', 'TIMEOUT']);
 /** A large archive is read through when it is opened. What takes longer goes on, and the device with it when it is done. */
 const OPEN_DEADLINE_MS = 120_000;
-const CHECK_DEADLINE_MS = 10_000;
+const CHECK_DEADLINE_MS = 30_000;
 
 const events: readonly DeviceEvent[] = ['exited', 'stop', 'recover', 'handOver'];
 

@@ -1,10 +1,10 @@
+// run: full
 // kernels: newest
 import assert from 'node:assert/strict';
 import { randomBytes } from 'node:crypto';
 import { truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import type { DeviceStatus } from '../../src/supervisor/status.js';
 import { DirectFile } from '../../src/backend/conformance/direct-file.js';
 import { Served, assertNothingLeft, hasEnded, processesNamed, shell, waitFor } from './harness.js';
 
@@ -24,6 +24,8 @@ const local = { name: 'local', recovery, backend: { type: 'file', path: '/run/lo
 const devices = [local, ...HUNG.map(onFuse)];
 
 test('file systems that hang', { timeout: 1_200_000 }, async (t) => {
+  // That somebody waits for so long is worth a warning of the kernel's; here it is what is wanted.
+  await shell('echo 0 > /proc/sys/kernel/hung_task_timeout_secs');
   await shell(`modprobe fuse; modprobe loop; mkdir -p /mnt/fuse /mnt/frozen
     truncate -s 64M /run/fuse.img /run/frozen.img; mkfs.ext4 -q /run/fuse.img; mkfs.ext4 -q /run/frozen.img
     mount -o loop /run/frozen.img /mnt/frozen`);
@@ -75,7 +77,7 @@ test('file systems that hang', { timeout: 1_200_000 }, async (t) => {
     const degraded = async (): Promise<boolean> => (await states(HUNG)).every((state) => state === 'degraded');
     await waitFor('their being degraded', degraded, 120_000);
     const { reason } = await served.device('hung0');
-    assert.match(reason ?? '', /checking the backend of device hung0 failed: it takes longer than 10 s/);
+    assert.match(reason ?? '', /checking the backend of device hung0 failed: it takes longer than 30 s/);
     await assertOthersWork();
     answer();
     for (const name of HUNG) await served.untilLive(name, 1, 120_000);
@@ -86,13 +88,16 @@ test('file systems that hang', { timeout: 1_200_000 }, async (t) => {
 
   await t.test('E6 a supervisor that dies meanwhile has a successor', async () => {
     hang();
-    const servers = ({ queues }: DeviceStatus): unknown => queues.map(({ pid }) => pid);
-    const before = (await served.status()).devices.map(servers);
+    const servers = async (): Promise<unknown> => {
+      const { devices: all } = await served.status();
+      return new Map(all.map(({ name, queues }) => [name, queues.map(({ pid }) => pid)]));
+    };
+    const before = await servers();
     const { pid } = served;
     process.kill(pid, 'SIGKILL');
     await served.exit;
     served = await Served.start(devices, { runtimeDir });
-    assert.deepEqual((await served.status()).devices.map(servers), before);
+    assert.deepEqual(await servers(), before);
     await killQueues(HUNG);
     await assertOthersWork();
     answer();
@@ -101,10 +106,12 @@ test('file systems that hang', { timeout: 1_200_000 }, async (t) => {
   });
 
   await t.test('E6 who opens stores may die, or stop', async () => {
-    const openers = (): number[] => processesNamed('ublk-stores');
     for (const signal of ['SIGKILL', 'SIGSTOP'] as const) {
-      const [opener, ...more] = openers();
-      assert.ok(opener !== undefined && more.length === 0);
+      // That of the supervisor before had to wait as its files did.
+      const opener = await waitFor('there being one', () => {
+        const [one, ...more] = processesNamed('ublk-stores');
+        return more.length === 0 && one;
+      });
       process.kill(opener, signal);
       await assertOthersWork();
       await waitFor('its end', () => hasEnded(opener), 60_000);
@@ -128,7 +135,7 @@ test('file systems that hang', { timeout: 1_200_000 }, async (t) => {
     for (const { status } of await Promise.all(adding)) assert.notEqual(status, 201);
     // It is still frozen.
     hang();
-    for (const name of HUNG.slice(0, 2)) assert.equal((await served.command('stop', name, '--force')).code, 0);
+    assert.equal((await served.command('stop', 'hung0', '--force')).code, 0);
     process.kill(served.pid, 'SIGTERM');
     await waitFor('the stop', () => served.log.includes('"stopping"'));
     process.kill(served.pid, 'SIGTERM');
@@ -143,7 +150,8 @@ test('file systems that hang', { timeout: 1_200_000 }, async (t) => {
     for (const name of HUNG) await served.add(onFuse(name));
     await assertIntact();
     assert.equal(await served.terminate(), 0);
-    await assertNothingLeft(runtimeDir);
+    // Of devices that were stopped by force.
+    await assertNothingLeft(runtimeDir, /I\/O error, dev ublkb/);
     await shell('umount /mnt/frozen /mnt/fuse');
   });
 });
