@@ -1,3 +1,4 @@
+// kernels: newest
 import { writeFile } from 'node:fs/promises';
 import { test } from 'node:test';
 import { zipArchive } from '../unit/zip-archive.js';

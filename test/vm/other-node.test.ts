@@ -1,3 +1,4 @@
+// run: full
 // kernels: newest
 // needs: other-node
 import assert from 'node:assert/strict';
