@@ -400,7 +400,7 @@ export class KernelDevice {
   }
 
   async #release(): Promise<void> {
-    if (this.#granted !== null) await this.#kernel.release(this.#granted.id);
+    if (this.#granted !== null) await this.#kernel.release(this.#granted);
     this.#granted = null;
     this.#recoveryBegun = false;
     this.#lost = false;
