@@ -133,6 +133,16 @@ int writeBack(uint32_t deviceId) {
   for (;;) pause();
 }
 
+// What sends no command needs no ring, which costs more than the fork of this process.
+int act(int supervisor, int controlFd, const ControlMessage& message, ControlledMessage& answer, int sharedPage) {
+  if (message.action == ControlAction::writeBack) return writeBack(message.deviceId);
+  if (message.action == ControlAction::claim) claim(supervisor, message.deviceId, answer);
+  ControlRing ring(controlFd);
+  if (message.action == ControlAction::retryWhileBusy) return retryWhileBusy(ring, message, answer);
+  if (message.action == ControlAction::whenFetched) return runWhenFetched(ring, message, answer, sharedPage);
+  return runCommand(ring, message, answer);
+}
+
 }  // namespace
 
 void runControlProcess(int supervisor, int controlFd, const ControlMessage& message, int sharedPage) {
@@ -140,23 +150,7 @@ void runControlProcess(int supervisor, int controlFd, const ControlMessage& mess
   answer.header = headerOf(MessageType::controlled, message.header.sequence);
   answer.pid = getpid();
   try {
-    ControlRing ring(controlFd);
-    switch (message.action) {
-      case ControlAction::command:
-        answer.result = runCommand(ring, message, answer);
-        break;
-      case ControlAction::retryWhileBusy:
-        answer.result = retryWhileBusy(ring, message, answer);
-        break;
-      case ControlAction::writeBack:
-        answer.result = writeBack(message.deviceId);
-        break;
-      case ControlAction::claim:
-        claim(supervisor, message.deviceId, answer);
-      case ControlAction::whenFetched:
-        answer.result = runWhenFetched(ring, message, answer, sharedPage);
-        break;
-    }
+    answer.result = act(supervisor, controlFd, message, answer, sharedPage);
   } catch (const std::system_error& error) {
     answer.result = -error.code().value();
   }

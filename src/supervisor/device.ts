@@ -12,6 +12,7 @@ import { DeviceRequests } from './device-requests.js';
 import { within } from './deadline.js';
 import { deviceSpec, unopenedSpec, type Announced } from './device-spec.js';
 import { assertSameDevice, type HandOver, type Served } from './hand-over.js';
+import { Interrupt } from './interrupt.js';
 import type { DeviceSpec, FoundDevice, Kernel, QueueReport } from './kernel.js';
 import { machine, targetOfFailure, type AfterRemoval, type DeviceEvent, type DeviceState } from './machine.js';
 import type { Rule, Step, Target } from './machine.js';
@@ -86,7 +87,7 @@ export class Device {
   /** The device waits for its backend, or its backend's data, to be there. */
   #lacksStore = false;
   /** Ends what can be ended: of the step under way a back-off or startDevice, at rest the wait for what passes by itself. */
-  #interrupt = new AbortController();
+  #interrupt = new Interrupt();
 
   constructor(options: DeviceOptions) {
     const { config, openBackend, kernel, log, found = null, clock = monotonicClock, ...hooks } = options;
@@ -183,7 +184,7 @@ export class Device {
   stop({ force }: { readonly force: boolean }): Promise<void> {
     if (this.#state === 'gone') return Promise.resolve();
     const gone = this.#requests.untilGone(force);
-    this.#interrupt.abort();
+    this.#interrupt.fire();
     void this.#run();
     return gone;
   }
@@ -203,7 +204,7 @@ export class Device {
     this.#attempts.askedFor();
     this.#recoverWanted = true;
     // Of the steps that can be ended only a back-off is in the way, not a startDevice.
-    if (this.#state !== 'starting') this.#interrupt.abort();
+    if (this.#state !== 'starting') this.#interrupt.fire();
     return this.#untilLive();
   }
 
@@ -349,11 +350,11 @@ export class Device {
   }
 
   async #step(step: Step): Promise<void> {
-    const signal = this.#renewInterrupt();
-    if (this.#requests.stopPending) this.#interrupt.abort();
-    if (step === 'backOff') return this.#backOff(signal);
+    const interrupt = this.#renewInterrupt();
+    if (this.#requests.stopPending) interrupt.fire();
+    if (step === 'backOff') return this.#backOff(interrupt.signal);
     if (step === 'openBackend') {
-      await this.openSoon(signal);
+      if (this.#backend === null) await this.openSoon(interrupt.signal);
       return;
     }
     if (step === 'checkBackend') {
@@ -369,14 +370,14 @@ export class Device {
     // A removal that nobody asked for is the last resort, so it cannot depend on who uses the device.
     const handOver = this.#state === 'handingOver' ? this.#requests.handOver : null;
     const force = handOver?.force ?? (this.#stopUnderWay ? this.#requests.force : true);
-    return this.#device.run(step, { force, cancelStart: signal });
+    return this.#device.run(step, { force, cancelStart: interrupt });
   }
 
   /** Whatever still waits under the last one was for what is over. */
-  #renewInterrupt(): AbortSignal {
-    this.#interrupt.abort();
-    this.#interrupt = new AbortController();
-    return this.#interrupt.signal;
+  #renewInterrupt(): Interrupt {
+    this.#interrupt.fire();
+    this.#interrupt = new Interrupt();
+    return this.#interrupt;
   }
 
   #exchange(): void {
@@ -489,12 +490,12 @@ export class Device {
     if (this.#state === 'live') this.#requests.live();
     else this.#requests.notLive(this.#whyNotLive());
     // Also when a stop, which interrupted it, was refused.
-    const signal = this.#renewInterrupt();
+    const interrupt = this.#renewInterrupt();
     const cause = this.#state === 'degraded' && this.#config.recovery.auto ? this.#degradedBy : null;
-    if (PASSING.has(cause) && !this.#lacksStore) void this.#retry(signal);
+    if (PASSING.has(cause) && !this.#lacksStore) void this.#retry(interrupt.signal);
     else this.#retrying = null;
-    if (this.#lacksStore && this.#state !== 'gone') void this.#awaitStore(signal);
-    if (cause === 'STUCK') void this.#recoverOnceEnded(signal);
+    if (this.#lacksStore && this.#state !== 'gone') void this.#awaitStore(interrupt.signal);
+    if (cause === 'STUCK') void this.#recoverOnceEnded(interrupt.signal);
     if (this.#state !== 'gone') return;
     this.#reason = null;
     this.#requests.gone();

@@ -207,12 +207,15 @@ export interface Kernel {
    */
   stopDevice(id: number, options: StopOptions): Promise<void>;
   /**
-   * DEL_DEV_ASYNC, then waits until the id is free. Resolves false when the id stays taken because somebody still
-   * holds the block device open: it goes with the last user.
+   * DEL_DEV_ASYNC, then waits until the id is free, or is another device's. Resolves false when the id stays taken because
+   * somebody still holds the block device open: it goes with the last user.
    */
   deleteDevice(id: number): Promise<boolean>;
   /** Counters of the device's queues, which outlive generations; see `QueueStatus`. */
   queueStatus(granted: GrantedDevice, generation: Generation | null): QueueStatus[];
-  /** Lets go of the shared page and whatever else is kept for the device's life; resolves when the backend's files are free. */
-  release(id: number): Promise<void>;
+  /**
+   * Lets go of the shared page and whatever else is kept for the device's life; resolves when the backend's files are free.
+   * Its id may be another device's by then.
+   */
+  release(granted: GrantedDevice): Promise<void>;
 }

@@ -1,7 +1,7 @@
 /** Looks that are due within so long of each other are made in one turn. */
 const GAP_MS = 50;
-/** First looks are spread over as many parts of their interval. */
-const PHASES = 16;
+/** Looks are spread over as many moments of their interval, which those of the same interval share. */
+const PHASES = 8;
 
 interface Watched {
   readonly everyMs: number;
@@ -10,8 +10,8 @@ interface Watched {
 }
 
 /**
- * Looks at many things again and again, each in its interval, with one timer. Looks that begin together, as after an
- * adoption, are spread over their interval and stay so, so that none waits for all the others.
+ * Looks at many things again and again, each in its interval, with one timer. They are spread over their interval, so that
+ * none waits for all the others, but only over a few moments of it: each time that we wake costs as much as a few looks.
  */
 export class Rounds {
   readonly #now: () => number;
@@ -28,8 +28,9 @@ export class Rounds {
 
   /** Returns how to end it. The process may end meanwhile. */
   watch(everyMs: number, look: () => void): () => void {
-    const phase = 1 - (this.#begun++ % PHASES) / PHASES;
-    const watched: Watched = { everyMs, look, due: this.#now() + everyMs * phase };
+    const partMs = everyMs / PHASES;
+    const part = Math.ceil(this.#now() / partMs) + PHASES - 1 - (this.#begun++ % PHASES);
+    const watched: Watched = { everyMs, look, due: part * partMs };
     this.#watched.add(watched);
     this.#wake(watched.due);
     return () => {

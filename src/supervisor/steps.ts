@@ -3,6 +3,7 @@ import type { Clock } from './clock.js';
 import { EXIT_UNLOADABLE } from '../queue-proc/messages.js';
 import { describeExit } from './device-history.js';
 import type { MarkedRequest } from '../native/binding.js';
+import type { Interrupt } from './interrupt.js';
 import type { DeviceSpec, FoundDevice, Generation, GrantedDevice, Kernel, QueueReport, Remains } from './kernel.js';
 import type { Log } from './device-log.js';
 import type { DeviceState, Step } from './machine.js';
@@ -20,7 +21,7 @@ export interface StepContext {
   /** Stop or shrink the device even while somebody uses it. */
   readonly force: boolean;
   /** Ends a startDevice that is no longer wanted. */
-  readonly cancelStart: AbortSignal;
+  readonly cancelStart: Interrupt;
 }
 
 /** The end of a generation: its first exit, and what is left of it. */
@@ -99,7 +100,7 @@ export class KernelDevice {
       addDevice: () => this.#addDevice(),
       setParameters: () => this.#setParameters(),
       spawn: () => this.#spawn(),
-      startDevice: ({ cancelStart }) => this.#startDevice(cancelStart),
+      startDevice: ({ cancelStart }) => this.#startDevice(cancelStart.signal),
       shrinkDevice: ({ force }) => this.#shrink(force),
       growDevice: () => this.#grow(),
       drainGeneration: () => this.#drain(),
@@ -399,7 +400,7 @@ export class KernelDevice {
   }
 
   async #release(): Promise<void> {
-    if (this.#granted !== null) await this.#kernel.release(this.#granted.id);
+    if (this.#granted !== null) await this.#kernel.release(this.#granted);
     this.#granted = null;
     this.#recoveryBegun = false;
     this.#lost = false;

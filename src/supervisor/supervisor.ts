@@ -39,8 +39,10 @@ export interface SupervisorOptions {
   readonly crashFiles?: CrashFiles | null;
 }
 
-/** How long devices whose id the kernel chooses may have to wait for the backends of those before them. */
+/** How long devices may have to wait for one before them, whose backend is not opened or which is not live. */
 const ORDER_PATIENCE_MS = 5_000;
+/** Enough to keep a machine busy. */
+const STARTING_AT_ONCE = 8;
 /** How long a start waits for a backend to be opened: what waits for the start is not to wait for that one. */
 const START_PATIENCE_MS = 60_000;
 
@@ -129,19 +131,42 @@ export class Supervisor implements SupervisorApi {
     const adopted = left.flatMap((one) => made(one.config, one));
     const added = fresh.flatMap((config) => made(config, null));
     const starting = adopted.map((managed) => this.#startPatiently(managed, failures));
-    // One ADD_DEV after the other, wanted ids first: the ids that the kernel chooses are the same at every start. But nobody
-    // waits long for a backend that is slow to open.
-    for (const { device } of added) device.open().catch(() => undefined);
+    starting.push(this.#startInOrder(added, failures));
+    await Promise.all(starting);
+    return failures;
+  }
+
+  /**
+   * One ADD_DEV after the other, wanted ids first: the ids that the kernel chooses are the same at every start. But nobody
+   * waits long for a backend that is slow to open. Of many devices a few are on their way at a time: what one waits for is
+   * done for it before its deadlines, not for all of them at the end.
+   */
+  async #startInOrder(added: readonly ManagedDevice[], failures: StartFailure[]): Promise<void> {
     const wanted = added.filter(({ config }) => config.id !== undefined);
     const chosen = added.filter(({ config }) => config.id === undefined);
-    const patience = later(ORDER_PATIENCE_MS);
-    for (const managed of [...wanted, ...chosen]) {
-      await Promise.race([managed.device.open().catch(() => undefined), patience]);
-      starting.push(this.#startPatiently(managed, failures));
+    const inOrder = [...wanted, ...chosen];
+    const starting: Promise<void>[] = [];
+    const underWay = new Set<Promise<unknown>>();
+    const open = async (managed: ManagedDevice | undefined): Promise<true> => {
+      if (managed?.device.state !== 'gone') await managed?.device.open().catch(() => undefined);
+      return true;
+    };
+    for (const managed of inOrder.slice(0, STARTING_AT_ONCE)) void open(managed);
+    let patience = later(ORDER_PATIENCE_MS);
+    let waits = true;
+    for (const [index, managed] of inOrder.entries()) {
+      while (underWay.size >= STARTING_AT_ONCE) await Promise.race(underWay);
+      waits &&= (await Promise.race([open(managed), patience])) === true;
+      // As long as there is headway.
+      if (waits) patience = later(ORDER_PATIENCE_MS);
+      void open(inOrder[index + STARTING_AT_ONCE]);
+      const started = this.#startPatiently(managed, failures);
+      starting.push(started);
+      const one = Promise.race([started, later(ORDER_PATIENCE_MS)]).finally(() => underWay.delete(one));
+      underWay.add(one);
       await Promise.race([managed.added, patience]);
     }
     await Promise.all(starting);
-    return failures;
   }
 
   /** What becomes of it when its backend is open at last is in `status`. */

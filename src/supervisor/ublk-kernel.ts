@@ -74,6 +74,7 @@ const Attribute = { readOnly: 1, rotational: 2, volatileCache: 4, fua: 8 } as co
 
 /** What is kept for a device between its generations. */
 interface DeviceRecord {
+  readonly granted: GrantedDevice;
   /** Which forks its generations and runs its control commands; null: an earlier supervisor left none. */
   zygote: Zygote | null;
   /** Another one, on its way. */
@@ -139,11 +140,15 @@ export class UblkKernel implements Kernel {
       throw error;
     });
     const { id, queues, depth } = answer;
-    this.#devices.set(id, newRecord(spec, zygote));
+    const granted = { id, queues, depth };
+    // Of a device that was just deleted, and is not released yet.
+    const before = this.#devices.get(id);
+    this.#devices.set(id, newRecord(granted, spec, zygote));
+    void before?.zygote?.retire();
     const missing = wanted & ~answer.flags;
-    if (missing === 0n) return { id, queues, depth };
+    if (missing === 0n) return granted;
     await this.deleteDevice(id);
-    await this.release(id);
+    await this.release(granted);
     const names = ublkFeatureTable.filter((feature) => hasFeature(missing, feature));
     const lacking = names.map(({ name, since }) => `${name} (Linux ${since})`).join(', ');
     throw new SupervisorError(
@@ -226,7 +231,7 @@ export class UblkKernel implements Kernel {
     // Nothing that a device cannot do without.
     if (state === 'LIVE') void this.#noticeDeathsSoon(id).catch(() => undefined);
     const zygote = held === null ? null : (this.#zygotes.running(held.zygote) ?? null);
-    const record = newRecord(spec, zygote);
+    const record = newRecord(found, spec, zygote);
     this.#devices.set(id, record);
     if (held === null) return null;
     const pages = leftPages(held);
@@ -421,15 +426,16 @@ export class UblkKernel implements Kernel {
   }
 
   async #deleteDevice(id: number, zygote: Zygote): Promise<boolean> {
+    const record = this.#devices.get(id);
     try {
       await this.#controlBy(zygote, 'DEL_DEV_ASYNC', id, {});
     } catch (error) {
       if (error instanceof SupervisorError && error.code === 'ENODEV') return true;
       throw error;
     }
-    // The kernel does not announce the removal of the id.
+    // The kernel does not announce the removal of the id, and may have given it to another device of ours before we look.
     const deadline = performance.now() + REMOVAL_DEADLINE_MS;
-    while (ublkDeviceInfo(id) !== null) {
+    while (this.#devices.get(id) === record && ublkDeviceInfo(id) !== null) {
       if (performance.now() > deadline) return false;
       await setTimeout(REMOVAL_POLL_MS);
     }
@@ -460,10 +466,11 @@ export class UblkKernel implements Kernel {
     this.#devices.get(id)?.pages?.mark([]);
   }
 
-  async release(id: number): Promise<void> {
-    const record = this.#devices.get(id);
-    this.#devices.delete(id);
-    await record?.zygote?.retire();
+  async release(granted: GrantedDevice): Promise<void> {
+    const record = this.#devices.get(granted.id);
+    if (record?.granted !== granted) return;
+    this.#devices.delete(granted.id);
+    await record.zygote?.retire();
   }
 
   #has(feature: Parameters<typeof featureFlag>[0]): boolean {
@@ -540,9 +547,16 @@ export class UblkKernel implements Kernel {
   }
 }
 
-function newRecord(spec: DeviceSpec, zygote: Zygote | null): DeviceRecord {
+function newRecord(granted: GrantedDevice, spec: DeviceSpec, zygote: Zygote | null): DeviceRecord {
   const fetchDeadlineMs = spec.backend.module === null ? COMMAND_DEADLINE_MS : JAVASCRIPT_FETCH_DEADLINE_MS;
-  const record: DeviceRecord = { zygote: null, forking: null, pages: null, generation: null, fetchDeadlineMs };
+  const record: DeviceRecord = {
+    granted,
+    zygote: null,
+    forking: null,
+    pages: null,
+    generation: null,
+    fetchDeadlineMs,
+  };
   if (zygote !== null) useZygote(record, zygote);
   return record;
 }

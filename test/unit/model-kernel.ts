@@ -249,7 +249,7 @@ export class ModelKernel implements Kernel {
     this.calls.push('unmark');
   }
 
-  release(id: number): Promise<void> {
+  release({ id }: GrantedDevice): Promise<void> {
     this.#forbid(this.devices.has(id), 'release of a device that the kernel still has');
     this.#forbid(!this.pages.delete(id), 'second release');
     return Promise.resolve();

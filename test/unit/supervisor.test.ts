@@ -152,7 +152,7 @@ t.test('add refuses what is not valid, a name or an id that is taken, and says w
   await t.rejects(made.supervisor.add('a'), { code: 'EXISTS', device: 'a' });
   await t.rejects(made.supervisor.add('c=0'), { code: 'EXISTS', message: /id 0 is that of device a/ });
   await t.rejects(made.supervisor.add('c=5'), { code: 'EXISTS', message: /device b/ });
-  t.strictSame(made.events, ['open a', 'open b'], 'no backend was opened in vain');
+  t.strictSame(made.events, ['open b', 'open a'], 'no backend was opened in vain');
 });
 
 t.test('of two adds of one name at once the second is refused', async (t) => {

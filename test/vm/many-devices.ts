@@ -12,7 +12,16 @@ const LOADED_EVERY = 20;
 /** Of a device among many that all recover at once, in an emulated guest. */
 const ALL_LIVE_TIMEOUT_MS = 600_000;
 
+const IN_RECOVERY = 20;
+
 const pidsOf = ({ queues }: DeviceStatus): (number | null)[] => queues.map(({ pid }) => pid);
+const serversOf = (all: readonly DeviceStatus[]): unknown => new Map(all.map((each) => [each.name, pidsOf(each)]));
+
+/** Whoever served them serves them, and nobody had to be replaced. */
+function assertAdopted(after: readonly DeviceStatus[], before: readonly DeviceStatus[]): void {
+  assert.deepEqual(serversOf(after), serversOf(before));
+  for (const { name, recoveries, lastExit } of after) assert.deepEqual([name, recoveries, lastExit], [name, 0, null]);
+}
 
 export function testManyDevices(count: number, queues: number): void {
   const backends = ['ram', 'null', 'file'] as const;
@@ -45,11 +54,15 @@ export function testManyDevices(count: number, queues: number): void {
       process.kill(served.pid, 'SIGKILL');
       await served.exit;
       served = await Served.start(devices, { runtimeDir });
-      const after = await allLive();
-      const servers = (all: readonly DeviceStatus[]): unknown => new Map(all.map((each) => [each.name, pidsOf(each)]));
-      assert.deepEqual(servers(after), servers(before));
-      for (const { name, recoveries, lastExit } of after)
-        assert.deepEqual([name, recoveries, lastExit], [name, 0, null]);
+      assertAdopted(await allLive(), before);
+    });
+
+    await t.test('A3 upgrade --self leaves all of them to what is installed now', async () => {
+      const { code, stderr } = await served.command('upgrade', '--self');
+      assert.deepEqual([code, stderr], [0, '']);
+      const successor = (): boolean => served.log.split('"serving"').length === 3;
+      await waitFor('the successor', successor, ALL_LIVE_TIMEOUT_MS);
+      assertAdopted(await allLive(), before);
     });
 
     await t.test('A2 half of all queue processes killed at once: all recover', async () => {
@@ -66,6 +79,25 @@ export function testManyDevices(count: number, queues: number): void {
       for (const pid of zygotes) process.kill(pid, 'SIGKILL');
       await waitFor('their death', () => zygotes.every(hasEnded));
       await allLive(queues > 1 ? 2 : 1);
+    });
+
+    await t.test('A3 a supervisor that is killed while it recovers some of them: the next goes on', async () => {
+      const undisturbed = await allLive();
+      const step = Math.floor(count / IN_RECOVERY);
+      const victims = undisturbed.filter((_, index) => index % step === 0).slice(0, IN_RECOVERY);
+      assert.equal(victims.length, IN_RECOVERY);
+      const said = served.log.length;
+      for (const victim of victims) process.kill(pidsOf(victim)[0] ?? 0, 'SIGKILL');
+      await waitFor('the first recovery', () => served.log.slice(said).includes(' is recovering'));
+      process.kill(served.pid, 'SIGKILL');
+      await served.exit;
+      served = await Served.start(devices, { runtimeDir });
+      const after = await allLive();
+      const others = (all: readonly DeviceStatus[]): DeviceStatus[] =>
+        all.filter(({ name }) => victims.every((victim) => victim.name !== name));
+      assertAdopted(others(after), others(undisturbed));
+      const died = new Set(victims.map((victim) => pidsOf(victim)[0]));
+      for (const device of after) for (const pid of pidsOf(device)) assert.ok(!died.has(pid), device.name);
     });
 
     await t.test('none of their users saw an error, and nothing is left', async () => {
