@@ -3,6 +3,7 @@ import { dirname } from 'node:path';
 import { messageOf } from '../errors.js';
 import { ublkDeviceInfo } from '../native/binding.js';
 import type { Check, CheckResult } from '../supervisor/preflight.js';
+import type { DeviceStatus } from '../supervisor/status.js';
 import { featureFlag } from '../supervisor/ublk-features.js';
 
 /** Rings and request buffers of a device with many deep queues. */
@@ -63,6 +64,26 @@ export function devicesCheck(ownIds: ReadonlySet<number> | undefined): Check {
         status: 'ok',
         detail: `${summary} (${foreign.map(describe).join(', ')})`,
         advice: ownIds ? 'they are left alone' : 'no supervisor answers here, so none counts as its own',
+      };
+    },
+  };
+}
+
+/** `served`: the devices of the supervisor that runs here. */
+export function swapCheck(served: readonly Pick<DeviceStatus, 'name' | 'path' | 'backend'>[]): Check {
+  return {
+    id: 'swap',
+    subject: 'swap',
+    probe: (host) => {
+      const swaps = host.readText('/proc/swaps') ?? '';
+      const used = served.filter(({ path }) => path !== null && new RegExp(`^${path}(p[0-9]+)?\\s`, 'm').test(swaps));
+      const unsafe = used.filter(({ backend }) => backend !== 'file');
+      if (unsafe.length === 0)
+        return { status: 'ok', detail: `on ${String(used.length)} of this supervisor's devices` };
+      return {
+        status: 'warn',
+        detail: `on ${unsafe.map(({ name, backend }) => `device ${name} (${backend})`).join(', ')}`,
+        advice: 'what serves it may need the memory that is to be swapped out; use a device on a file or disk',
       };
     },
   };

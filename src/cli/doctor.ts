@@ -2,9 +2,10 @@ import { Chalk } from 'chalk';
 import { thisHost } from '../supervisor/host.js';
 import { preflightChecks, runChecks, type CheckStatus } from '../supervisor/preflight.js';
 import { runtimeDirectory } from '../supervisor/runtime-dir.js';
+import type { DeviceStatus } from '../supervisor/status.js';
 import { createClient } from './client.js';
 import { runtimeDirOption, type Register, type RuntimeDirOption } from './common-options.js';
-import { devicesCheck, memlockCheck, runtimeDirCheck } from './doctor-checks.js';
+import { devicesCheck, memlockCheck, runtimeDirCheck, swapCheck } from './doctor-checks.js';
 import { CliExit } from './exit-codes.js';
 import { printColoured, printJson } from './output.js';
 
@@ -20,11 +21,13 @@ export const doctorCommand: Register = (program) => {
     .addOption(runtimeDirOption())
     .action(async (options: DoctorOptions) => {
       const runtimeDir = runtimeDirectory(options.runtimeDir);
+      const devices = await ownDevices(runtimeDir);
       const checks = [
         ...preflightChecks,
         memlockCheck,
         runtimeDirCheck(runtimeDir),
-        devicesCheck(await ownIds(runtimeDir)),
+        devicesCheck(devices && new Set(devices.flatMap(({ id }) => id ?? []))),
+        swapCheck(devices ?? []),
       ];
       const results = runChecks(checks, thisHost);
       if (options.json) {
@@ -40,10 +43,9 @@ export const doctorCommand: Register = (program) => {
 };
 
 /** undefined: no supervisor answers. */
-async function ownIds(runtimeDir: string): Promise<ReadonlySet<number> | undefined> {
+async function ownDevices(runtimeDir: string): Promise<readonly DeviceStatus[] | undefined> {
   try {
-    const { devices } = await createClient(runtimeDir).status();
-    return new Set(devices.flatMap(({ id }) => id ?? []));
+    return (await createClient(runtimeDir).status()).devices;
   } catch {
     return undefined;
   }

@@ -1,4 +1,5 @@
 import t from 'tap';
+import { swapCheck } from '../../src/cli/doctor-checks.js';
 import { SupervisorError } from '../../src/errors.js';
 import { daemonExitCode } from '../../src/supervisor/exit-codes.js';
 import type { Host } from '../../src/supervisor/host.js';
@@ -119,4 +120,23 @@ t.test('a control device that everybody may write to is a warning', async (t) =>
   t.strictSame(warnings, [
     '/dev/ublk-control: writable by everybody, who can then reach ublk kernel code; chmod 0600 /dev/ublk-control',
   ]);
+});
+
+t.test('swap is warned of on devices that may need the memory which is to be swapped out', (t) => {
+  const swaps = `Filename\tType\tSize\tUsed\tPriority
+/dev/ublkb0  partition  262140  0  -2
+/dev/ublkb1p2  partition  262140  0  -3
+/dev/ublkb11  partition  262140  0  -4\n`;
+  const devices = ['file', 'ram', 'null'].map((backend, id) => ({
+    name: `d${String(id)}`,
+    path: `/dev/ublkb${String(id)}`,
+    backend,
+  }));
+  const machine = host({ files: { '/proc/swaps': swaps } });
+  t.match(runChecks([swapCheck(devices)], machine), [{ status: 'warn', detail: 'on device d1 (ram)' }]);
+  t.match(runChecks([swapCheck(devices.slice(0, 1))], machine), [
+    { status: 'ok', detail: "on 1 of this supervisor's devices" },
+  ]);
+  t.match(runChecks([swapCheck(devices)], host()), [{ status: 'ok' }]);
+  t.end();
 });
