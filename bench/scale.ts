@@ -36,7 +36,12 @@ export async function benchScale({ devices: counts }: BenchOptions): Promise<voi
   try {
     const node = await nodeSeconds();
     const columns: Map<string, string>[] = [];
-    for (const count of counts) columns.push(await measure(count, node, directory));
+    for (const count of counts) {
+      const column = await measure(count, node, directory);
+      columns.push(column);
+      // The next one takes long, and may be one too many for this machine.
+      process.stderr.write(`${String(count)} devices: ${[...column].map((row) => row.join(' ')).join(' | ')}\n`);
+    }
     const [first = new Map<string, string>()] = columns;
     const rows = [...first.keys()].map((name) => [name, ...columns.map((column) => column.get(name) ?? '')]);
     const header = ['', ...counts.map((count) => `${String(count)} devices`)];

@@ -1,6 +1,7 @@
 import { setTimeout } from 'node:timers/promises';
 import type { Config } from '../config/types.js';
 import { messageOf } from '../errors.js';
+import { descriptorShortage } from './descriptor-limit.js';
 import { DaemonExit } from './exit-codes.js';
 import type { Log } from './device-log.js';
 import { takeNotifier, type Notifier } from './notify.js';
@@ -43,6 +44,8 @@ export async function runDaemon(options: DaemonOptions): Promise<number> {
   const end = await withSupervisor(daemon, async (supervisor, ended) => {
     const signals = listenForSignals(supervisor, notifier, log);
     const stopWatching = watch ? watchModules(supervisor, log) : () => undefined;
+    const shortage = descriptorShortage(config.devices);
+    if (shortage !== null) log.warn({}, shortage);
     try {
       const failures = await supervisor.start(config);
       const live = config.devices.length - failures.length;

@@ -1,5 +1,5 @@
 // run: full
-// guest: --memory 8G
+// guest: --memory 8G --timeout 3600
 import { testManyDevices } from './many-devices.js';
 
 testManyDevices(500, 2);

@@ -32,7 +32,7 @@ export function testManyDevices(count: number, queues: number): void {
     return { name, queues, depth: 16, backend: { type, size: '4MiB', ...place } };
   });
 
-  test(`${String(count)} devices`, { timeout: 1_100_000 }, async (t) => {
+  test(`${String(count)} devices`, { timeout: 3_500_000 }, async (t) => {
     let served = await Served.start(devices, { runtimeDir });
     const allLive = (recoveries = 0): Promise<readonly DeviceStatus[]> =>
       waitFor(
