@@ -385,7 +385,7 @@ interface Binding {
   streamPair(): readonly [number, number];
   seqpacketPair(): readonly [number, number];
   replaceProcess(path: string, argv: readonly string[], environment: readonly string[], fd: number): never;
-  prepareForReclaim(): void;
+  becomeIoFlusher(): void;
   dropPrivileges(uid: number, gid: number): void;
   userOf(nameOrUid: string | number): User | null;
   groupOf(name: string): number | null;
@@ -616,11 +616,11 @@ export function peerOf(fd: number): Peer {
 
 /**
  * From here on neither a thread of this process nor a child that it starts waits for memory which only writing to a block
- * device would free, and what this process has in memory is never swapped out: the device may be ours, and wait for us.
+ * device would free: the device may be ours, and wait for us.
  */
-export function prepareForReclaim(): void {
+export function becomeIoFlusher(): void {
   translated(() => {
-    binding().prepareForReclaim();
+    binding().becomeIoFlusher();
   });
 }
 

@@ -11,7 +11,6 @@
 
 #include "channel.hpp"
 #include "mount_namespace.hpp"
-#include "process_setup.hpp"
 #include "protocol.hpp"
 #include "zygote.hpp"
 
@@ -59,13 +58,10 @@ Inheritance runNursery() {
   // Nobody asks how a zygote ended: the kernel may forget it at once.
   ::signal(SIGCHLD, SIG_IGN);
   prctl(PR_SET_NAME, "ublk-nursery");
-  lockMemoryForGood();
   for (const int fd : {kSupervisorFd, kControlFd}) fcntl(fd, F_SETFD, FD_CLOEXEC);
   std::vector<FileDescriptor> files = forkZygotes();
   ::signal(SIGCHLD, SIG_DFL);
   close(kSupervisorFd);
-  // Forked, it does not have its parent's locks.
-  lockMemoryForGood();
   return runZygote(std::move(files[0]), std::move(files[1]), kControlFd);
 }
 

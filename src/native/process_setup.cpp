@@ -38,11 +38,6 @@ constexpr uint64_t landlockFileRights(long version) {
   return version == 2 ? 0x3fff : 0x1fff;
 }
 
-void liftMemoryLimit() {
-  const rlimit unlimited{RLIM_INFINITY, RLIM_INFINITY};
-  checked(setrlimit(RLIMIT_MEMLOCK, &unlimited), "lifting the limit of locked memory");
-}
-
 }  // namespace
 
 SharedMap mapSharedPage(int memfd, uint32_t queues, uint32_t depth) {
@@ -59,18 +54,14 @@ SharedMap mapSharedPage(int memfd, uint32_t queues, uint32_t depth) {
 
 void prepareForReclaim() {
   checked(prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0), "PR_SET_IO_FLUSHER");
-  liftMemoryLimit();
+  const rlimit unlimited{RLIM_INFINITY, RLIM_INFINITY};
+  checked(setrlimit(RLIMIT_MEMLOCK, &unlimited), "lifting the limit of locked memory");
   const FileDescriptor score(checked(open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC), "opening oom_score_adj"));
   checked(write(score.get(), "-1000", 5), "lowering oom_score_adj");
 }
 
 // What is resident stays resident. ONFAULT, because the node binary is mapped too and hardly any of it is ever touched.
 void lockMemory() { checked(mlockall(MCL_CURRENT | MCL_ONFAULT), "mlockall"); }
-
-void lockMemoryForGood() {
-  liftMemoryLimit();
-  checked(mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT), "mlockall");
-}
 
 // A queue process answers requests and nothing else. Without CAP_SYS_ADMIN in the fetching process the kernel also
 // leaves the partition table alone, which 6.12 and 6.16 need: a server that dies in that scan wedges ublk for good.

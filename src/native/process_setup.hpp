@@ -18,9 +18,6 @@ void prepareForReclaim();
 // What is resident stays resident.
 void lockMemory();
 
-// And so does what will be: for who has to recover a device that the machine swaps to. Lifts the limit for children too.
-void lockMemoryForGood();
-
 // Becomes `user` too. Throws when anything of it failed: then the process must end. `coreDump`: a crash of this process
 // may leave one, with the data of its requests in it.
 void dropPrivileges(const User& user, bool coreDump);

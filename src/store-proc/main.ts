@@ -4,7 +4,7 @@ import { promisify } from 'node:util';
 import type { OpenBackend } from '../../backends/interface.js';
 import { openBackend } from '../../backends/registry.js';
 import { SupervisorError, messageOf } from '../errors.js';
-import { openMessageChannel, parkFiles, parkedFiles, prepareForReclaim } from '../native/binding.js';
+import { becomeIoFlusher, openMessageChannel, parkFiles, parkedFiles } from '../native/binding.js';
 import {
   packed,
   unpacked,
@@ -35,7 +35,7 @@ const closed = promisify(close);
 process.title = 'ublk-stores';
 // The supervisor ends us.
 for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) process.on(signal, () => undefined);
-prepareForReclaim();
+becomeIoFlusher();
 
 const channel = openMessageChannel(
   CHANNEL,

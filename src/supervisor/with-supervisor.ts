@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { parseDevice } from '../config/schema.js';
 import type { Config } from '../config/types.js';
 import { SupervisorError, messageOf } from '../errors.js';
-import { flock, prepareForReclaim, ublkFeatures } from '../native/binding.js';
+import { becomeIoFlusher, flock, ublkFeatures } from '../native/binding.js';
 import { version } from '../version.js';
 import { findLeftDevices } from './adoption.js';
 import { createApiServer } from './api-server.js';
@@ -52,7 +52,7 @@ export async function withSupervisor(place: SupervisorPlace, use: Use): Promise<
   assertReady((warning) => {
     log.warn({}, warning);
   });
-  prepareForReclaim();
+  becomeIoFlusher();
   if (runtimeDir === undefined) {
     const directory = await mkdtemp('/run/ublk-supervisor-');
     try {

@@ -8,6 +8,7 @@ import { freemem } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { setTimeout } from 'node:timers/promises';
+import { Cgroup } from './cgroup.js';
 import { Served, assertNothingLeft, hasEnded, root, shell, waitFor } from './harness.js';
 
 /** Memory of the whole machine swapped to a device of ours whose processes die: nobody waits for ever, nothing is lost. */
@@ -32,7 +33,9 @@ const swapped = async (): Promise<number> => {
 };
 
 test('D2 memory is swapped to a device whose processes die', { timeout: 1_100_000 }, async () => {
-  const served = await Served.start([file], { runtimeDir });
+  const group = await Cgroup.make('kept', { 'memory.swap.max': '0' });
+  const under = ['bash', '-c', `echo 0 > ${group.path}/cgroup.procs; exec "$@"`, 'bash'];
+  const served = await Served.start([file], { runtimeDir, under });
   const { path } = await served.device('file');
   await shell(`mkswap -q ${path ?? ''}; swapon ${path ?? ''}`);
   const program = join(root, 'dist/test/vm/memory-user.js');
@@ -54,6 +57,7 @@ test('D2 memory is swapped to a device whose processes die', { timeout: 1_100_00
   await shell(`swapoff ${path ?? ''}`);
   assert.equal(await served.terminate(), 0);
   await assertNothingLeft(runtimeDir);
+  await group.remove();
 });
 
 test('D2 doctor warns of swap where it may stand still', async () => {

@@ -16,7 +16,6 @@
 
 #include "../control_ring.hpp"
 #include "../file_descriptor.hpp"
-#include "../process_setup.hpp"
 #include "bindings.hpp"
 
 namespace ublk::addon {
@@ -164,11 +163,10 @@ void markThread(int) {
   errno = error;
 }
 
-// prepareForReclaim(): no thread of this process, nor anything that they start from now on, waits for memory that only
-// writing to a block device would free, and what the process has in memory stays there. The mark is each thread's own, so they are all
-// sent a signal that nobody else uses; its handler stays. Only node's thread that waits for a debugger blocks it, and nobody waits for that
-// one.
-void prepareForReclaim(const Napi::CallbackInfo& info) {
+// becomeIoFlusher(): no thread of this process, nor anything that they start from now on, waits for memory that only
+// writing to a block device would free. The mark is each thread's own, so they are all sent a signal that nobody else
+// uses; its handler stays. Only node's thread that waits for a debugger blocks it, and nobody waits for that one.
+void becomeIoFlusher(const Napi::CallbackInfo& info) {
   guarded(info.Env(), [] {
     checked(prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0), "PR_SET_IO_FLUSHER, which needs CAP_SYS_RESOURCE");
     struct sigaction action {};
@@ -179,7 +177,6 @@ void prepareForReclaim(const Napi::CallbackInfo& info) {
       const pid_t thread = std::stoi(task.path().filename());
       if (thread != gettid()) syscall(SYS_tgkill, getpid(), thread, SIGRTMAX);
     }
-    lockMemoryForGood();
   });
 }
 
@@ -191,7 +188,7 @@ void exportSystem(Napi::Env env, Napi::Object exports) {
   exports.Set("ioUringErrno", Napi::Function::New(env, ioUringErrno));
   exports.Set("mapShared", Napi::Function::New(env, mapShared));
   exports.Set("replaceProcess", Napi::Function::New(env, replaceProcess));
-  exports.Set("prepareForReclaim", Napi::Function::New(env, prepareForReclaim));
+  exports.Set("becomeIoFlusher", Napi::Function::New(env, becomeIoFlusher));
   exports.Set("streamPair", Napi::Function::New(env, streamPair));
   exports.Set("seqpacketPair", Napi::Function::New(env, seqpacketPair));
   exports.Set("connectSeqpacket", Napi::Function::New(env, connectSeqpacket));
