@@ -133,7 +133,7 @@ int writeBack(uint32_t deviceId) {
   for (;;) pause();
 }
 
-// What sends no command needs no ring, which costs more than the fork of this process.
+// What sends no command needs no ring.
 int act(int supervisor, int controlFd, const ControlMessage& message, ControlledMessage& answer, int sharedPage) {
   if (message.action == ControlAction::writeBack) return writeBack(message.deviceId);
   if (message.action == ControlAction::claim) claim(supervisor, message.deviceId, answer);
