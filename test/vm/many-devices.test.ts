@@ -1,4 +1,5 @@
 // run: full
+// guest: --timeout 3600
 import { testManyDevices } from './many-devices.js';
 
 // More than a socket takes messages of 1 KiB.
