@@ -257,26 +257,3 @@ test('E4 a stop that meets a hang of the queue processes goes on after the recov
   assert.match(served.log, /"state":"recovering","from":"stopping"/);
   await assertNothingLeft(served.runtimeDir, expectedComplaints);
 });
-
-test('devices that take the ids of others which are going keep to themselves', async () => {
-  const served = await Served.start([]);
-  const device = (name: string): object => ({ name, backend: { type: 'null', size: '1MiB' } });
-  const named = (round: number): string[] =>
-    Array.from({ length: 12 }, (_, index) => `d${String(round)}-${String(index)}`);
-  await Promise.all(named(0).map((name) => served.add(device(name))));
-  for (const round of [1, 2, 3]) {
-    await Promise.all([
-      ...named(round - 1).map((name) => served.remove(name)),
-      ...named(round).map((name) => served.add(device(name))),
-    ]);
-  }
-  const { devices: all } = await served.status();
-  assert.deepEqual(all.map(({ name }) => name).sort(), named(3).sort());
-  for (const { name, state, recoveries, generation } of all) {
-    assert.deepEqual([name, state, recoveries, generation], [name, 'live', 0, 1]);
-  }
-  // Of an id that was another's by then it would be said that its device is still open.
-  assert.doesNotMatch(served.log, /is still open|"level":"(warn|error)"/);
-  assert.equal(await served.terminate(), 0);
-  await assertNothingLeft(served.runtimeDir);
-});
