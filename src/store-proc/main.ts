@@ -28,7 +28,7 @@ interface Done {
 /** The other end of it is the supervisor's. */
 const CHANNEL = 3;
 
-/** By store and size: after a change of size both are there until it is trimmed or closed. */
+/** By store and size: after a change of size both are there until it is closed. */
 const stores = new Map<number, Map<number, OpenBackend>>();
 const closed = promisify(close);
 
@@ -40,7 +40,7 @@ becomeIoFlusher();
 const channel = openMessageChannel(
   CHANNEL,
   (bytes, files) => {
-    void answer(unpacked(bytes), files);
+    void answer(unpacked(bytes) as PlainRequest | StoreRequest, files);
   },
   () => {
     // An exit would wait for every thread that waits.

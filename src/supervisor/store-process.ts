@@ -1,5 +1,6 @@
 import { spawn, type ChildProcess } from 'node:child_process';
 import { closeSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { SupervisorError } from '../errors.js';
 import { openMessageChannel, seqpacketPair, type MessageChannel } from '../native/binding.js';
@@ -47,7 +48,7 @@ export class StoreProcess {
     this.#channel = openMessageChannel(
       ours,
       (bytes, [parked = null]) => {
-        this.#answered(unpacked(bytes), parked);
+        this.#answered(unpacked(bytes) as StoreAnswer, parked);
       },
       () => {
         this.#lose('it ended');
@@ -97,7 +98,8 @@ export class StoreProcess {
   /** Resolves when it is gone, or will be as soon as its threads do not wait any longer. */
   async close(): Promise<void> {
     this.#lose('it is closed');
-    await Promise.race([this.#ended, new Promise((resolve) => setTimeout(resolve, END_DEADLINE_MS))]);
+    await Promise.race([this.#ended, sleep(END_DEADLINE_MS, undefined, { ref: false })]);
+    this.#child.unref();
   }
 
   #answered({ sequence, described, error }: StoreAnswer, parked: number | null): void {

@@ -17,6 +17,7 @@ type Opening = Pick<StoreRequest, 'store' | 'options' | 'context' | 'inherited'>
 export class Stores {
   #process: StoreProcess | null = null;
   #lastStore = 0;
+  #ended = false;
 
   async open(options: BackendOptions, context: OpenContext): Promise<OpenBackend> {
     if (!mayHang(options)) return openHere(options, context);
@@ -31,12 +32,13 @@ export class Stores {
 
   letGo(options: BackendOptions, files: readonly number[]): void {
     if (files.length === 0) return;
-    if (mayHang(options)) this.#running().letGo(files);
+    if (mayHang(options) && !this.#ended) this.#running().letGo(files);
     else for (const socket of files) closeSync(socket);
   }
 
-  /** Ends what opens stores; those that are open have been closed. */
+  /** Ends what opens stores. Those that are open have been closed, or are a successor's. */
   async close(): Promise<void> {
+    this.#ended = true;
     await this.#process?.close();
   }
 
@@ -91,6 +93,8 @@ export class Stores {
   }
 
   #running(): StoreProcess {
+    if (this.#ended)
+      throw new SupervisorError('opening a store failed: the supervisor has ended', { code: 'STOPPING' });
     if (this.#process?.alive !== true) this.#process = new StoreProcess();
     return this.#process;
   }
@@ -107,14 +111,17 @@ async function openHere(options: BackendOptions, context: OpenContext): Promise<
 function withParked(backend: OpenBackend): OpenBackend {
   if (backend.files.length === 0) return backend;
   const socket = parkFiles(backend.files);
-  const parked = ({ resize, ...open }: OpenBackend): OpenBackend => ({
-    ...open,
-    files: [socket],
-    close: async () => {
-      closeSync(socket);
-      await open.close();
-    },
-    ...(resize === undefined ? {} : { resize: async (size) => parked(await resize(size)) }),
-  });
+  const parked = (open: OpenBackend): OpenBackend => {
+    const resize = open.resize?.bind(open);
+    return {
+      ...open,
+      files: [socket],
+      close: async () => {
+        closeSync(socket);
+        await open.close();
+      },
+      ...(resize === undefined ? {} : { resize: async (size: number) => parked(await resize(size)) }),
+    };
+  };
   return parked(backend);
 }

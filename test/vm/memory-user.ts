@@ -6,11 +6,11 @@ const PAGE = 4096;
 const MIB = 2 ** 20;
 
 const chunks = Array.from({ length: Number(process.argv[2]) }, () => Buffer.allocUnsafeSlow(MIB).fill(0));
-let ended = false;
+const ended = new AbortController();
 process.once('SIGTERM', () => {
-  ended = true;
+  ended.abort();
 });
-for (let pass = 1; !ended; pass++) {
+for (let pass = 1; !ended.signal.aborted; pass++) {
   for (const [index, chunk] of chunks.entries()) {
     for (let offset = 0; offset < MIB; offset += PAGE) {
       const place = index * MIB + offset;

@@ -80,9 +80,8 @@ class MessageChannel final : public Napi::ObjectWrap<MessageChannel> {
       }
       Napi::Array files = Napi::Array::New(Env(), received.files.size());
       for (uint32_t i = 0; i < received.files.size(); i++) files.Set(i, received.files[i].release());
-      onMessage_.MakeCallback(
-          Env().Global(),
-          {Napi::Buffer<std::byte>::Copy(Env(), buffer_.data(), received.bytes), files});
+      onMessage_.MakeCallback(Env().Global(),
+                              {Napi::Buffer<std::byte>::Copy(Env(), buffer_.data(), received.bytes), files});
     }
   }
 
