@@ -181,4 +181,24 @@ TEST("a descriptor that is no socket is an error") {
   EXPECT_EQUAL(test::errnoOf([&] { receiveMessage(file.get(), buffer, sizeof buffer); }), ENOTSOCK);
 }
 
+TEST("parked files are taken again and again, in order and close-on-exec, and go with their socket") {
+  const size_t before = test::openFiles();
+  {
+    const FileDescriptor first = someFile();
+    const Pair other = connected();
+    const int files[] = {first.get(), other.left.get()};
+    const FileDescriptor parked = parkFiles(files);
+    for (int i = 0; i < 2; i++) {
+      const std::vector<FileDescriptor> taken = parkedFiles(parked.get());
+      EXPECT_EQUAL(taken.size(), 2u);
+      for (size_t file = 0; file < 2; file++) {
+        EXPECT(sameFile(taken[file].get(), files[file]));
+        EXPECT(fcntl(taken[file].get(), F_GETFD) & FD_CLOEXEC);
+      }
+    }
+    EXPECT_EQUAL(test::errnoOf([&] { parkedFiles(other.left.get()); }), EBADF);  // nothing is parked there
+  }
+  EXPECT_EQUAL(test::openFiles(), before);
+}
+
 }  // namespace ublk
