@@ -115,7 +115,11 @@ test('files and block devices as stores', { timeout: 1_100_000 }, async (t) => {
         errors.map(() => 0),
       );
       assert.ok(after.queues.some(({ flush }) => flush.count > 0));
-      assert.equal((openFlags(served.pid, path) & constants.O_DIRECT) !== 0, direct, 'O_DIRECT');
+      assert.equal(
+        (openFlags(after.queues[0]?.pid ?? assert.fail('no process'), path) & constants.O_DIRECT) !== 0,
+        direct,
+        'O_DIRECT',
+      );
     });
   }
 
