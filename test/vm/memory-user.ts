@@ -20,6 +20,7 @@ for (let pass = 1; !ended.signal.aborted; pass++) {
       chunk.writeDoubleLE(place, offset);
       chunk.writeDoubleLE(pass, offset + 8);
     }
+    // Lets SIGTERM in.
     await setTimeout(0);
   }
   process.stdout.write(`pass ${String(pass)}\n`);

@@ -49,6 +49,7 @@ test('D2 memory is swapped to a device whose processes die', { timeout: 1_100_00
     process.kill(queues[0]?.pid ?? 0, 'SIGKILL');
     await served.untilGeneration('file', generation + 1, TIMEOUT_MS);
     assert.ok(!hasEnded(pid), 'the user of memory has ended');
+    // Nothing waits for this: so long its processes serve between two deaths.
     await setTimeout(KILL_EVERY_MS);
   }
   assert.ok((await swapped()) > 50);

@@ -13,8 +13,8 @@
 #include <utility>
 #include <vector>
 
-#include "../channel.hpp"
 #include "bindings.hpp"
+#include "connection.hpp"
 
 namespace ublk::addon {
 
@@ -121,21 +121,15 @@ Napi::Value writeAtOnce(const Napi::CallbackInfo& info) {
 
 // parkFiles(fds): fd of a socket that has them.
 Napi::Value park(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&] {
-    const Napi::Array files = info[0].As<Napi::Array>();
-    std::vector<int> raw;
-    for (uint32_t i = 0; i < files.Length(); i++) raw.push_back(files.Get(i).ToNumber().Int32Value());
-    return Napi::Number::New(info.Env(), parkFiles(raw).release());
-  });
+  return guarded(info.Env(),
+                 [&] { return Napi::Number::New(info.Env(), parkFiles(descriptorsOf(info[0])).release()); });
 }
 
 // parkedFiles(fd): fds of what is parked in that socket.
 Napi::Value parked(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     std::vector<FileDescriptor> files = parkedFiles(fileOf(info));
-    Napi::Array fds = Napi::Array::New(info.Env(), files.size());
-    for (uint32_t i = 0; i < files.size(); i++) fds.Set(i, files[i].release());
-    return fds;
+    return handedOver(info.Env(), files);
   });
 }
 

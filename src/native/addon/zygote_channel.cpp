@@ -8,10 +8,9 @@
 #include <utility>
 #include <vector>
 
-#include "../channel.hpp"
 #include "../protocol.hpp"
 #include "bindings.hpp"
-#include "watcher.hpp"
+#include "connection.hpp"
 
 namespace ublk::addon {
 
@@ -49,10 +48,9 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
       : Napi::ObjectWrap<ZygoteChannel>(info),
         onMessage_(Napi::Persistent(info[1].As<Napi::Function>())),
         onClose_(Napi::Persistent(info[2].As<Napi::Function>())),
-        socket_(info[0].As<Napi::Number>().Int32Value()) {
+        connection_(info[0].As<Napi::Number>().Int32Value()) {
     Ref();
-    watcher_.start(
-        info.Env(), socket_.get(), [this] { readable(); }, [this] { writable(); });
+    connection_.start(info.Env(), [this] { readable(); });
   }
 
  private:
@@ -94,7 +92,7 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
     std::vector<FileDescriptor> room;
     for (uint32_t i = 0; i < descriptors; i++) {
       room.emplace_back(
-          checked(fcntl(socket_.get(), F_DUPFD_CLOEXEC, 0), "making room for the pidfds of queue processes"));
+          checked(fcntl(connection_.socket(), F_DUPFD_CLOEXEC, 0), "making room for the pidfds of queue processes"));
     }
     return room;
   }
@@ -177,27 +175,12 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
 
   void close(const Napi::CallbackInfo&) { closeSocket(); }
 
-  // A zygote that is gone shows as the end of what it sends, so that there is one place to learn of it.
   template <typename Message>
   Napi::Value send(Napi::Env env, const Message& message, std::span<const int> files = {}) {
     return guarded(env, [&] {
-      try {
-        if (socket_) outbox_.send(socket_.get(), &message, sizeof message, files);
-      } catch (const std::system_error& error) {
-        if (error.code().value() != EPIPE && error.code().value() != ECONNRESET) throw;
-      }
-      watcher_.awaitWritable(!outbox_.empty());
+      connection_.send(&message, sizeof message, files);
       return Napi::Number::New(env, lastSequence_);
     });
-  }
-
-  void writable() {
-    try {
-      outbox_.flush(socket_.get());
-    } catch (const std::system_error&) {
-      outbox_.clear();
-    }
-    watcher_.awaitWritable(!outbox_.empty());
   }
 
   void readable() {
@@ -210,15 +193,12 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
       ExitedMessage exited;
       HeldMessage held;
     } message;
-    while (socket_) {
+    while (connection_) {
       MessageHeader next{};
-      if (recv(socket_.get(), &next, sizeof next, MSG_PEEK | MSG_DONTWAIT) == sizeof next) room_.erase(next.sequence);
-      Received received;
-      try {
-        received = receiveMessage(socket_.get(), &message, sizeof message);
-      } catch (const std::system_error&) {
-        received.bytes = 0;
+      if (recv(connection_.socket(), &next, sizeof next, MSG_PEEK | MSG_DONTWAIT) == sizeof next) {
+        room_.erase(next.sequence);
       }
+      Received received = connection_.receive(&message, sizeof message);
       if (received.wouldBlock) return;
       Napi::Object decoded;
       if (received.bytes >= sizeof message.header && message.header.magic == kProtocolMagic &&
@@ -316,19 +296,15 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
   }
 
   void closeSocket() {
-    if (!socket_) return;
-    watcher_.stop();
-    socket_.reset();
-    outbox_.clear();
+    if (!connection_) return;
+    connection_.close();
     room_.clear();
     Unref();
   }
 
   Napi::FunctionReference onMessage_;
   Napi::FunctionReference onClose_;
-  FileDescriptor socket_;
-  Outbox outbox_;
-  Watcher watcher_;
+  Connection connection_;
   uint32_t lastSequence_ = 0;
   std::map<uint32_t, std::vector<FileDescriptor>> room_;  // by sequence
 };
