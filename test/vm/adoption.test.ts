@@ -144,7 +144,7 @@ test('the successor of a supervisor', { timeout: 1_100_000 }, async (t) => {
     process.kill(zygote, 'SIGSTOP');
     served = await start();
     assert.deepEqual(await others(), before);
-    assert.match(served.log, /connecting to the zygote failed: no answer/);
+    await served.logs(/connecting to the zygote failed: no answer/);
     assert.ok(!processesNamed('ublk-zygote').includes(zygote));
     assert.deepEqual(await statesOf(served), ALL_LIVE);
     for (const device of (await served.status()).devices) await assertData(device);
@@ -197,14 +197,11 @@ test('the successor of a supervisor', { timeout: 1_100_000 }, async (t) => {
       assert.deepEqual(pids(await served.device('ram')), before, what);
     }
     await served.add({ name: 'unrecorded', backend: { type: 'ram', size: '1MiB' } });
-    assert.match(served.log, /writing to \/run\/adoption\/devices failed/);
+    await served.logs(/writing to \/run\/adoption\/devices failed/);
     await kill(served);
     await rm(journal);
     served = await start();
-    assert.match(
-      served.log,
-      /ublk device 3 is of this runtime directory, but neither configuration nor journal name it/,
-    );
+    await served.logs(/ublk device 3 is of this runtime directory, but neither configuration nor journal name it/);
     // Named again it is what it was.
     await kill(served);
     served = await start([...devices, { name: 'unrecorded', backend: { type: 'ram', size: '1MiB' } }]);

@@ -7,7 +7,7 @@ import { DirectFile } from '../../src/backend/conformance/direct-file.js';
 import type { PlanEntry } from '../../src/supervisor/reload-plan.js';
 import type { DeviceStatus } from '../../src/supervisor/status.js';
 import { underVerifiedWrites } from './fio.js';
-import { Served, assertNothingLeft, isLinux, trust, waitFor } from './harness.js';
+import { Served, assertNothingLeft, isLinux, trust } from './harness.js';
 
 /** What changes while a device is served: its processes, its code, its options, its size. Its users see a pause. */
 
@@ -80,18 +80,14 @@ test('hand-over', { timeout: 1_100_000 }, async (t) => {
     const next = await served.untilGeneration('js', 2, PAUSE_MS);
     assert.equal(await letterOf(next), 'b');
     await save('this is no JavaScript');
-    await waitFor(
-      'the refusal',
-      () => /loading backend .* failed: .*goes on with the code before/.test(served.log),
-      PAUSE_MS,
-    );
+    await served.logs(/loading backend .* failed: .*goes on with the code before/, PAUSE_MS);
     assert.equal((await served.device('js')).generation, 2);
     assert.equal(await letterOf(next), 'b');
     const { status, said } = await post('devices/js/restart');
     assert.equal(status, 500, said);
     assert.match(said, /loading backend .* failed/);
     await save(letters('c', 'options.size = 8192;'));
-    await waitFor('the other refusal', () => served.log.includes('announces 8192 bytes, not 1048576'), PAUSE_MS);
+    await served.logs(/announces 8192 bytes, not 1048576/, PAUSE_MS);
     assert.deepEqual([(await served.device('js')).generation, await letterOf(next)], [2, 'b']);
     await save(letters('d', "if (options.letter !== undefined) throw new Error('not this letter');"));
     assert.equal(await letterOf(await served.untilGeneration('js', 3, PAUSE_MS)), 'd');
@@ -151,7 +147,7 @@ test('hand-over', { timeout: 1_100_000 }, async (t) => {
     assert.equal((await served.device('js')).generation, 4);
     await underLoad(async () => {
       process.kill(served.pid, 'SIGHUP');
-      await waitFor('the reload', () => served.log.includes('"reloaded"'), PAUSE_MS);
+      await served.logs(/"reloaded"/, PAUSE_MS);
     });
     const names = (await served.status()).devices.map(({ name }) => name);
     assert.deepEqual(names.sort(), ['by-hand', 'disk', 'fresh', 'js']);

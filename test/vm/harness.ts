@@ -200,9 +200,17 @@ export class Served {
     return writeFile(this.#config, JSON.stringify({ devices }));
   }
 
-  /** Everything it logged so far, JSON lines. */
+  /** Everything of its log that was read so far, JSON lines. What it wrote before it answered may yet have to be read. */
   get log(): string {
     return this.#log;
+  }
+
+  /** Waits until its log has what matches. */
+  async logs(pattern: RegExp, timeoutMs?: number): Promise<void> {
+    const isThere = (): boolean => pattern.test(this.#log);
+    await waitFor(`${String(pattern)} being logged`, isThere, timeoutMs).catch((error: unknown) => {
+      throw new Error(`${messageOf(error)}: ${this.#log}`, { cause: error });
+    });
   }
 
   api(method: string, path: string, body?: unknown): Promise<ApiResponse> {

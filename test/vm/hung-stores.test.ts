@@ -137,7 +137,7 @@ test('file systems that hang', { timeout: 1_200_000 }, async (t) => {
     hang();
     assert.equal((await served.command('stop', 'hung0', '--force')).code, 0);
     process.kill(served.pid, 'SIGTERM');
-    await waitFor('the stop', () => served.log.includes('"stopping"'));
+    await served.logs(/"stopping"/);
     process.kill(served.pid, 'SIGTERM');
     assert.equal(await served.exit, 0);
   });

@@ -70,7 +70,7 @@ test('requests that crash their backend', { timeout: 1_100_000 }, async (t) => {
     assert.deepEqual(quarantine, [{ operation: 'read', sector: 8 * SECTORS, sectors: SECTORS, crashes: 3 }]);
     assert.deepEqual([state, generation - before.generation], ['live', 3]);
     assert.match(reason ?? '', /answered with EIO: read of 8 sectors at 64, which caused 3 crashes; .* recover victim/);
-    assert.ok(served.log.includes('read of 8 sectors at 64, which caused 3 crashes'), served.log);
+    await served.logs(/read of 8 sectors at 64, which caused 3 crashes/);
   });
 
   await t.test('B4, O8: a crash report says what was under way, in the log, in status and in a file', async () => {
@@ -107,8 +107,7 @@ test('requests that crash their backend', { timeout: 1_100_000 }, async (t) => {
     assert.equal((await stat(file)).mode & 0o777, 0o640);
     assert.equal((await stat(join(STATE, 'crashes'))).mode & 0o777, 0o750);
     assert.match(basename(file), /^[0-9]{8}T[0-9]{9}Z-victim-[0-9]+\.json$/);
-    assert.match(
-      served.log,
+    await served.logs(
       /generation 1 of device victim had answered [0-9]+ requests, the last [0-9]+ ms before, and died with/,
     );
   });
@@ -166,7 +165,7 @@ test('C3: a state directory that cannot be used keeps nobody from recovering', {
     process.kill((await served.device('ram0')).queues[0]?.pid ?? assert.fail('no process'), 'SIGSEGV');
     await served.untilLive('ram0', kill, RECOVERY_TIMEOUT_MS);
   }
-  await waitFor('the warning', () => served.log.includes('is not a directory that only we can write to'));
+  await served.logs(/is not a directory that only we can write to/);
   const { lastCrash, queues } = await served.device('ram0');
   assert.deepEqual([lastCrash?.cause, lastCrash?.file], ['signal', null]);
   const limits = await readFile(`/proc/${String(queues[0]?.pid)}/limits`, 'utf8');

@@ -208,7 +208,7 @@ test('stopping devices', async (t) => {
     const { id, path } = await identify(served, 'last');
     const data = await mountWithDirtyFile(path, '/mnt/last');
     process.kill(served.pid, 'SIGTERM');
-    await waitFor('the refusal', () => /in use by a mount at \/mnt\/last[^\n]*still serving/.test(served.log));
+    await served.logs(/in use by a mount at \/mnt\/last[^\n]*still serving/);
     await isServing(served, 'last');
     assert.equal(await served.terminate(), 0);
     assert.ok((await ramData('last')).includes(data), 'the dirty file was not written back');
@@ -254,6 +254,6 @@ test('E4 a stop that meets a hang of the queue processes goes on after the recov
   const { queues } = await served.device('hangs');
   for (const { pid } of queues) process.kill(pid ?? assert.fail('no process'), 'SIGSTOP');
   assert.equal(await served.terminate(), 0);
-  assert.match(served.log, /"state":"recovering","from":"stopping"/);
+  await served.logs(/"state":"recovering","from":"stopping"/);
   await assertNothingLeft(served.runtimeDir, expectedComplaints);
 });

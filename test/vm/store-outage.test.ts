@@ -33,7 +33,7 @@ test('stores that do not answer', { timeout: 500_000 }, async (t) => {
     });
     assertUnharmed(finished, after);
     assert.deepEqual([after.generation, after.queues[0]?.pid], [1, before.queues[0]?.pid]);
-    assert.match(served.log, /the store does not answer; it is waited for/);
+    await served.logs(/the store does not answer; it is waited for/);
   });
 
   await t.test('A11 a native backend that is killed meanwhile comes back when its store does', async () => {

@@ -76,7 +76,7 @@ test('what becomes of stores while there is no supervisor', { timeout: 900_000 }
       await Promise.all([replace(zip, archiveOf(randomBytes(MIB))), replace(image, randomBytes(MIB))]);
     });
     await untilReason('image', /it is not what was opened; put that back/);
-    await waitFor('the warning', () => /device zip: archive .* is gone, or another file by now/.test(served.log));
+    await served.logs(/device zip: archive .* is gone, or another file by now/);
     assert.deepEqual(await processes(), before);
     for (const name of names) await assertFirst(name);
     // Nor does a recovery take the new one.
