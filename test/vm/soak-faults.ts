@@ -6,7 +6,7 @@ import { ublkFeatures } from '../../src/native/binding.js';
 import { featureFlag } from '../../src/supervisor/ublk-features.js';
 import { isLinux, processesNamed, shell, waitFor, type ApiResponse, signal } from './harness.js';
 import type { Random } from './random.js';
-import { pidsOf, type Soak } from './soak-devices.js';
+import { STORE, pidsOf, type Soak } from './soak-devices.js';
 
 /** What a soak does to its devices, as data: a new fault is one entry here. */
 
@@ -54,6 +54,22 @@ async function toQueues(
 function answered(what: string, { status, body }: ApiResponse): string {
   const { error } = body as { readonly error?: { readonly message: string } };
   return `${what}, answered with ${String(status)}${error === undefined ? '' : ` ${error.message}`}`;
+}
+
+function toProcesses(name: string, signalName: NodeJS.Signals): Promise<string> {
+  const pids = processesNamed(name);
+  for (const pid of pids) signal(pid, signalName);
+  return Promise.resolve(pids.join(' and '));
+}
+
+/** Nothing that has to do with a file of the store is answered meanwhile. */
+async function withStoreStill(use: () => Promise<unknown>): Promise<void> {
+  await shell(`fsfreeze -f ${STORE}`, PATIENCE_MS);
+  try {
+    await use();
+  } finally {
+    await shell(`fsfreeze -u ${STORE}`);
+  }
 }
 
 /** Kills the supervisor in the middle of what it was asked for. */
@@ -133,6 +149,26 @@ export const faults: readonly Fault[] = [
       return `${said}, ${await killDuring(soak, random, answer)}`;
     },
   },
+  {
+    name: 'kill the supervisor while the store stands still',
+    weight: 1,
+    strike: async (soak) => {
+      await withStoreStill(() => soak.replaceSupervisor());
+      return `${String(soak.served.pid)} goes on`;
+    },
+  },
+  {
+    name: 'the store stands still for a moment',
+    weight: 2,
+    strike: async (_soak, random) => {
+      const milliseconds = random(8000);
+      await withStoreStill(() => setTimeout(milliseconds));
+      return `${String(milliseconds)} ms`;
+    },
+  },
+  { name: 'kill who opens stores', weight: 2, strike: () => toProcesses('ublk-stores', 'SIGKILL') },
+  { name: 'stop who opens stores', weight: 2, strike: () => toProcesses('ublk-stores', 'SIGSTOP') },
+  { name: 'kill the nursery', weight: 1, strike: () => toProcesses('ublk-nursery', 'SIGKILL') },
   {
     name: 'hand over',
     weight: 4,

@@ -82,7 +82,11 @@ async function run(): Promise<string> {
   say(`seed ${String(seed)}, ${String(minutes)} minutes`);
   await mkdir(dirname(MODULE));
   await copyFile(join(root, 'test/vm/soak-backend.js'), MODULE);
-  await shell(`mkdir -p ${STORE} /mnt/files; mount -t tmpfs -o size=100M tmpfs ${STORE}`);
+  // One that can be frozen.
+  const image = '/dev/shm/store.img';
+  await shell(
+    `mkdir -p ${STORE} /mnt/files; truncate -s 100M ${image}; mkfs.ext4 -q ${image}; mount ${image} ${STORE}`,
+  );
   const soak = await Soak.start();
   const pathOf = async (name: string): Promise<string> =>
     (await soak.served.device(name)).path ?? assert.fail(soak.log);
