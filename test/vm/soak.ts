@@ -85,7 +85,7 @@ async function run(): Promise<string> {
   // One that can be frozen.
   const image = '/dev/shm/store.img';
   await shell(
-    `mkdir -p ${STORE} /mnt/files; truncate -s 100M ${image}; mkfs.ext4 -q ${image}; mount -o loop ${image} ${STORE}`,
+    `modprobe loop; mkdir -p ${STORE} /mnt/files; truncate -s 100M ${image}; mkfs.ext4 -q ${image}; mount -o loop ${image} ${STORE}`,
   );
   const soak = await Soak.start();
   const pathOf = async (name: string): Promise<string> =>
