@@ -1,4 +1,4 @@
-import { z } from 'zod';
+import * as z from 'zod';
 import { printable } from '../src/printable.js';
 import { parseSize } from '../src/units.js';
 

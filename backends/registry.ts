@@ -1,4 +1,4 @@
-import { z } from 'zod';
+import * as z from 'zod';
 import { fileBackend, fileOptions } from './file/file.js';
 import type { Backend, OpenBackend, OpenContext } from './interface.js';
 import { moduleBackend, moduleOptions } from './module/module.js';

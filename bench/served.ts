@@ -1,5 +1,6 @@
 import { execFile, spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
+import { existsSync } from 'node:fs';
 import { mkdtemp, writeFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { setTimeout } from 'node:timers/promises';
@@ -43,8 +44,7 @@ export class Served {
 
   /** Runs a command of the command line to its end. */
   async command(name: string): Promise<void> {
-    const main = join(this.#root, 'dist/src/cli/main.js');
-    await promisify(execFile)(process.execPath, [main, name, '--runtime-dir', this.#directory]);
+    await promisify(execFile)(process.execPath, [programIn(this.#root), name, '--runtime-dir', this.#directory]);
   }
 
   /** SIGKILL; resolves when another supervisor has taken over. */
@@ -84,11 +84,17 @@ export class Served {
 
 const configIn = (directory: string): string => join(directory, 'config.json');
 
+/** Of a checkout from before its programs were bundled, too. */
+function programIn(root: string): string {
+  const bundled = join(resolve(root), 'dist/programs/ublk-supervisor.js');
+  return existsSync(bundled) ? bundled : join(resolve(root), 'dist/src/cli/main.js');
+}
+
 /** Resolves when the supervisor serves. */
 async function launch(directory: string, root: string, preload?: string): Promise<ChildProcess> {
   const options = preload === undefined ? [] : ['--import', preload];
-  const main = join(resolve(root), 'dist/src/cli/main.js');
-  const child = spawn(process.execPath, [...options, main, 'start', configIn(directory), '--runtime-dir', directory], {
+  const args = ['start', configIn(directory), '--runtime-dir', directory];
+  const child = spawn(process.execPath, [...options, programIn(root), ...args], {
     stdio: ['ignore', 'inherit', 'pipe'],
   });
   let log = '';

@@ -6,7 +6,7 @@ module.exports = {
   apps: [
     {
       name: 'ublk-supervisor',
-      script: `${__dirname}/../dist/src/cli/main.js`,
+      script: `${__dirname}/../dist/programs/ublk-supervisor.js`,
       args: ['start', '/etc/ublk-supervisor/config.json'],
       exec_mode: 'fork',
       instances: 1,

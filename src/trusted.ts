@@ -1,13 +1,10 @@
 import { stat } from 'node:fs/promises';
 import { dirname } from 'node:path';
-import { fileURLToPath } from 'node:url';
+import { packageRoot } from './package-root.js';
 
 const BY_GROUP = 0o020;
 const BY_ALL = 0o002;
 const STICKY = 0o1000;
-
-/** From compiled dist/src/ to the package's root. */
-const PACKAGE = fileURLToPath(new URL('../../', import.meta.url));
 
 export interface TrustOptions {
   /** A sticky folder that everybody may write to, such as /tmp, will do: nobody can replace what belongs to another. */
@@ -22,7 +19,7 @@ export interface TrustOptions {
  */
 export async function writableByOthers(path: string, { sticky }: TrustOptions): Promise<string | undefined> {
   if (process.geteuid?.() !== 0) return undefined;
-  const program = await stat(PACKAGE);
+  const program = await stat(packageRoot);
   const owners = new Set([0, Number(process.env.SUDO_UID ?? 0), program.uid]);
   const group = (program.mode & BY_GROUP) === 0 ? undefined : program.gid;
   for (let place = path; ; place = dirname(place)) {

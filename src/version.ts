@@ -1,9 +1,10 @@
 import { readFileSync } from 'node:fs';
+import { packageRoot } from './package-root.js';
 
 interface Package {
   readonly version: string;
 }
 
-const text = readFileSync(new URL('../../package.json', import.meta.url), 'utf8');
+const text = readFileSync(`${packageRoot}package.json`, 'utf8');
 
 export const { version } = JSON.parse(text) as Package;

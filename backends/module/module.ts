@@ -1,7 +1,7 @@
 import { chown, mkdir, readdir, rmdir, unlink } from 'node:fs/promises';
 import { constants } from 'node:os';
 import { join } from 'node:path';
-import { z } from 'zod';
+import * as z from 'zod';
 import { errnoOf } from '../../src/errors.js';
 import type { OpenedMessage } from '../../src/queue-proc/message-schema.js';
 import type { Backend, Inheritance } from '../interface.js';

@@ -1,13 +1,12 @@
 import { spawn } from 'node:child_process';
 import type { Duplex } from 'node:stream';
-import { fileURLToPath } from 'node:url';
 import { SupervisorError } from '../../src/errors.js';
 import type { User } from '../../src/native/binding.js';
+import { programPath } from '../../src/package-root.js';
 import { onFrames, sendFrame } from '../../src/queue-proc/frames.js';
 import { queueMessage, type OpenedMessage, type QueueMessage } from '../../src/queue-proc/message-schema.js';
 import type { LoadMessage } from '../../src/queue-proc/messages.js';
 
-const PROGRAM = fileURLToPath(new URL('../../src/queue-proc/main.js', import.meta.url));
 /** For loading the module, opening and closing it. */
 const DEADLINE_MS = 60_000;
 
@@ -18,14 +17,18 @@ const DEADLINE_MS = 60_000;
 export async function probe(load: LoadMessage, user: User | undefined): Promise<OpenedMessage> {
   const refused = (reason: string, cause?: unknown): SupervisorError =>
     new SupervisorError(`opening backend ${load.module} failed: ${reason}`, { code: 'BACKEND', cause });
-  const child = spawn(process.execPath, [PROGRAM, ...(user ? [String(user.uid), String(user.gid)] : [])], {
-    stdio: ['ignore', 'ignore', 'inherit', 'pipe'],
-    env: {},
-    cwd: '/',
-    detached: true,
-    timeout: DEADLINE_MS,
-    killSignal: 'SIGKILL',
-  });
+  const child = spawn(
+    process.execPath,
+    [programPath('queue-proc'), ...(user ? [String(user.uid), String(user.gid)] : [])],
+    {
+      stdio: ['ignore', 'ignore', 'inherit', 'pipe'],
+      env: {},
+      cwd: '/',
+      detached: true,
+      timeout: DEADLINE_MS,
+      killSignal: 'SIGKILL',
+    },
+  );
   const answers: QueueMessage[] = [];
   const channel = child.stdio[3] as Duplex;
   channel.on('error', () => undefined);

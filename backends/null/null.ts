@@ -1,4 +1,4 @@
-import { z } from 'zod';
+import * as z from 'zod';
 import type { Backend, OpenBackend } from '../interface.js';
 import { deviceSize } from '../options.js';
 

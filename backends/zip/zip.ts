@@ -1,7 +1,7 @@
 import { close, closeSync, constants } from 'node:fs';
 import { open, stat, type FileHandle } from 'node:fs/promises';
 import { promisify } from 'node:util';
-import { z } from 'zod';
+import * as z from 'zod';
 import { show } from '../../src/config/problems.js';
 import { SupervisorError, messageOf, reasonOf } from '../../src/errors.js';
 import { indexZipEntry } from '../../src/native/binding.js';

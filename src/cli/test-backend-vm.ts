@@ -3,12 +3,10 @@ import { once } from 'node:events';
 import { existsSync } from 'node:fs';
 import { realpath } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { SupervisorError, errnoOf, reasonOf } from '../errors.js';
+import { packageRoot, programPath } from '../package-root.js';
 import type { Setting } from './common-options.js';
 import { CliExit } from './exit-codes.js';
-
-const root = fileURLToPath(new URL('../../../', import.meta.url));
 
 /**
  * Run in the guest: a supervisor loads only what nobody but root can change, there as here. What the guest changes of
@@ -24,10 +22,10 @@ export async function testInVirtualMachine(
   settings: readonly Setting[],
   seed: number | undefined,
 ): Promise<number> {
-  const vm = join(root, 'vm/run');
+  const vm = join(packageRoot, 'vm/run');
   if (!existsSync(vm)) {
     throw new SupervisorError(
-      `test-backend --vm failed: ${root} has no virtual machine; use a checkout of ublk-supervisor, or --device`,
+      `test-backend --vm failed: ${packageRoot} has no virtual machine; use a checkout of ublk-supervisor, or --device`,
       { code: 'NO_UBLK' },
     );
   }
@@ -35,12 +33,12 @@ export async function testInVirtualMachine(
     const message = `loading backend ${module} failed: ${reasonOf(error)}`;
     throw new SupervisorError(message, { code: 'BACKEND', errno: errnoOf(error), cause: error });
   });
-  const command = [process.execPath, fileURLToPath(new URL('main.js', import.meta.url)), 'test-backend', path];
+  const command = [process.execPath, programPath('ublk-supervisor'), 'test-backend', path];
   const options = settings.map(([key, value]) => `${key}=${String(value)}`);
   const seeded = seed === undefined ? [] : ['--seed', String(seed)];
   const child = spawn(vm, ['sh', '-c', TRUST, 'sh', path, ...command, ...options, '--device', ...seeded], {
     // Of /tmp the guest sees the part only that it is started from.
-    cwd: path.startsWith('/tmp/') ? dirname(path) : root,
+    cwd: path.startsWith('/tmp/') ? dirname(path) : packageRoot,
     stdio: ['ignore', 'inherit', 'inherit'],
   });
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => child.kill(signal));

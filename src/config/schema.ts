@@ -1,5 +1,5 @@
 import { dirname, resolve } from 'node:path';
-import { z } from 'zod';
+import * as z from 'zod';
 import { backendOptions } from '../../backends/registry.js';
 import { parseJson } from './json.js';
 import { show, validate } from './problems.js';

@@ -1,12 +1,9 @@
 import { createRequire } from 'node:module';
-import { fileURLToPath } from 'node:url';
 import { getSystemErrorName } from 'node:util';
 import { SupervisorError, errnoOf, messageOf } from '../errors.js';
+import { packageRoot } from '../package-root.js';
 
 /** The compiled addon, typed. Its C++ side is src/native/addon/. */
-
-/** From compiled dist/src/native/ to the package's root, where node-gyp put its output. */
-const packageRoot = fileURLToPath(new URL('../../../', import.meta.url));
 
 /** The preloaded library that turns the node binary into a nursery, and what it forks into zygotes. */
 export const zygoteLibrary = `${packageRoot}build/Release/zygote.so`;

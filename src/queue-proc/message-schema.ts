@@ -1,4 +1,4 @@
-import { z } from 'zod';
+import * as z from 'zod';
 import { LONGEST_TEXT } from './messages.js';
 
 /** Apart from messages.ts, because a queue process validates nothing and boots faster without zod. */

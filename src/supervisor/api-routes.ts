@@ -1,4 +1,4 @@
-import { z } from 'zod';
+import * as z from 'zod';
 import { deviceSize } from '../../backends/options.js';
 import { parseJson } from '../config/json.js';
 import { validate } from '../config/problems.js';

@@ -1,7 +1,7 @@
 import { constants, readFileSync } from 'node:fs';
 import { mkdir, open, readFile, readdir, rename, unlink } from 'node:fs/promises';
 import { join } from 'node:path';
-import { z } from 'zod';
+import * as z from 'zod';
 import { deviceInput } from '../config/schema.js';
 import type { DeviceConfig } from '../config/types.js';
 import { messageOf } from '../errors.js';

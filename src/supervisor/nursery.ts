@@ -1,12 +1,9 @@
 import { spawn, type ChildProcess } from 'node:child_process';
 import { closeSync, rmSync } from 'node:fs';
-import { fileURLToPath } from 'node:url';
 import { SupervisorError } from '../errors.js';
 import { forkZygote, listenSeqpacket, seqpacketPair, zygoteLibrary } from '../native/binding.js';
+import { programPath } from '../package-root.js';
 import { greetZygote, type ZygoteConnection } from './zygote-connection.js';
-
-/** What a queue process runs that returns from the preloaded library. */
-const QUEUE_PROGRAM = fileURLToPath(new URL('../queue-proc/main.js', import.meta.url));
 
 /** A nursery is a node that starts before it forks for the first time; for that a busy machine takes many seconds. */
 const FIRST_HELLO_DEADLINE_MS = 60_000;
@@ -92,7 +89,7 @@ export class Nursery {
 
   #start(): Running {
     const [socket, theirs] = seqpacketPair();
-    const child = spawn(process.execPath, [QUEUE_PROGRAM], {
+    const child = spawn(process.execPath, [programPath('queue-proc')], {
       stdio: ['ignore', 'ignore', 'inherit', theirs, this.#controlFd],
       env: { LD_PRELOAD: zygoteLibrary, UBLK_SUPERVISOR_NURSERY: '1' },
       // Not in our process group: a terminal's Ctrl-C is for the supervisor, which then stops the devices in order.

@@ -1,12 +1,10 @@
 import { spawn, type ChildProcess } from 'node:child_process';
 import { closeSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { fileURLToPath } from 'node:url';
 import { SupervisorError } from '../errors.js';
 import { openMessageChannel, seqpacketPair, type MessageChannel } from '../native/binding.js';
+import { programPath } from '../package-root.js';
 import { packed, unpacked, type DescribedStore, type StoreAnswer, type StoreRequest } from '../store-proc/messages.js';
-
-const PROGRAM = fileURLToPath(new URL('../store-proc/main.js', import.meta.url));
 
 /** So many file systems can hang at once before others wait for them. */
 const THREADS = 128;
@@ -54,7 +52,7 @@ export class StoreProcess {
         this.#lose('it ended');
       },
     );
-    this.#child = spawn(process.execPath, [PROGRAM], {
+    this.#child = spawn(process.execPath, [programPath('store-proc')], {
       stdio: ['ignore', 'ignore', 'inherit', theirs],
       env: { UV_THREADPOOL_SIZE: String(THREADS) },
       // Not in our process group: a terminal's Ctrl-C is for the supervisor.

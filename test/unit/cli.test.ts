@@ -8,7 +8,7 @@ import { execa } from 'execa';
 import t, { type Test } from 'tap';
 
 const root = fileURLToPath(new URL('../../../', import.meta.url));
-const main = join(root, 'dist/src/cli/main.js');
+const main = join(root, 'dist/programs/ublk-supervisor.js');
 
 interface Result {
   readonly code: number | undefined;

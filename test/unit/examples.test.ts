@@ -12,7 +12,7 @@ import { loadConfig } from '../../src/config/load.js';
 /** The examples of backends, checked as their author would. */
 
 const root = fileURLToPath(new URL('../../../', import.meta.url));
-const main = join(root, 'dist/src/cli/main.js');
+const main = join(root, 'dist/programs/ublk-supervisor.js');
 
 /** The environment is bare: without tap's loaders a child starts in a fifth of the time. */
 async function testBackend(

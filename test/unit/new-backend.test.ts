@@ -7,7 +7,7 @@ import { stripsTypes } from '../../src/backend/load.js';
 import { loadConfig } from '../../src/config/load.js';
 
 const root = fileURLToPath(new URL('../../../', import.meta.url));
-const main = join(root, 'dist/src/cli/main.js');
+const main = join(root, 'dist/programs/ublk-supervisor.js');
 
 /** What `ublk-supervisor new-backend` writes works as it is. */
 

@@ -37,6 +37,8 @@ t.test('it has what runs, what that was compiled from, and what one reads; no mo
   const wanted = [
     ...['build/Release/ublk.node', 'build/Release/zygote.so', 'binding.gyp', 'backends/registry.cpp'],
     ...[
+      'dist/programs/ublk-supervisor.js',
+      'dist/programs/LICENSES',
       'src/native/queue.hpp',
       'man/ublk-supervisor.8',
       'deploy/ublk-supervisor.service',

@@ -16,10 +16,12 @@ const devices = [
   { name: 'victim', queues: 2, recovery, backend: { type: 'ram', size: '16MiB' } },
   { name: 'bystander', backend: { type: 'ram', size: '1MiB' } },
 ];
+// Not the bundled one, whose classes nothing outside can reach.
+const program = join(root, 'dist/src/cli/main.js');
 const nodeOptions = ['--import', join(root, 'test/vm/crash-at.js')];
 const pattern = Buffer.alloc(4096, 0x5a);
 
-const start = (): Promise<Served> => Served.start(devices, { runtimeDir, nodeOptions });
+const start = (): Promise<Served> => Served.start(devices, { runtimeDir, program, nodeOptions });
 const crashAt = (when: string, step: string): Promise<void> => writeFile(CRASH_AT, `${when} ${step}\n`);
 const pids = ({ queues }: DeviceStatus): (number | null)[] => queues.map(({ pid }) => pid);
 const statesOf = async (served: Served): Promise<string[]> =>

@@ -17,7 +17,7 @@ import type { DeviceStatus, Status } from '../../src/supervisor/status.js';
 /** What the tests share that run inside a guest, as root, on a real kernel. */
 
 export const root = fileURLToPath(new URL('../../../', import.meta.url));
-export const cli = join(root, 'dist/src/cli/main.js');
+export const cli = join(root, 'dist/programs/ublk-supervisor.js');
 
 /** A start of node alone takes seconds in an emulated guest, and beside loads, on a busy machine, a minute. */
 export const COMMAND_TIMEOUT_MS = 300_000;
@@ -152,6 +152,7 @@ export class Served {
     devices: readonly object[],
     options: {
       node?: string;
+      program?: string;
       nodeOptions?: readonly string[];
       runtimeDir?: string;
       stateDir?: string;
@@ -165,7 +166,14 @@ export class Served {
     const places = ['--runtime-dir', directory, '--state-dir', options.stateDir ?? join(directory, 'state')];
     const [program, ...args] = [...(options.under ?? []), options.node ?? process.execPath];
     assert.ok(program);
-    args.push(...(options.nodeOptions ?? []), cli, 'start', config, ...places, ...(options.args ?? []));
+    args.push(
+      ...(options.nodeOptions ?? []),
+      options.program ?? cli,
+      'start',
+      config,
+      ...places,
+      ...(options.args ?? []),
+    );
     const child = spawn(program, args, {
       stdio: ['ignore', 'inherit', 'pipe'],
       env: { PATH: process.env.PATH },

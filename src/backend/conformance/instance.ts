@@ -1,5 +1,6 @@
 import { MessageChannel, Worker } from 'node:worker_threads';
 import { messageOf } from '../../errors.js';
+import { packageRoot } from '../../package-root.js';
 import type { Announced } from '../load.js';
 import {
   describeCall,
@@ -51,7 +52,7 @@ export class TestInstance {
     });
     const workerData: WorkerOptions = { module, options, queue, queues, memory: port2, answered };
     // A queue process has next to no environment.
-    this.#worker = new Worker(new URL('worker.js', import.meta.url), {
+    this.#worker = new Worker(`${packageRoot}dist/src/backend/conformance/worker.js`, {
       workerData,
       transferList: [port2],
       env: {},
