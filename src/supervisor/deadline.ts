@@ -1,6 +1,21 @@
 import { SupervisorError } from '../errors.js';
 
 /**
+ * Calls `expired` when `ms` have passed, and what had arrived by then was read: a loop that was busy runs its timers first,
+ * and would take for silent who answered in time. Returns what calls it off.
+ */
+export function afterDeadline(ms: number, expired: () => void): () => void {
+  let read: NodeJS.Immediate | undefined;
+  const timer = setTimeout(() => {
+    read = setImmediate(expired);
+  }, ms);
+  return () => {
+    clearTimeout(timer);
+    clearImmediate(read);
+  };
+}
+
+/**
  * Settles as `work` does; rejects with `TIMEOUT` when that takes longer than `ms`, with `ABORTED` when `signal` fires. The
  * work goes on: what waits in a file system cannot be called off.
  */
@@ -10,13 +25,13 @@ export async function within<Result>(
   work: Promise<Result>,
   signal?: AbortSignal,
 ): Promise<Result> {
-  let timer: NodeJS.Timeout | undefined;
+  let callOff = (): void => undefined;
   let onAbort = (): void => undefined;
   const ended = new Promise<never>((_, reject) => {
-    timer = setTimeout(() => {
+    callOff = afterDeadline(ms, () => {
       const reason = `it takes longer than ${String(ms / 1000)} s`;
       reject(new SupervisorError(`${what} failed: ${reason}`, { code: 'TIMEOUT' }));
-    }, ms);
+    });
     onAbort = () => {
       reject(new SupervisorError(`${what} failed: it is no longer wanted`, { code: 'ABORTED' }));
     };
@@ -26,7 +41,7 @@ export async function within<Result>(
   try {
     return await Promise.race([work, ended]);
   } finally {
-    clearTimeout(timer);
+    callOff();
     signal?.removeEventListener('abort', onAbort);
   }
 }

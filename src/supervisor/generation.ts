@@ -3,6 +3,7 @@ import { SupervisorError } from '../errors.js';
 import { errnoName, QueuePhase, watchProcess } from '../native/binding.js';
 import type { ProcessEnd, ProcessWatch, SharedPages } from '../native/binding.js';
 import type { BackendChannel } from './backend-channel.js';
+import { afterDeadline } from './deadline.js';
 import type { Generation, QueueReport, Remains } from './kernel.js';
 import { answeredCounts, readRemains } from './remains.js';
 import type { ExitStatus, GenerationPhase } from './status.js';
@@ -169,9 +170,11 @@ export class ProcessGeneration implements Generation {
 
   #allExitWithin(deadlineMs: number): Promise<boolean> {
     return new Promise((resolve) => {
-      const deadline = setTimeout(resolve, deadlineMs, false);
+      const callOff = afterDeadline(deadlineMs, () => {
+        resolve(false);
+      });
       void this.allExited.then(() => {
-        clearTimeout(deadline);
+        callOff();
         resolve(true);
       });
     });

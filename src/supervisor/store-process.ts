@@ -10,10 +10,10 @@ import { packed, unpacked, type DescribedStore, type StoreAnswer, type StoreRequ
 const THREADS = 128;
 /** How often it is asked for a sign of life while something else is wanted of it. */
 const PING_MS = 2000;
-/** It only passes on what its threads do. */
-const SILENCE_MS = 10_000;
+/** So many may be unanswered: it only passes on what its threads do. Counted, because a supervisor that is busy asks late. */
+const MOST_SILENT = 5;
 /** Until it has said something it is a node that starts; for that a busy machine takes many seconds. */
-const FIRST_SILENCE_MS = 60_000;
+const MOST_SILENT_FIRST = 60;
 /** How long a killed one is waited for: it may have threads that wait for a file system. */
 const END_DEADLINE_MS = 1000;
 
@@ -36,9 +36,9 @@ export class StoreProcess {
   readonly #ended: Promise<void>;
   #lastSequence = 0;
   #lost: SupervisorError | null = null;
-  /** When it gave a sign of life, or has begun to owe one. */
-  #heard = 0;
-  #mayBeSilentMs = FIRST_SILENCE_MS;
+  /** So often it was asked for a sign of life since it gave one. */
+  #silent = 0;
+  #mostSilent = MOST_SILENT_FIRST;
   #pings: NodeJS.Timeout | undefined;
 
   constructor() {
@@ -101,8 +101,8 @@ export class StoreProcess {
   }
 
   #answered({ sequence, described, error }: StoreAnswer, parked: number | null): void {
-    this.#heard = performance.now();
-    this.#mayBeSilentMs = SILENCE_MS;
+    this.#silent = 0;
+    this.#mostSilent = MOST_SILENT;
     const pending = this.#pending.get(sequence);
     if (pending === undefined) return;
     this.#pending.delete(sequence);
@@ -116,10 +116,11 @@ export class StoreProcess {
   }
 
   #watch(): void {
-    this.#heard = performance.now();
+    this.#silent = 0;
     this.#pings = setInterval(() => {
-      if (performance.now() - this.#heard > this.#mayBeSilentMs) this.#lose('it gives no sign of life');
+      if (this.#silent === this.#mostSilent) this.#lose('it gives no sign of life');
       else this.#channel.send(packed({ sequence: 0 }), []);
+      this.#silent += 1;
     }, PING_MS);
   }
 

@@ -6,9 +6,10 @@ import {
   type ZygoteChannel,
   type ZygoteMessage,
 } from '../native/binding.js';
+import { afterDeadline } from './deadline.js';
 
 /** Ample for a process that only forks; a zygote that needs longer hangs. */
-const HELLO_DEADLINE_MS = 5_000;
+const HELLO_DEADLINE_MS = 10_000;
 
 /** A zygote that has said hello. Whoever uses it sets the two callbacks in the same turn. */
 export interface ZygoteConnection {
@@ -33,7 +34,7 @@ export async function findZygote(socketPath: string): Promise<ZygoteConnection |
 
 /** Resolves when the zygote has said hello. Takes `fd` over. */
 export async function greetZygote(fd: number, deadlineMs = HELLO_DEADLINE_MS): Promise<ZygoteConnection> {
-  let timer: NodeJS.Timeout | undefined;
+  let callOff = (): void => undefined;
   const events: Pick<ZygoteConnection, 'onMessage' | 'onClose'> = {
     onMessage: () => undefined,
     onClose: () => undefined,
@@ -62,15 +63,15 @@ export async function greetZygote(fd: number, deadlineMs = HELLO_DEADLINE_MS): P
           new SupervisorError('connecting to the zygote failed: it is of another build, or gone', { code: 'ZYGOTE' }),
         );
       };
-      timer = setTimeout(() => {
+      callOff = afterDeadline(deadlineMs, () => {
         reject(new SupervisorError('connecting to the zygote failed: no answer (TIMEOUT)', { code: 'TIMEOUT' }));
-      }, deadlineMs);
+      });
     });
     return Object.assign(events, { channel, pid });
   } catch (error) {
     channel.close();
     throw error;
   } finally {
-    clearTimeout(timer);
+    callOff();
   }
 }

@@ -11,6 +11,8 @@ import { Zygote, closeHeld } from './zygote.js';
 /** Of a zygote, with its number; a later one's is higher. */
 const SOCKET = /^zygote-([1-9][0-9]{0,8})\.sock$/;
 
+const ADOPTED_AT_ONCE = 8;
+
 /** What zygotes hold that an earlier supervisor left. */
 export interface LeftZygotes {
   /** One a device. */
@@ -75,7 +77,7 @@ export class ZygoteKeeper {
     const numbers = (await readdir(this.#directory)).flatMap((name) => Number(SOCKET.exec(name)?.[1] ?? []));
     this.#lastNumber = Math.max(0, ...numbers);
     const held = new Map<number, HeldByZygote>();
-    for (const one of (await Promise.all(numbers.map((number) => this.#adoptOne(number)))).flat()) {
+    for (const one of await this.#adoptEach(numbers)) {
       // Of a device in the middle of an upgrade each of two zygotes holds a generation.
       const other = held.get(one.deviceId);
       const [newer, older] = other === undefined || other.generation < one.generation ? [one, other] : [other, one];
@@ -83,6 +85,17 @@ export class ZygoteKeeper {
       if (older !== undefined) await this.forget(older);
     }
     return { held: [...held.values()], pids: [...this.#running.values()].map(({ pid }) => pid) };
+  }
+
+  /** A few at a time: each has to answer before a deadline, and all at once would wait for each other's processes and ours. */
+  async #adoptEach(numbers: readonly number[]): Promise<readonly HeldByZygote[]> {
+    const held: HeldByZygote[] = [];
+    const next = numbers.values();
+    const adoptNext = async (): Promise<void> => {
+      for (const number of next) held.push(...(await this.#adoptOne(number)));
+    };
+    await Promise.all(Array.from({ length: ADOPTED_AT_ONCE }, adoptNext));
+    return held;
   }
 
   async #adoptOne(number: number): Promise<HeldByZygote[]> {

@@ -13,6 +13,7 @@ import {
   type ZygoteChannel,
   type ZygoteMessage,
 } from '../native/binding.js';
+import { afterDeadline } from './deadline.js';
 import { stateOfProcess } from './processes.js';
 import type { ZygoteConnection } from './zygote-connection.js';
 
@@ -35,7 +36,7 @@ interface Pending {
 }
 
 /** Ample for a process that only forks; a zygote that needs longer hangs. */
-const ZYGOTE_DEADLINE_MS = 5_000;
+const ZYGOTE_DEADLINE_MS = 10_000;
 /** How long a killed zygote, or control process, may take to be gone. */
 const END_DEADLINE_MS = 1_000;
 /** How long the control processes of a supervisor that is gone, which were killed with it, may take to be gone too. */
@@ -225,11 +226,11 @@ export class Zygote {
         pending.reject(error);
       });
     };
-    const deadline = setTimeout(() => {
+    const callOff = afterDeadline(deadlineMs, () => {
       void (hangs() ? this.#end() : Promise.resolve()).then(() => {
         giveUp(new SupervisorError('no answer before the deadline (TIMEOUT)', { code: 'TIMEOUT' }));
       });
-    }, deadlineMs);
+    });
     const onAbort = (): void => {
       giveUp(aborted());
     };
@@ -237,7 +238,7 @@ export class Zygote {
     return new Promise<ZygoteMessage>((resolve, reject) => {
       this.#pending.set(sequence, { resolve, reject });
     }).finally(() => {
-      clearTimeout(deadline);
+      callOff();
       signal?.removeEventListener('abort', onAbort);
     });
   }
