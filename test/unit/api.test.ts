@@ -151,6 +151,7 @@ async function converse(path: string, talk: (socket: Socket) => void): Promise<s
 }
 
 // The time-outs that half a message runs into are among what is tested.
+// Two of these tests wait until a client is cut off, for half a minute each.
 t.setTimeout(240_000);
 
 t.test('each route reaches the supervisor', async (t) => {
@@ -328,12 +329,15 @@ t.test('F1 who does not take an answer is cut off', { timeout: 120_000 }, async 
   const socket = connect(path);
   socket.on('error', () => undefined).pause();
   socket.write('GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n');
+  const start = performance.now();
   const closed = once(socket, 'close');
   await sleep(32_000);
   // What the kernel still holds for us, and then the end.
   socket.resume();
   await closed;
+  const elapsed = performance.now() - start;
   t.ok(socket.bytesRead < JSON.stringify(supervisor.status()).length, `${String(socket.bytesRead)} bytes`);
+  t.ok(elapsed < 60_000, `${String(Math.round(elapsed))} ms`);
 });
 
 t.test('F1 garbage ends the connection', async (t) => {
@@ -383,7 +387,10 @@ t.test('F1 half a message and silence are cut off in time, without effect', { ti
     'POST /v1/stop HTTP/1.1\r\nHost: x\r\n',
     'POST /v1/stop HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 14\r\n\r\n{"force',
   ];
+  const start = performance.now();
   await Promise.all(halves.map((half) => converse(path, (socket) => socket.write(half))));
+  const elapsed = performance.now() - start;
+  t.ok(elapsed > 15_000 && elapsed < 45_000, `${String(Math.round(elapsed))} ms`);
   t.strictSame(supervisor.calls, []);
 });
 

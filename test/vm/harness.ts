@@ -375,11 +375,11 @@ function tasksInUninterruptibleSleep(): string[] {
 
 /** After the last supervisor ended: no process, device node, socket, stuck task or kernel complaint of ours is left. */
 export async function assertNothingLeft(runtimeDir: string, expected?: RegExp): Promise<void> {
-  await waitFor('every queue process and zygote ending', () => processesNamed('ublk').length === 0);
+  await waitFor('every queue process and zygote ending', () => processesNamed('ublk').length === 0, 5_000);
   const nodes = readdirSync('/dev').filter((name) => /^ublk[bc][0-9]/.test(name));
   assert.deepEqual(nodes, [], 'ublk device nodes are left');
   const sockets = existsSync(runtimeDir) ? readdirSync(runtimeDir).filter((name) => name.endsWith('.sock')) : [];
   assert.deepEqual(sockets, [], 'sockets are left');
-  await waitFor('no task being stuck', () => tasksInUninterruptibleSleep().length === 0);
+  await waitFor('no task being stuck', () => tasksInUninterruptibleSleep().length === 0, 5_000);
   assert.deepEqual(await kernelComplaints(expected), []);
 }
