@@ -7,6 +7,7 @@ import { onFrames, sendFrame } from '../../src/queue-proc/frames.js';
 import { queueMessage, type OpenedMessage, type QueueMessage } from '../../src/queue-proc/message-schema.js';
 import type { LoadMessage } from '../../src/queue-proc/messages.js';
 
+const PROGRAM = programPath('queue-proc');
 /** For loading the module, opening and closing it. */
 const DEADLINE_MS = 60_000;
 
@@ -17,18 +18,14 @@ const DEADLINE_MS = 60_000;
 export async function probe(load: LoadMessage, user: User | undefined): Promise<OpenedMessage> {
   const refused = (reason: string, cause?: unknown): SupervisorError =>
     new SupervisorError(`opening backend ${load.module} failed: ${reason}`, { code: 'BACKEND', cause });
-  const child = spawn(
-    process.execPath,
-    [programPath('queue-proc'), ...(user ? [String(user.uid), String(user.gid)] : [])],
-    {
-      stdio: ['ignore', 'ignore', 'inherit', 'pipe'],
-      env: {},
-      cwd: '/',
-      detached: true,
-      timeout: DEADLINE_MS,
-      killSignal: 'SIGKILL',
-    },
-  );
+  const child = spawn(process.execPath, [PROGRAM, ...(user ? [String(user.uid), String(user.gid)] : [])], {
+    stdio: ['ignore', 'ignore', 'inherit', 'pipe'],
+    env: {},
+    cwd: '/',
+    detached: true,
+    timeout: DEADLINE_MS,
+    killSignal: 'SIGKILL',
+  });
   const answers: QueueMessage[] = [];
   const channel = child.stdio[3] as Duplex;
   channel.on('error', () => undefined);

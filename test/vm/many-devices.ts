@@ -7,7 +7,7 @@ import { Served, assertNothingLeft, hasEnded, processesNamed, waitFor, signal } 
 /** Mass deaths among many devices of one supervisor: nobody is forgotten, and no client sees an error. */
 
 const runtimeDir = '/run/many-devices';
-/** So many devices are in use: in an emulated guest a fio needs a fifth of a CPU. */
+/** So many devices are in use: in an emulated guest a fio needs up to a fifth of a CPU. */
 const LOADED = 4;
 /** Of a device among many that all recover at once, in an emulated guest. */
 const ALL_LIVE_TIMEOUT_MS = 600_000;

@@ -56,10 +56,10 @@ function answered(what: string, { status, body }: ApiResponse): string {
   return `${what}, answered with ${String(status)}${error === undefined ? '' : ` ${error.message}`}`;
 }
 
-function toProcesses(name: string, signalName: NodeJS.Signals): Promise<string> {
+function toProcesses(name: string, signalName: NodeJS.Signals): string {
   const pids = processesNamed(name);
   for (const pid of pids) signal(pid, signalName);
-  return Promise.resolve(pids.join(' and '));
+  return pids.join(' and ');
 }
 
 /** Nothing that has to do with a file of the store is answered meanwhile. */
@@ -162,13 +162,14 @@ export const faults: readonly Fault[] = [
     weight: 2,
     strike: async (_soak, random) => {
       const milliseconds = random(8000);
+      // Nothing waits for this: so long is the outage.
       await withStoreStill(() => setTimeout(milliseconds));
       return `${String(milliseconds)} ms`;
     },
   },
-  { name: 'kill who opens stores', weight: 2, strike: () => toProcesses('ublk-stores', 'SIGKILL') },
-  { name: 'stop who opens stores', weight: 2, strike: () => toProcesses('ublk-stores', 'SIGSTOP') },
-  { name: 'kill the nursery', weight: 1, strike: () => toProcesses('ublk-nursery', 'SIGKILL') },
+  { name: 'kill who opens stores', weight: 2, strike: async () => toProcesses('ublk-stores', 'SIGKILL') },
+  { name: 'stop who opens stores', weight: 2, strike: async () => toProcesses('ublk-stores', 'SIGSTOP') },
+  { name: 'kill the nursery', weight: 1, strike: async () => toProcesses('ublk-nursery', 'SIGKILL') },
   {
     name: 'hand over',
     weight: 4,
