@@ -141,7 +141,9 @@ async function run(): Promise<string> {
     }
     return `${String(written)} verified writes of fio; recoveries: ${recoveries}`;
   } catch (error) {
-    process.stderr.write(`${soak.log}\n${(await kernelComplaints()).join('\n')}\n`);
+    // One line of the kernel's log says little without those around it.
+    const rest = await shell('ps -eo pid,ppid,stat,wchan:24,etime,comm; dmesg | tail -n 200', SETTLE_MS);
+    process.stderr.write(`${soak.log}\n${rest}\n`);
     throw error;
   }
 }
