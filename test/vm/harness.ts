@@ -20,9 +20,9 @@ export const root = fileURLToPath(new URL('../../../', import.meta.url));
 export const cli = join(root, 'dist/programs/ublk-supervisor.js');
 
 /** A start of node alone takes seconds in an emulated guest, and beside loads, on a busy machine, a minute. */
-export const COMMAND_TIMEOUT_MS = 300_000;
+export const COMMAND_TIMEOUT_MS = 600_000;
 /** Of a supervisor with its devices, beside loads that leave it little of the CPUs. */
-const START_TIMEOUT_MS = 300_000;
+const START_TIMEOUT_MS = 600_000;
 
 /** Whether this kernel is Linux `major`.`minor` or later. */
 export function isLinux(major: number, minor: number): boolean {
