@@ -18,6 +18,14 @@ export interface BackendFacts {
 /** How request data reaches a queue process; architecture in docs/architecture.md. */
 export type DataPath = 'copy' | 'user-copy' | 'zero-copy';
 
+/** What was chosen because the configuration does not say it. */
+export interface Choice {
+  readonly what: 'blockSize' | 'dataPath' | 'direct' | 'readOnly';
+  readonly value: string | number | boolean;
+  /** In a few words. */
+  readonly why: string;
+}
+
 /** What a backend that an earlier supervisor had opened left to the next one. */
 export interface Inheritance {
   /**
@@ -30,6 +38,8 @@ export interface Inheritance {
    * left in the middle of a change of size.
    */
   readonly size: number | null;
+  /** Logical block size that the kernel's device has; null: it has no block device. */
+  readonly blockSize: number | null;
   /** null: it is not known. */
   readonly announced:
     | (Pick<OpenBackend, 'size' | 'facts'> & {
@@ -42,8 +52,8 @@ export interface Inheritance {
 export interface OpenContext {
   /** The device's name: `^[a-z0-9][a-z0-9_.-]{0,62}$`, so safe as a file name. */
   readonly device: string;
-  /** The device's logical block size in bytes: no request is for a part of a block. */
-  readonly blockSize: number;
+  /** Logical block size in bytes that the device has to have; null: the one that suits the data. */
+  readonly blockSize: number | null;
   /** The device refuses writes, so the backend need not be able to write. */
   readonly readOnly: boolean;
   readonly inherited?: Inheritance;
@@ -65,8 +75,10 @@ export interface OpenBackend {
   /** Bytes; a multiple of 512. */
   readonly size: number;
   readonly facts: BackendFacts;
-  /** Logical block size that the backend insists on; left out, any will do. */
+  /** Logical block size that the backend insists on: no request is for a part of a block. Left out, any will do. */
   readonly blockSize?: number;
+  /** What the configuration had left to it. */
+  readonly choices?: readonly Choice[];
   /**
    * Tells its data from any other until the next boot. A successor that finds no `files` must not give whoever uses the
    * device another store; with a `size` of null nobody does. Left out: there is nothing to tell.

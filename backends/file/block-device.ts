@@ -10,6 +10,8 @@ export interface BlockDevice {
   readonly name: string;
   /** Bytes. */
   readonly size: number;
+  /** Bytes. */
+  readonly logicalBlockSize: number;
   readonly canDiscard: boolean;
   readonly rotational: boolean;
 }
@@ -23,6 +25,7 @@ export async function describeBlockDevice(rdev: number): Promise<BlockDevice> {
   return {
     name: basename(directory),
     size: (await number('size')) * SECTOR,
+    logicalBlockSize: await inQueue('logical_block_size'),
     canDiscard: (await inQueue('discard_max_bytes')) > 0,
     rotational: (await inQueue('rotational')) === 1,
   };

@@ -28,6 +28,9 @@ export const fileBackend: Backend<z.infer<typeof fileOptions>> = {
     const opened = await openStore({ ...options, readOnly }, context.blockSize, context.inherited);
     const serving = (store: Store): OpenBackend => ({
       size: store.size,
+      blockSize: store.blockSize,
+      choices: store.choices,
+      ...(store.warning === null ? {} : { warning: store.warning }),
       facts: {
         volatileCache: !options.sync,
         fua: !options.sync,

@@ -1,7 +1,8 @@
 import { close, constants, fstat, fsync, ftruncate, type BigIntStats, type Stats } from 'node:fs';
-import { open, unlink, type FileHandle } from 'node:fs/promises';
+import { open, stat, unlink, type FileHandle } from 'node:fs/promises';
 import { promisify } from 'node:util';
-import type { Inheritance } from '../interface.js';
+import { blockSizeOf, blockSizeOfNew, containerOf, readerOf, type ChosenBlockSize } from '../disk-image.js';
+import type { Choice, Inheritance } from '../interface.js';
 import { SupervisorError, errnoOf, reasonOf } from '../../src/errors.js';
 import {
   directIoAlignment,
@@ -21,7 +22,9 @@ const synced = promisify(fsync);
 
 const EBUSY = 16;
 const PUT_BACK = 'put that back, or remove the device and add it anew';
+const CONVERT = 'convert it (qemu-img convert -O raw), or give a blockSize, and it is served as it is';
 const PAGE = 4096;
+const SECTOR = 512;
 /** What the kernel asks of the memory of its own users, and so all that zero-copy can promise a file system. */
 const CLIENT_MEMORY_ALIGNMENT = 512;
 
@@ -40,8 +43,13 @@ export interface Store {
   readonly fd: number;
   /** As `OpenBackend.identity`. */
   readonly identity: string;
-  /** Bytes. */
+  /** Bytes, of whole blocks. */
   readonly size: number;
+  /** Bytes. */
+  readonly blockSize: number;
+  readonly choices: readonly Choice[];
+  /** null: there is nothing that its user should be told. */
+  readonly warning: string | null;
   readonly canDiscard: boolean;
   readonly rotational: boolean;
   /** Its file system does I/O with whatever memory a client has. */
@@ -58,13 +66,18 @@ export interface Store {
 /**
  * Opens or creates what `options.path` names, locked against a second user. What fails leaves nothing behind. What is
  * inherited open is taken over with its lock. A store whose device has users is never made, filled or another than it was.
+ * `blockSize`: null: the one that suits what is in it.
  */
-export async function openStore(options: StoreOptions, blockSize: number, inherited?: Inheritance): Promise<Store> {
+export async function openStore(
+  options: StoreOptions,
+  blockSize: number | null,
+  inherited?: Inheritance,
+): Promise<Store> {
   const { path, size, readOnly } = options;
   const promised = inherited?.size ?? null;
   return named('opening', path, async () => {
     const [fd] = inherited?.files ?? [];
-    if (fd !== undefined) return await openInherited(fd, options, promised);
+    if (fd !== undefined) return await openInherited(fd, options, blockSize, promised);
     await using place = await locate(path);
     if (promised !== null) await assertIs(path, place.found, inherited?.announced?.identity);
     if (place.found !== null) return await openFound(place.found, options, blockSize, promised);
@@ -86,7 +99,7 @@ export async function openStore(options: StoreOptions, blockSize: number, inheri
 async function openFound(
   found: FileHandle,
   options: StoreOptions,
-  blockSize: number,
+  wantedBlockSize: number | null,
   promised: number | null,
 ): Promise<Store> {
   const { path, readOnly, sync } = options;
@@ -98,6 +111,7 @@ async function openFound(
   if (device?.name.startsWith('ublkb') === true) {
     throw refusal(path, 'it is a ublk device, and two that wait for each other never end; name what is below it');
   }
+  const { blockSize, choices } = await chosenBlockSize(pathOf(found), options, wantedBlockSize);
   const alignment = await directIoAlignment(found.fd);
   const direct = useDirectIo(options, alignment, blockSize);
   const flags =
@@ -112,7 +126,12 @@ async function openFound(
       throw refusal(path, 'another process or device has it locked; close that', 'opening', 'IN_USE');
     if (status.isFile() && status.size === 0 && !readOnly && promised === null) await fill(file, options);
     const takesClientMemory = !direct || (alignment?.memory ?? 0) <= CLIENT_MEMORY_ALIGNMENT;
-    return await describe(file.fd, options, promised, { takesClientMemory, close: () => file.close() });
+    return await describe(file.fd, options, promised, {
+      blockSize,
+      choices: [...choices, ...directIoChoice(options, alignment, direct)],
+      takesClientMemory,
+      close: () => file.close(),
+    });
   } catch (error) {
     await file.close();
     throw error;
@@ -120,9 +139,16 @@ async function openFound(
 }
 
 /** The device on it exists, so what it does with clients' memory was decided when that was made. */
-async function openInherited(fd: number, options: StoreOptions, promised: number | null): Promise<Store> {
+async function openInherited(
+  fd: number,
+  options: StoreOptions,
+  wantedBlockSize: number | null,
+  promised: number | null,
+): Promise<Store> {
   try {
-    return await describe(fd, options, promised, { takesClientMemory: true, close: () => closed(fd) });
+    const chosen = await chosenBlockSize(pathOf({ fd }), options, wantedBlockSize);
+    const close = (): Promise<void> => closed(fd);
+    return await describe(fd, options, promised, { ...chosen, takesClientMemory: true, close });
   } catch (error) {
     await closed(fd);
     throw error;
@@ -134,7 +160,7 @@ async function describe(
   fd: number,
   options: StoreOptions,
   promised: number | null,
-  store: Pick<Store, 'takesClientMemory' | 'close'>,
+  store: Pick<Store, 'blockSize' | 'choices' | 'takesClientMemory' | 'close'>,
 ): Promise<Store> {
   const { path, size: wanted, readOnly } = options;
   const status = await statOf(fd, { bigint: true });
@@ -145,12 +171,16 @@ async function describe(
     throw refusal(path, `it has ${String(present)} bytes, not the ${String(wanted)} configured; change one of them`);
   }
   if (promised !== null) assertHolds(path, promised, present, 'opening');
+  const behind = present % store.blockSize;
+  if (behind === present)
+    throw refusal(path, `it has ${String(present)} bytes, which is less than one block of ${String(store.blockSize)}`);
   const canDiscard = !readOnly && (device?.canDiscard ?? (await canPunchHoles(fd, present)));
   const ofSize = (bytes: number): Store => ({
     ...store,
     fd,
     identity,
     size: bytes,
+    warning: behind === 0 ? null : `the last ${String(behind)} bytes of ${path} are no whole block and not part of it`,
     canDiscard,
     rotational: device?.rotational === true,
     check: () => named('checking', path, () => assertSame(path, fd, bytes)),
@@ -162,7 +192,32 @@ async function describe(
       }),
     trim: () => (device ? Promise.resolve() : named('resizing', path, () => truncateTo(fd, bytes))),
   });
-  return ofSize(promised ?? present);
+  return ofSize(promised ?? present - behind);
+}
+
+/** @param path of the open store, whose own name may be another thing's by now */
+async function chosenBlockSize(
+  path: string,
+  options: StoreOptions,
+  wanted: number | null,
+): Promise<Pick<Store, 'blockSize' | 'choices'>> {
+  if (wanted !== null) return { blockSize: wanted, choices: [] };
+  const status = await stat(path);
+  const device = status.isBlockDevice() ? await describeBlockDevice(status.rdev) : null;
+  const size = device?.size ?? status.size;
+  const own = device?.logicalBlockSize ?? SECTOR;
+  const { bytes, why } = size === 0 ? blockSizeOfNew(options.size ?? 0) : await madeFor(path, options.path, size, own);
+  return { blockSize: bytes, choices: [{ what: 'blockSize', value: bytes, why }] };
+}
+
+/** @param name what `path` is called in messages */
+async function madeFor(path: string, name: string, size: number, own: number): Promise<ChosenBlockSize> {
+  // One that was opened for direct I/O reads only into memory that is aligned.
+  await using file = await open(path, constants.O_RDONLY);
+  const read = readerOf(file);
+  const container = await containerOf(read, size);
+  if (container === null) return await blockSizeOf(read, size, own);
+  throw refusal(name, `it is ${container} image; ${CONVERT}`);
 }
 
 /** `auto` is direct where it can be, so that data is cached once, on top of the device, and not here again. */
@@ -177,6 +232,17 @@ function useDirectIo({ path, direct }: StoreOptions, alignment: DirectIoAlignmen
       ? 'its file system does no direct I/O; leave direct out'
       : `direct I/O on it needs a blockSize of ${String(blocks)}; configure that or leave direct out`,
   );
+}
+
+function directIoChoice(
+  { direct: wanted }: StoreOptions,
+  alignment: DirectIoAlignment | null,
+  direct: boolean,
+): readonly Choice[] {
+  if (wanted !== 'auto') return [];
+  const blocks = `blocks of ${String(alignment?.offset ?? 0)} bytes`;
+  const needs = direct ? `its file system does it, in ${blocks}` : `it would take ${blocks}`;
+  return [{ what: 'direct', value: direct, why: alignment === null ? 'its file system does none' : needs }];
 }
 
 /** Makes an empty file as large as configured. It stays empty until its space is allocated, so this can be repeated. */

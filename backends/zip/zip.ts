@@ -6,12 +6,15 @@ import { show } from '../../src/config/problems.js';
 import { SupervisorError, messageOf, reasonOf } from '../../src/errors.js';
 import { indexZipEntry } from '../../src/native/binding.js';
 import { printable } from '../../src/printable.js';
-import type { Backend } from '../interface.js';
+import { blockSizeOf, containerOf } from '../disk-image.js';
+import type { Backend, Choice } from '../interface.js';
 import { filePath } from '../options.js';
-import { findEntry } from './archive.js';
+import { findEntry, type ArchiveEntry } from './archive.js';
+import { entryReader } from './entry-reader.js';
 
 /** Names in an archive can be 64 KiB long. */
 const LONGEST_REASON = 300;
+const SECTOR = 512;
 const KEPT = 'what was opened is served, for as long as there is a process of ours that has it open';
 
 export const zipOptions = z.strictObject({
@@ -29,7 +32,7 @@ export const zipBackend: Backend<z.infer<typeof zipOptions>> = {
   name: 'zip',
   options: zipOptions,
   mayHang: true,
-  async open({ path, entry: wanted }, { device, blockSize, inherited }) {
+  async open({ path, entry: wanted }, { device, blockSize: wantedBlockSize, inherited }) {
     const refuse = (reason: string, cause: unknown): SupervisorError =>
       new SupervisorError(`opening archive ${path} failed: ${printable(reason).slice(0, LONGEST_REASON)}`, {
         code: 'BACKEND',
@@ -51,9 +54,12 @@ export const zipBackend: Backend<z.infer<typeof zipOptions>> = {
     try {
       const hasUsers = inherited !== undefined && inherited.size !== null;
       const known = hasUsers ? inherited.announced?.identity : undefined;
-      const { index, bytes, identity } = await indexEntry(archive, wanted, known);
+      const { entry, index, identity } = await indexEntry(archive, wanted, known);
+      const blocks = await blocksOf(archive, entry, wantedBlockSize);
       return {
-        size: Math.ceil(bytes / blockSize) * blockSize,
+        // Behind its end there are zeros.
+        size: Math.ceil(entry.bytes / blocks.blockSize) * blocks.blockSize,
+        ...blocks,
         facts: {
           volatileCache: false,
           fua: false,
@@ -95,10 +101,27 @@ async function indexEntry(archive: FileHandle, wanted: string | undefined, known
     throw new Error(`its entry ${show(name)} has ${identity}, its device was made of ${known}; put that back`);
   }
   try {
-    return { index: await indexZipEntry(archive.fd, entry), bytes, identity };
+    return { entry, index: await indexZipEntry(archive.fd, entry), identity };
   } catch (error) {
     throw new Error(`its entry ${show(name)} cannot be served: ${messageOf(error)}`, { cause: error });
   }
+}
+
+/** `wanted`: null: the one that the entry was made for. */
+async function blocksOf(
+  archive: FileHandle,
+  entry: ArchiveEntry,
+  wanted: number | null,
+): Promise<{ readonly blockSize: number; readonly choices: readonly Choice[] }> {
+  if (wanted !== null) return { blockSize: wanted, choices: [] };
+  await using contents = entryReader(archive, entry);
+  const container = await containerOf(contents.read, entry.bytes);
+  if (container !== null) {
+    const convert = 'unpack and convert it (qemu-img convert -O raw), or give a blockSize, and it is served as it is';
+    throw new Error(`its entry ${show(entry.name)} is ${container} image; ${convert}`);
+  }
+  const { bytes, why } = await blockSizeOf(contents.read, entry.bytes, SECTOR);
+  return { blockSize: bytes, choices: [{ what: 'blockSize', value: bytes, why }] };
 }
 
 async function isNamed(archive: FileHandle, path: string): Promise<boolean> {

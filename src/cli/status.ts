@@ -35,6 +35,7 @@ function describeDevice(device: DeviceStatus): string[] {
     `${name}: ${state}${reason === null ? '' : `, ${reason}`}`,
     `  device    ${path ?? '-'}, ${formatSize(size)}, blocks of ${String(blockSize)}`,
     `  backend   ${backend}, data path ${dataPath}`,
+    ...device.choices.map(({ what, value, why }) => `  chosen    ${what} ${String(value)}: ${why}`),
     `  history   generation ${String(generation)}, recoveries: ${String(recoveries)}${pause}`,
     ...(device.lastExit === null ? [] : [`  last exit ${describeExit(device.lastExit)}`]),
     ...(device.lastCrash === null ? [] : [`  last crash ${describeCrash(device.lastCrash)}`]),

@@ -76,7 +76,10 @@ const device = z
       .describe('N of /dev/ublkbN; left out, the kernel chooses'),
     queues: integer(1, 128).default(1).describe('hardware queues, one process each; the kernel allows one per CPU'),
     depth: integer(1, 4096).default(128).describe('requests per queue that may be outstanding'),
-    blockSize: z.literal([512, 1024, 2048, 4096]).default(4096).describe('logical block size in bytes'),
+    blockSize: z
+      .literal([512, 1024, 2048, 4096])
+      .optional()
+      .describe('logical block size in bytes; left out, the one that the data was made for; 4096 for new data'),
     readOnly: z.boolean().default(false),
     dataPath: z
       .enum(['auto', 'copy', 'user-copy', 'zero-copy'])
@@ -94,15 +97,22 @@ const device = z
     recovery: recovery.prefault({}),
   })
   .superRefine(({ backend, blockSize }, context) => {
-    if (!('size' in backend) || backend.size === undefined || backend.size % blockSize === 0) return;
+    if (blockSize === undefined || !('size' in backend) || (backend.size ?? 0) % blockSize === 0) return;
     context.addIssue({
       code: 'custom',
       path: ['backend', 'size'],
       message: `expected a multiple of blockSize ${String(blockSize)}, got ${String(backend.size)}`,
     });
   })
-  .transform(({ id, user, requestTimeout, recovery: { window, ...rest }, ...others }): DeviceConfig => {
-    return { ...others, id, user, requestTimeoutMs: requestTimeout, recovery: { ...rest, windowMs: window } };
+  .transform(({ id, blockSize, user, requestTimeout, recovery: { window, ...rest }, ...others }): DeviceConfig => {
+    return {
+      ...others,
+      id,
+      blockSize,
+      user,
+      requestTimeoutMs: requestTimeout,
+      recovery: { ...rest, windowMs: window },
+    };
   });
 
 const config = z

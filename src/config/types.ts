@@ -32,8 +32,8 @@ export interface DeviceConfig {
   readonly id: number | undefined;
   readonly queues: number;
   readonly depth: number;
-  /** Logical block size in bytes. */
-  readonly blockSize: number;
+  /** Logical block size in bytes; undefined: the one that suits the data. */
+  readonly blockSize: number | undefined;
   readonly readOnly: boolean;
   readonly dataPath: DataPath | 'auto';
   /** Queue processes that give no sign of life for so long are replaced. */

@@ -102,7 +102,7 @@ function keep(store: number, backend: OpenBackend): OpenBackend {
 }
 
 function describe(backend: OpenBackend): DescribedStore {
-  const { size, facts, blockSize, identity, warning, created, dataPaths } = backend;
+  const { size, facts, blockSize, choices, identity, warning, created, dataPaths } = backend;
   const calls = (['check', 'resize', 'trim'] as const satisfies readonly StoreCall[]).filter(
     (call) => backend[call] !== undefined,
   );
@@ -113,6 +113,7 @@ function describe(backend: OpenBackend): DescribedStore {
     dataPaths,
     calls,
     ...(blockSize === undefined ? {} : { blockSize }),
+    ...(choices === undefined ? {} : { choices }),
     ...(identity === undefined ? {} : { identity }),
     ...(warning === undefined ? {} : { warning }),
   };

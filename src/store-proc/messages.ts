@@ -29,7 +29,7 @@ export interface StoreRequest {
 /** All of an open backend that is not a function; its files come along, parked. */
 export interface DescribedStore extends Pick<
   OpenBackend,
-  'size' | 'facts' | 'blockSize' | 'identity' | 'warning' | 'created' | 'dataPaths'
+  'size' | 'facts' | 'blockSize' | 'choices' | 'identity' | 'warning' | 'created' | 'dataPaths'
 > {
   /** What it can be asked for. */
   readonly calls: readonly StoreCall[];

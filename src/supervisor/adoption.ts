@@ -3,7 +3,7 @@ import type { DeviceConfig } from '../config/types.js';
 import { messageOf } from '../errors.js';
 import { openPidfd, watchProcess } from '../native/binding.js';
 import type { Log } from './device-log.js';
-import { dataPathOf, devicesInKernel, sizeOf, stateOf, type KernelDevice } from './found-devices.js';
+import { blockSizeOf, dataPathOf, devicesInKernel, sizeOf, stateOf, type KernelDevice } from './found-devices.js';
 import type { Instance } from './instance.js';
 import type { Journal, JournalEntry } from './journal.js';
 import type { FoundDevice, HeldByZygote } from './kernel.js';
@@ -107,6 +107,7 @@ async function asFound(device: KernelDevice, held: HeldByZygote | null): Promise
     depth,
     dataPath: dataPathOf(device),
     size: state === 'DEAD' ? null : await sizeOf(id),
+    blockSize: state === 'DEAD' ? null : await blockSizeOf(id),
     held,
   };
 }

@@ -1,4 +1,5 @@
-import type { BackendFacts, Inheritance } from '../../backends/interface.js';
+import { blockSizeOfNew } from '../../backends/disk-image.js';
+import type { BackendFacts, Choice, Inheritance } from '../../backends/interface.js';
 import type { DeviceConfig } from '../config/types.js';
 import { SupervisorError } from '../errors.js';
 import type { Served } from './hand-over.js';
@@ -18,7 +19,13 @@ export function deviceSpec(
       `backend ${config.backend.type} cannot take a write twice, which recovery mode reissue may do; use fail-inflight`,
     );
   }
-  const blockSize = backend.blockSize ?? config.blockSize;
+  const choices = [...(backend.choices ?? [])];
+  let blockSize = backend.blockSize ?? config.blockSize;
+  if (blockSize === undefined) {
+    const { bytes, why } = blockSizeOfNew(backend.size);
+    choices.push({ what: 'blockSize', value: bytes, why });
+    blockSize = bytes;
+  }
   if (backend.size === 0 || backend.size % blockSize !== 0) {
     throw refuse(
       `the backend's size of ${String(backend.size)} bytes is not a multiple of the block size of ` +
@@ -31,6 +38,11 @@ export function deviceSpec(
       `backend ${config.backend.type} has no data path ${config.dataPath}; use ${backend.dataPaths.join(' or ')}`,
     );
   }
+  if (config.dataPath === 'auto') {
+    const best = dataPath === backend.dataPaths[0];
+    const why = `${best ? 'the best' : 'all that this kernel has'} for backend ${config.backend.type}`;
+    choices.push({ what: 'dataPath', value: dataPath, why });
+  }
   return {
     name: config.name,
     id: config.id,
@@ -39,6 +51,7 @@ export function deviceSpec(
     blockSize,
     size: backend.size,
     dataPath,
+    choices,
     recovery: config.recovery.mode,
     requestTimeoutMs: config.requestTimeoutMs,
     user: config.user,
@@ -51,6 +64,23 @@ export function deviceSpec(
       module: backend.module ?? null,
     },
   };
+}
+
+/** Of a device that an earlier supervisor made: what its users were told stays. */
+export function specOfFound(
+  served: Served,
+  kernel: Pick<Kernel, 'offers' | 'nursery'>,
+  found: FoundDevice,
+): DeviceSpec {
+  const { config } = served;
+  const made = { blockSize: found.blockSize ?? config.blockSize, dataPath: found.dataPath };
+  const spec = deviceSpec({ ...served, config: { ...config, ...made } }, kernel);
+  const why = 'the device was made with it';
+  const choices: Choice[] = [
+    ...(config.blockSize === undefined ? [{ what: 'blockSize', value: spec.blockSize, why } as const] : []),
+    ...(config.dataPath === 'auto' ? [{ what: 'dataPath', value: spec.dataPath, why } as const] : []),
+  ];
+  return { ...spec, choices };
 }
 
 interface Unopened {
@@ -68,9 +98,10 @@ export function unopenedSpec(config: DeviceConfig, { found, announced, nursery }
     id: config.id,
     queues: config.queues,
     depth: config.depth,
-    blockSize: announced?.blockSize ?? config.blockSize,
+    blockSize: found?.blockSize ?? announced?.blockSize ?? config.blockSize ?? blockSizeOfNew(0).bytes,
     size: found?.size ?? announced?.size ?? configured,
     dataPath: found?.dataPath ?? (config.dataPath === 'auto' ? 'copy' : config.dataPath),
+    choices: [],
     recovery: config.recovery.mode,
     requestTimeoutMs: config.requestTimeoutMs,
     user: config.user,

@@ -10,7 +10,7 @@ import { describeExit, DeviceHistory } from './device-history.js';
 import type { Log } from './device-log.js';
 import { DeviceRequests } from './device-requests.js';
 import { within } from './deadline.js';
-import { deviceSpec, unopenedSpec, type Announced } from './device-spec.js';
+import { deviceSpec, specOfFound, unopenedSpec, type Announced } from './device-spec.js';
 import { assertSameDevice, type HandOver, type Served } from './hand-over.js';
 import { Interrupt } from './interrupt.js';
 import type { DeviceSpec, FoundDevice, Kernel, QueueReport } from './kernel.js';
@@ -210,9 +210,11 @@ export class Device {
 
   /** What `next` comes to. Throws when this device cannot serve it. */
   specOf(next: Served): DeviceSpec {
-    const spec = deviceSpec(next, this.#kernel);
+    const { choices, blockSize } = this.#spec;
+    const config = { ...next.config, blockSize: next.config.blockSize ?? blockSize };
+    const spec = deviceSpec({ ...next, config }, this.#kernel);
     assertSameDevice(this.#spec, spec);
-    return spec;
+    return { ...spec, choices };
   }
 
   /**
@@ -255,6 +257,7 @@ export class Device {
       size: this.#spec.size,
       blockSize: this.#spec.blockSize,
       dataPath: this.#spec.dataPath,
+      choices: this.#spec.choices,
       generation: generationNumber,
       recoveries,
       lastExit,
@@ -276,8 +279,8 @@ export class Device {
       if (this.#state === 'gone') throw this.#stopped();
       const found = this.#found;
       if (found !== null) assertSameSize(name, found, backend.size);
-      const config = found === null ? this.#config : { ...this.#config, dataPath: found.dataPath };
-      const spec = deviceSpec({ config, backend, nursery: null }, this.#kernel);
+      const served = { config: this.#config, backend, nursery: null };
+      const spec = found === null ? deviceSpec(served, this.#kernel) : specOfFound(served, this.#kernel, found);
       this.#serve({ config: this.#config, backend, spec });
       return backend;
     } catch (error) {

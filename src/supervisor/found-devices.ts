@@ -40,6 +40,12 @@ export async function sizeOf(id: number): Promise<number | null> {
   return sectors === null ? null : Number(sectors) * 512;
 }
 
+/** Logical block size of /dev/ublkbN in bytes; null where there is none. */
+export async function blockSizeOf(id: number): Promise<number | null> {
+  const size = await unlessMissing(readFile(`/sys/block/ublkb${String(id)}/queue/logical_block_size`, 'utf8'));
+  return size === null ? null : Number(size);
+}
+
 /** null: there is none. That it cannot be read is another matter. */
 async function unlessMissing<Result>(reading: Promise<Result>): Promise<Result | null> {
   return reading.catch((error: unknown) => {

@@ -1,4 +1,4 @@
-import type { BackendFacts, BackendModule, DataPath } from '../../backends/interface.js';
+import type { BackendFacts, BackendModule, Choice, DataPath } from '../../backends/interface.js';
 import type { RecoveryMode, User } from '../config/types.js';
 import type { HeldGeneration, MarkedRequest, RequestIdentity } from '../native/binding.js';
 import type { BackendReport } from '../queue-proc/message-schema.js';
@@ -13,6 +13,8 @@ export interface DeviceSpec {
   readonly blockSize: number;
   readonly size: number;
   readonly dataPath: DataPath;
+  /** What its configuration left open. */
+  readonly choices: readonly Choice[];
   readonly recovery: RecoveryMode;
   /** A generation that gives no sign of life for so long is ended; watchdog.ts says what is one. */
   readonly requestTimeoutMs: number;
@@ -48,6 +50,8 @@ export interface FoundDevice extends GrantedDevice {
   readonly dataPath: DataPath;
   /** Bytes; null: it has no block device. */
   readonly size: number | null;
+  /** Bytes; null: it has no block device. */
+  readonly blockSize: number | null;
   /** Its last generation, where there still is the zygote that forked it. */
   readonly held: HeldByZygote | null;
 }

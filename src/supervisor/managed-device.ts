@@ -78,8 +78,10 @@ export class ManagedDevice {
     const announced = found === undefined ? null : (left?.announced ?? null);
     // Its users know it with the size that the kernel has. Of a change of it a supervisor that died may have told nobody.
     this.#config = size === null ? config : withSize(config, size);
-    this.#openBackend = ({ name: device, blockSize, readOnly, user, backend }, inherited) =>
-      context.stores.open(backend, { device, blockSize, readOnly, user, ...(inherited ? { inherited } : {}) });
+    this.#openBackend = ({ name: device, blockSize: configured, readOnly, user, backend }, inherited) => {
+      const blockSize = inherited?.blockSize ?? configured ?? null;
+      return context.stores.open(backend, { device, blockSize, readOnly, user, ...(inherited ? { inherited } : {}) });
+    };
     this.added = new Promise((resolve) => {
       this.#markAdded = resolve;
     });
@@ -97,7 +99,7 @@ export class ManagedDevice {
       else if (state === 'gone') this.#journal.remove(name);
       onDeviceChange({ name, id: this.device.id, state, size: this.device.size });
     };
-    const openBackend = (): Promise<OpenBackend> => this.#openOnceUnlocked({ size, announced });
+    const openBackend = (): Promise<OpenBackend> => this.#openOnceUnlocked({ size, blockSize: found?.blockSize ?? null, announced });
     this.device = new Device({
       config: this.#config,
       openBackend,

@@ -1,4 +1,4 @@
-import type { DataPath } from '../../backends/interface.js';
+import type { Choice, DataPath } from '../../backends/interface.js';
 import type { DeviceState } from './machine.js';
 import type { PlanEntry } from './reload-plan.js';
 
@@ -117,6 +117,8 @@ export interface DeviceStatus {
   readonly size: number;
   readonly blockSize: number;
   readonly dataPath: DataPath;
+  /** What the configuration left open, and why it is so. */
+  readonly choices: readonly Choice[];
   /** 1 for the first set of queue processes; each recovery adds one. */
   readonly generation: number;
   readonly recoveries: number;

@@ -1,5 +1,5 @@
 import { closeSync } from 'node:fs';
-import type { OpenBackend, OpenContext } from '../../backends/interface.js';
+import type { Inheritance, OpenBackend, OpenContext } from '../../backends/interface.js';
 import { mayHang, openBackend, type BackendOptions } from '../../backends/registry.js';
 import { SupervisorError } from '../errors.js';
 import { parkFiles, parkedFiles } from '../native/binding.js';
@@ -22,7 +22,7 @@ export class Stores {
   async open(options: BackendOptions, context: OpenContext): Promise<OpenBackend> {
     if (!mayHang(options)) return openHere(options, context);
     const { inherited, ...rest } = context;
-    const known = inherited === undefined ? null : { size: inherited.size, announced: inherited.announced };
+    const known = inherited === undefined ? null : withoutFiles(inherited);
     this.#lastStore += 1;
     const opening = { store: this.#lastStore, options, context: rest, inherited: known };
     const { described, parked } = await this.#perform('open', opening, inherited?.files ?? []);
@@ -45,7 +45,7 @@ export class Stores {
   #opened(described: DescribedStore, files: readonly number[], opening: Opening): OpenBackend {
     const { calls, ...known } = described;
     const { size, facts, identity, blockSize = null } = known;
-    const current = { ...opening, inherited: { size, announced: { size, facts, identity, blockSize } } };
+    const current = { ...opening, inherited: { size, blockSize, announced: { size, facts, identity, blockSize } } };
     const perform = async (call: StoreCall, wanted: number | null = null): Promise<Performed> =>
       this.#perform(call, current, files, wanted);
     const done = async (call: StoreCall): Promise<void> => {
@@ -98,6 +98,11 @@ export class Stores {
     if (this.#process?.alive !== true) this.#process = new StoreProcess();
     return this.#process;
   }
+}
+
+/** Of the message: they travel beside it. */
+function withoutFiles({ size, blockSize, announced }: Inheritance): Omit<Inheritance, 'files'> {
+  return { size, blockSize, announced };
 }
 
 /** What is in memory. */

@@ -54,7 +54,7 @@ t.test('the example is accepted and means what it says', async (t) => {
       id: undefined,
       queues: 1,
       depth: 128,
-      blockSize: 4096,
+      blockSize: undefined,
       readOnly: false,
       dataPath: 'auto',
       requestTimeoutMs: 60_000,

@@ -44,7 +44,7 @@ function foundIn(model: ModelKernel): FoundDevice | undefined {
   const [device] = [...model.devices.values()];
   if (device === undefined) return undefined;
   const { id, state } = device;
-  return { id, state, queues: 2, depth: 4, dataPath: 'user-copy', size: backend.size, held: null };
+  return { id, state, queues: 2, depth: 4, dataPath: 'user-copy', size: backend.size, blockSize: 4096, held: null };
 }
 
 /** A life with everything in it: start, a crash and its recovery, a stop. */

@@ -11,6 +11,7 @@ export const scratch: DeviceStatus = {
   size: 2 ** 20,
   blockSize: 4096,
   dataPath: 'copy',
+  choices: [],
   generation: 1,
   recoveries: 0,
   lastExit: null,

@@ -36,6 +36,7 @@ t.test('a file is created sparse or with its space, and opened again as it is', 
 const left = (size: number, identity?: string): Inheritance => ({
   files: [],
   size,
+  blockSize: 4096,
   announced: { size, blockSize: null, facts, identity },
 });
 
@@ -112,6 +113,45 @@ t.test('what was left open is served, and checked, whatever the path names', asy
   await rename(at('left-open-first'), path);
   await t.resolves(second.check());
   await second.close();
+});
+
+const openAsItIs = (path: string, options: Partial<StoreOptions> = {}) =>
+  openStore({ ...usual, path, ...options }, null);
+
+t.test('without a word of the user a file has the blocks that it was made for', async (t) => {
+  const path = at('made-for');
+  const created = await openAsItIs(path, { size: MIB });
+  t.match(created, { blockSize: 4096, choices: [{ what: 'blockSize', value: 4096, why: 'the data is new' }, {}] });
+  await created.close();
+  execFileSync('mkfs.ext4', ['-qFb', '1024', path]);
+  const small = await openAsItIs(path);
+  t.match(small, { blockSize: 1024, choices: [{ why: 'the ext4 in it' }, { what: 'direct' }] });
+  await small.close();
+  const asSaid = await open(path, { direct: false });
+  t.match(asSaid, { blockSize: 4096, choices: [] });
+  await asSaid.close();
+});
+
+t.test('a disk ends with its last whole block', async (t) => {
+  const path = at('odd');
+  await writeFile(path, Buffer.alloc(3 * 512 + 100));
+  const store = await openAsItIs(path);
+  t.match(store, { size: 3 * 512, warning: `the last 100 bytes of ${path} are no whole block and not part of it` });
+  await store.check();
+  await store.close();
+  t.equal((await stat(path)).size, 3 * 512 + 100);
+  await writeFile(path, 'a');
+  await t.rejects(openAsItIs(path), { message: /odd failed: it has 1 bytes, which is less than one block of 512$/ });
+});
+
+t.test('an image in a form of its own is refused, unless it is said to be a disk', async (t) => {
+  const path = at('image.vhdx');
+  await writeFile(path, 'vhdxfile'.padEnd(MIB, '\0'));
+  const message = /image\.vhdx failed: it is a VHDX image; convert it \(qemu-img convert -O raw\), or give a blockSize/;
+  await t.rejects(openAsItIs(path), { message, code: 'BACKEND' });
+  await (await open(path)).close();
+  const inUse = await openStore({ ...usual, path }, 4096, left(MIB));
+  await inUse.close();
 });
 
 t.test('an empty file is one whose creation was not finished', async (t) => {

@@ -129,7 +129,8 @@ t.test('C2 what changed while there was no supervisor is a change to its success
   await rigOn(kernel, [a], []);
   kill();
   const size = 2 * backend.size;
-  const found: FoundDevice = { id: 0, state: 'LIVE', queues: 2, depth: 4, dataPath: 'user-copy', size, held: null };
+  const shape = { queues: 2, depth: 4, dataPath: 'user-copy', size, blockSize: 4096 } as const;
+  const found: FoundDevice = { id: 0, state: 'LIVE', ...shape, held: null };
   const made = await rigOn(model, [patient(a)], [{ config: a, announced: null, found }]);
   t.strictSame(now(made), ['a live 1']);
   t.strictSame(await made.supervisor.reload(reallyReload), [

@@ -117,7 +117,7 @@ t.test('the users of a device are given nothing but the entry that it was made o
       device: 'a',
       blockSize: 4096,
       readOnly: false,
-      inherited: { files, size, announced: { size: 64 * KIB, blockSize: null, facts, identity } },
+      inherited: { files, size, blockSize: 4096, announced: { size: 64 * KIB, blockSize: null, facts, identity } },
     });
   const leave = (): number[] => [openSync(`/proc/self/fd/${String(first.files[0])}`, 'r'), openSync('/dev/null', 'r')];
   const { ino } = statSync(path);

@@ -1,0 +1,106 @@
+// run: full
+// kernels: newest
+// guest: --timeout 2400
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { Served, assertNothingLeft, ok, shell } from './harness.js';
+
+/** Disks that others made, served without a word about what is in them. */
+
+const DIRECTORY = '/dev/shm/images';
+
+interface Image {
+  readonly name: string;
+  /** Makes a file system on the device, or the file, $1. */
+  readonly make: string;
+  /** Bytes of a sector of the disk that it is made on; 0: of none, `make` fills the file from /tmp/tree. */
+  readonly sector: 512 | 4096 | 0;
+  readonly blockSize: number;
+}
+
+const images: readonly Image[] = [
+  { name: 'ext4-1k', make: 'mkfs.ext4 -qb 1024 $1', sector: 512, blockSize: 1024 },
+  { name: 'ext4-2k', make: 'mkfs.ext4 -qb 2048 $1', sector: 512, blockSize: 2048 },
+  { name: 'ext4-4k', make: 'mkfs.ext4 -qb 4096 $1', sector: 4096, blockSize: 4096 },
+  { name: 'xfs-512', make: 'mkfs.xfs -q $1', sector: 512, blockSize: 512 },
+  { name: 'xfs-4096', make: 'mkfs.xfs -q $1', sector: 4096, blockSize: 4096 },
+  { name: 'btrfs', make: 'mkfs.btrfs -q $1', sector: 512, blockSize: 4096 },
+  { name: 'fat12', make: 'mkfs.vfat -F 12 -s 64 $1', sector: 512, blockSize: 512 },
+  { name: 'fat16', make: 'mkfs.vfat -F 16 $1', sector: 512, blockSize: 512 },
+  { name: 'fat32', make: 'mkfs.vfat -F 32 $1', sector: 512, blockSize: 512 },
+  { name: 'fat32-4096', make: 'mkfs.vfat -F 32 -s 1 $1', sector: 4096, blockSize: 4096 },
+  { name: 'exfat', make: 'mkfs.exfat $1', sector: 512, blockSize: 512 },
+  { name: 'exfat-4096', make: 'mkfs.exfat $1', sector: 4096, blockSize: 4096 },
+  { name: 'squashfs', make: 'mksquashfs /tmp/tree $1 -noappend -quiet', sector: 0, blockSize: 512 },
+  { name: 'iso', make: 'rm $1; xorriso -as mkisofs -quiet -R -o $1 /tmp/tree', sector: 0, blockSize: 2048 },
+];
+/** Of fat12: it cannot have more clusters. */
+const SIZES: Readonly<Record<string, string>> = { fat12: '64M' };
+
+const fileOf = (name: string): string => `${DIRECTORY}/${name}.img`;
+
+async function make({ name, make, sector }: Image): Promise<void> {
+  const file = fileOf(name);
+  const filled =
+    sector === 0
+      ? make.replaceAll('$1', file)
+      : `loop=$(losetup --show -f --sector-size ${String(sector)} ${file})
+        ${make.replaceAll('$1', '$loop')}
+        mount $loop /mnt/image; cp /tmp/tree/* /mnt/image; umount /mnt/image; losetup -d $loop`;
+  await shell(`truncate -s ${SIZES[name] ?? '320M'} ${file}; ${filled}`);
+}
+
+test('images that others made', async (t) => {
+  await shell(`
+    modprobe -a loop xfs btrfs vfat nls_cp437 nls_ascii exfat squashfs isofs
+    mkdir -p ${DIRECTORY} /mnt/image /tmp/tree
+    head -c 3M /dev/urandom > /tmp/tree/noise
+    (cd /tmp/tree; sha256sum noise > sums)`);
+  for (const image of images) await make(image);
+  // The same data on a disk of the other kind.
+  const other = { 'ext4-1k': 4096, 'xfs-4096': 512 } as const;
+  const behindLoop = await Promise.all(
+    Object.entries(other).map(async ([name, sector]) => {
+      const copy = `${DIRECTORY}/${name}-behind.img`;
+      const loop = await shell(`
+        cp --sparse=always ${fileOf(name)} ${copy}; losetup --show -f --sector-size ${String(sector)} ${copy}`);
+      const { blockSize } = images.find((image) => image.name === name) ?? assert.fail();
+      return { name: `${name}-behind`, path: loop.trim(), blockSize };
+    }),
+  );
+  const disks = [...images.map(({ name, blockSize }) => ({ name, path: fileOf(name), blockSize })), ...behindLoop];
+  const served = await Served.start(
+    disks.map(({ name, path }) => ({ name, backend: { type: 'file', path, readOnly: name === 'iso' } })),
+  );
+  for (const { name, blockSize } of disks) {
+    await t.test(name, async () => {
+      const { path, ...device } = await served.device(name);
+      assert.ok(path);
+      assert.equal(device.blockSize, blockSize);
+      assert.deepEqual(
+        device.choices.map(({ what }) => what),
+        ['blockSize', 'direct', 'dataPath'],
+      );
+      assert.equal((await ok('blockdev', ['--getss', path])).trim(), String(blockSize));
+      const readOnly = ['iso', 'squashfs'].includes(name);
+      await shell(`
+        mount ${readOnly ? '-o ro' : ''} ${path} /mnt/image
+        cd /mnt/image; sha256sum --quiet -c sums
+        ${readOnly ? '' : 'cp noise copy; sync -f .'}
+        cd /; umount /mnt/image`);
+      if (readOnly) return;
+      await shell(`
+        mount ${path} /mnt/image; cmp /mnt/image/copy /tmp/tree/noise; umount /mnt/image`);
+    });
+  }
+  assert.equal(await served.terminate(), 0);
+  await assertNothingLeft(served.runtimeDir);
+
+  await t.test('what was written is there for whoever made them', async () => {
+    for (const { name, sector } of images.filter((image) => image.sector !== 0)) {
+      await shell(`
+        loop=$(losetup --show -f --sector-size ${String(sector)} ${fileOf(name)})
+        mount $loop /mnt/image; cmp /mnt/image/copy /tmp/tree/noise; umount /mnt/image; losetup -d $loop`);
+    }
+  });
+});
