@@ -39,6 +39,7 @@
         'src/native/addon/addon.cpp',
         'src/native/addon/accounts.cpp',
         'src/native/addon/block_devices.cpp',
+        'src/native/addon/close_watch.cpp',
         'src/native/addon/files.cpp',
         'src/native/addon/js_queue.cpp',
         'src/native/addon/message_channel.cpp',

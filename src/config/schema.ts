@@ -85,6 +85,10 @@ const device = z
       .enum(['auto', 'copy', 'user-copy', 'zero-copy'])
       .default('auto')
       .describe('how request data reaches the queue process; auto: what suits the backend best'),
+    partitions: z
+      .boolean()
+      .default(false)
+      .describe('whether partitions of the device are devices too, /dev/ublkbNpM; kept as its partition table is'),
     user: user.optional().describe('user name or uid that the queue processes run as; by default as the supervisor'),
     backend: backendOptions.describe('what stores the data'),
     requestTimeout: duration

@@ -36,6 +36,8 @@ export interface DeviceConfig {
   readonly blockSize: number | undefined;
   readonly readOnly: boolean;
   readonly dataPath: DataPath | 'auto';
+  /** Its partitions are devices, too. */
+  readonly partitions: boolean;
   /** Queue processes that give no sign of life for so long are replaced. */
   readonly requestTimeoutMs: number;
   /** Whom the queue processes run as; undefined: as the supervisor, without its capabilities. */

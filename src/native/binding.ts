@@ -191,6 +191,11 @@ export interface MessageChannel {
 }
 
 /** Watches one process by pidfd. */
+export interface CloseWatch {
+  /** No call comes any more. */
+  end(): void;
+}
+
 export interface ProcessWatch {
   /** SIGKILL; harmless when the process is gone. */
   kill(): void;
@@ -376,6 +381,7 @@ interface Binding {
     onMessage: (bytes: Buffer, fds: readonly number[]) => void,
     onClose: () => void,
   ) => MessageChannel;
+  CloseWatch: new (path: string, onClosed: () => void) => CloseWatch;
   ProcessWatch: new (pidfd: number, onExit: () => void) => ProcessWatch;
   openPidfd(pid: number): number;
   sendDatagram(address: string, text: string): void;
@@ -515,6 +521,11 @@ export function openZygoteChannel(
   onClose: () => void,
 ): ZygoteChannel {
   return translated(() => new (binding().ZygoteChannel)(fd, onMessage, onClose));
+}
+
+/** inotify(7) of `path`: `onClosed` is called when whoever could write to it has closed it. */
+export function watchCloses(path: string, onClosed: () => void): CloseWatch {
+  return translated(() => new (binding().CloseWatch)(path, onClosed));
 }
 
 /** Takes `pidfd` over; `onExit` is called once. */

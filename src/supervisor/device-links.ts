@@ -11,19 +11,19 @@ const PARENT = '/dev/ublk';
 const DIRECTORY = `${PARENT}/by-name`;
 const SECTOR = 512;
 /** How our links look; whatever else is in the directory is not touched. */
-const TARGET = /^\.\.\/\.\.\/(ublkb[0-9]+)$/;
+const TARGET = /^\.\.\/\.\.\/(ublkb[0-9]+(?:p[0-9]+)?)$/;
 
 /** In these the device may be gone, or is about to go. */
 const WITHOUT_DEVICE: ReadonlySet<DeviceState> = new Set(['adding', 'starting', 'stopping', 'failed', 'gone']);
 
 /**
- * The links /dev/ublk/by-name/NAME. One is there while its device can be used: it is made when the device is live, and
+ * The links /dev/ublk/by-name/NAME, and NAME-partM for its partitions. One is there while its device can be used: it is made when the device is live, and
  * removed before the device is. Everything here is a few system calls on files in memory, none of which can wait for a
  * device, so it is done at once and in order.
  */
 export class DeviceLinks {
   readonly #log: Log;
-  /** Of our devices, by name. */
+  /** By the link's name. */
   readonly #targets = new Map<string, string>();
 
   constructor(log: Log) {
@@ -46,7 +46,7 @@ export class DeviceLinks {
   deviceChanged(device: DeviceChange): void {
     if (device.state === 'live') {
       this.#try(`making ${join(DIRECTORY, device.name)}`, () => {
-        this.#make(device);
+        this.#make(device.name, `ublkb${String(device.id)}`, device.size);
       });
     } else if (WITHOUT_DEVICE.has(device.state)) {
       this.#try(`removing ${join(DIRECTORY, device.name)}`, () => {
@@ -55,8 +55,29 @@ export class DeviceLinks {
     }
   }
 
-  #make({ name, id, size }: DeviceChange): void {
-    const node = `ublkb${String(id)}`;
+  /** `numbers`: of the partitions that /dev/ublkbN has now. */
+  partitionsChanged(device: string, id: number, numbers: readonly number[]): void {
+    const node = `ublkb${String(id)}p`;
+    const names = new Set(numbers.map((number) => `${device}-part${String(number)}`));
+    this.#try(`removing links to partitions of ${device}`, () => {
+      // An earlier supervisor may have made them.
+      for (const name of existsSync(DIRECTORY) ? readdirSync(DIRECTORY) : []) {
+        const target = targetOf(name) ?? '';
+        if (!name.startsWith(`${device}-part`) || !target.startsWith(`../../${node}`) || names.has(name)) continue;
+        rmSync(join(DIRECTORY, name));
+        this.#targets.delete(name);
+      }
+    });
+    for (const number of numbers) {
+      const name = `${device}-part${String(number)}`;
+      this.#try(`making ${join(DIRECTORY, name)}`, () => {
+        this.#make(name, `${node}${String(number)}`, null);
+      });
+    }
+  }
+
+  /** `size`: bytes; null: whatever it has. */
+  #make(name: string, node: string, size: number | null): void {
     const target = `../../${node}`;
     // A recovery leaves the device, and so its link, as it was.
     if (this.#targets.get(name) === target) return;
@@ -75,7 +96,7 @@ export class DeviceLinks {
     renameSync(temporary, path);
     this.#targets.set(name, target);
     // With our rules udev tells systemd of the new name when it looks at the device again.
-    writeFileSync(`/sys/block/${node}/uevent`, 'change');
+    writeFileSync(`/sys/class/block/${node}/uevent`, 'change');
   }
 
   #remove(name: string): void {
@@ -126,12 +147,12 @@ function assertSafe(): void {
 }
 
 /** That the node is this device's. Nothing is opened: that could wait for I/O, and would look like a user. */
-function assertDevice(node: string, size: number): void {
-  const attribute = (name: string): string => readFileSync(`/sys/block/${node}/${name}`, 'utf8').trim();
+function assertDevice(node: string, size: number | null): void {
+  const attribute = (name: string): string => readFileSync(`/sys/class/block/${node}/${name}`, 'utf8').trim();
   const found = lstatSync(`/dev/${node}`);
   if (!found.isBlockDevice() || deviceNumber(found.rdev) !== attribute('dev')) {
     throw new Error(`/dev/${node} is not the block device of that name`);
   }
   const bytes = Number(attribute('size')) * SECTOR;
-  if (bytes !== size) throw new Error(`/dev/${node} has ${String(bytes)} bytes and not ${String(size)}`);
+  if (bytes !== (size ?? bytes)) throw new Error(`/dev/${node} has ${String(bytes)} bytes and not ${String(size)}`);
 }

@@ -12,6 +12,7 @@ import type { Served } from './hand-over.js';
 import type { DeviceState } from './machine.js';
 import type { Kernel } from './kernel.js';
 import type { Journal } from './journal.js';
+import { Partitions } from './partitions.js';
 import type { DeviceChange } from './status.js';
 
 export interface OpensStores {
@@ -30,6 +31,8 @@ export interface ManagedDeviceContext {
   readonly crashFiles: CrashFiles | null;
   /** Called after every change of state, before anything follows from it; must not throw. */
   readonly onDeviceChange: (device: DeviceChange) => void;
+  /** Called with the partitions that /dev/ublkbN has from now on; must not throw. */
+  readonly onPartitionsChange: (device: string, id: number, numbers: readonly number[]) => void;
 }
 
 /** What a device could serve instead of what it serves. */
@@ -44,6 +47,10 @@ const OPENING_GRACE_MS = 1000;
 /** A store that is not closed by then is closed when it can be, or with this process. */
 const CLOSE_DEADLINE_MS = 10_000;
 const RESIZE_DEADLINE_MS = 150_000;
+/** So long, as a rule, nobody is told that a device is there before its partitions are. */
+const PARTITIONS_GRACE_MS = 5000;
+/** In these it is gone, or about to go. */
+const ENDING: ReadonlySet<DeviceState> = new Set(['stopping', 'failed', 'gone']);
 
 /** A device together with the backend that is opened for its sake. Its name and id are taken from the beginning. */
 export class ManagedDevice {
@@ -60,6 +67,7 @@ export class ManagedDevice {
   readonly #stores: OpensStores;
   readonly #clock: Clock;
   readonly #log: Log;
+  readonly #partitions: Partitions;
   /** Files of the backend that an earlier supervisor left open, until it is open here. */
   #inherited: readonly number[];
   #config: DeviceConfig;
@@ -93,13 +101,19 @@ export class ManagedDevice {
     this.#log = log;
     this.#inherited = config.backend.type === 'module' ? [] : (found?.held?.files ?? []);
     const { name } = config;
+    this.#partitions = new Partitions(name, log, (id, numbers) => {
+      context.onPartitionsChange(name, id, numbers);
+    });
     const onChange = (state: DeviceState): void => {
       if (state !== 'adding') this.#markAdded();
       if (state === 'starting') this.#record();
       else if (state === 'gone') this.#journal.remove(name);
+      if (state === 'live') this.#followPartitions();
+      else if (ENDING.has(state)) this.#partitions.leave();
       onDeviceChange({ name, id: this.device.id, state, size: this.device.size });
     };
-    const openBackend = (): Promise<OpenBackend> => this.#openOnceUnlocked({ size, blockSize: found?.blockSize ?? null, announced });
+    const openBackend = (): Promise<OpenBackend> =>
+      this.#openOnceUnlocked({ size, blockSize: found?.blockSize ?? null, announced });
     this.device = new Device({
       config: this.#config,
       openBackend,
@@ -111,6 +125,12 @@ export class ManagedDevice {
       crashFiles,
       onChange,
     });
+  }
+
+  /** Call once. Resolves when the device is live, as a rule with its partitions; rejects when it failed, or was stopped before. */
+  async start(): Promise<void> {
+    await this.device.start();
+    await within('looking for partitions', PARTITIONS_GRACE_MS, this.#partitions.settled).catch(() => undefined);
   }
 
   /** What it serves now. */
@@ -181,8 +201,16 @@ export class ManagedDevice {
 
   async #handOver(next: Served, force: boolean): Promise<void> {
     await this.device.handOver(next, { force });
+    const had = this.#config.partitions;
     this.#config = next.config;
     this.#record();
+    if (next.config.partitions) this.#followPartitions();
+    else if (had) await this.#partitions.drop();
+  }
+
+  #followPartitions(): void {
+    const { blockDevice } = this.device;
+    if (this.#config.partitions && blockDevice !== null) this.#partitions.follow(blockDevice);
   }
 
   /** Rejects with `EOPNOTSUPP` or `REFUSED` when this kernel, or the backend, cannot do it; then nothing is touched. */

@@ -24,6 +24,7 @@ type Value = string | number | boolean | undefined;
 
 /** What can change while a device is served; everything else the kernel, or the data, was fixed with. */
 const CHANGEABLE: ReadonlySet<string> = new Set([
+  'partitions',
   'requestTimeout',
   'recovery.auto',
   'recovery.maxRestarts',

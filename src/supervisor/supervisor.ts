@@ -31,6 +31,7 @@ export interface SupervisorOptions {
   readonly onEnd?: () => void;
   /** Called after every change of a device's state, before anything follows from it; must not throw. */
   readonly onDeviceChange?: (device: DeviceChange) => void;
+  readonly onPartitionsChange?: (device: string, id: number, numbers: readonly number[]) => void;
   readonly stores: OpensStores;
   readonly clock?: Clock;
   readonly journal?: Pick<Journal, 'write' | 'remove'>;
@@ -84,8 +85,9 @@ export class Supervisor implements SupervisorApi {
 
   constructor(options: SupervisorOptions) {
     const { kernel, log, stores, clock, onEnd = () => undefined } = options;
-    const { journal = NO_JOURNAL, crashFiles = null, onDeviceChange = () => undefined } = options;
-    this.#context = { kernel, log, stores, clock, journal, crashFiles, onDeviceChange };
+    const { journal = NO_JOURNAL, crashFiles = null } = options;
+    const { onDeviceChange = () => undefined, onPartitionsChange = () => undefined } = options;
+    this.#context = { kernel, log, stores, clock, journal, crashFiles, onDeviceChange, onPartitionsChange };
     this.#findLeftDevices = options.findLeftDevices ?? (() => Promise.resolve([]));
     this.#log = log;
     this.#version = options.version;
@@ -172,7 +174,7 @@ export class Supervisor implements SupervisorApi {
   /** What becomes of it when its backend is open at last is in `status`. */
   async #startPatiently(managed: ManagedDevice, failures: StartFailure[]): Promise<void> {
     const { name } = managed.config;
-    const started = managed.device.start().then(() => true);
+    const started = managed.start().then(() => true);
     try {
       const first = await Promise.race([started, later(START_PATIENCE_MS)]);
       if (first === undefined && managed.device.backend === null) {
@@ -225,7 +227,7 @@ export class Supervisor implements SupervisorApi {
     this.#assertFree(config);
     const managed = this.#make(config, null);
     try {
-      await managed.device.start();
+      await managed.start();
     } catch (error) {
       await this.#undo(managed);
       throw error;
@@ -278,7 +280,7 @@ export class Supervisor implements SupervisorApi {
       const target = {
         devices: [...this.#devices.values()],
         open: (config: DeviceConfig) => this.#open(config),
-        start: ({ device }: ManagedDevice) => device.start(),
+        start: (managed: ManagedDevice) => managed.start(),
         claim: (devices: readonly ManagedDevice[]) => this.#claim(devices),
         remove: (managed: ManagedDevice) => this.#remove(managed, { force: false, removeData: false }),
         undo: (managed: ManagedDevice) => this.#undo(managed),

@@ -116,6 +116,9 @@ async function runIn(
     crashFiles,
     loadConfig,
     startSuccessor: () => keeper.startSuccessor(),
+    onPartitionsChange: (device, id, numbers) => {
+      links.partitionsChanged(device, id, numbers);
+    },
     onDeviceChange: (device) => {
       links.deviceChanged(device);
       onDeviceChange?.(device);

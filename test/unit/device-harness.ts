@@ -42,6 +42,7 @@ export function deviceConfig(name: string, recovery: Partial<RecoveryConfig> = {
     blockSize: 4096,
     readOnly: false,
     dataPath: 'auto',
+    partitions: false,
     backend: { type: 'null', size: 1 << 20 },
     requestTimeoutMs: 60_000,
     user: undefined,

@@ -7,6 +7,7 @@ namespace {
 Napi::Object init(Napi::Env env, Napi::Object exports) {
   exportAccounts(env, exports);
   exportBlockDevices(env, exports);
+  exportCloseWatch(env, exports);
   exportFiles(env, exports);
   exportMessageChannel(env, exports);
   exportSystem(env, exports);

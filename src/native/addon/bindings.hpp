@@ -22,6 +22,7 @@ auto guarded(Napi::Env env, Body&& body) {
 
 void exportAccounts(Napi::Env env, Napi::Object exports);
 void exportBlockDevices(Napi::Env env, Napi::Object exports);
+void exportCloseWatch(Napi::Env env, Napi::Object exports);
 void exportFiles(Napi::Env env, Napi::Object exports);
 void exportMessageChannel(Napi::Env env, Napi::Object exports);
 void exportSystem(Napi::Env env, Napi::Object exports);

@@ -1,0 +1,138 @@
+import { execFile, type ChildProcess } from 'node:child_process';
+import { readdir } from 'node:fs/promises';
+import { messageOf } from '../errors.js';
+import { watchCloses, type CloseWatch } from '../native/binding.js';
+import type { Log } from './device-log.js';
+
+const PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin';
+/** What partx says of a disk without a table. */
+const NO_TABLE = 'failed to read partition table';
+
+/**
+ * Makes the partitions of a device, /dev/ublkbNpM, those of the table on it. The kernel does not look itself, because a queue
+ * process that dies under its eyes wedges ublk; partx(8) does, a process that can wait for the device with nobody waiting for it.
+ */
+export class Partitions {
+  readonly #device: string;
+  readonly #log: Log;
+  readonly #onChange: (id: number, numbers: readonly number[]) => void;
+  #id = 0;
+  #following = false;
+  #watch: CloseWatch | null = null;
+  #running: ChildProcess | null = null;
+  #looking: Promise<void> | null = null;
+  /** The table may have changed since the look that is under way began. */
+  #again = false;
+
+  /** `onChange`: told of the partitions that /dev/ublkbN has now; must not throw. */
+  constructor(device: string, log: Log, onChange: (id: number, numbers: readonly number[]) => void) {
+    this.#device = device;
+    this.#log = log;
+    this.#onChange = onChange;
+  }
+
+  get #node(): string {
+    return `ublkb${String(this.#id)}`;
+  }
+
+  /** Of /dev/ublkbN, which is live. Looks now, and whenever somebody who could write to it has closed it. */
+  follow(id: number): void {
+    this.#id = id;
+    this.#following = true;
+    try {
+      this.#watch ??= watchCloses(`/dev/${this.#node}`, () => void this.look());
+    } catch (error) {
+      this.#warn(`watching for another partition table failed: ${messageOf(error)}`);
+    }
+    void this.look();
+  }
+
+  /** Resolves when the partitions are those of the table that was there when it was called. */
+  look(): Promise<void> {
+    this.#again = true;
+    this.#looking ??= this.#look().finally(() => {
+      this.#looking = null;
+    });
+    return this.#looking;
+  }
+
+  /** Resolves when no look is under way. */
+  get settled(): Promise<void> {
+    return this.#looking ?? Promise.resolve();
+  }
+
+  /** There are to be none any more; those that are in use stay. */
+  async drop(): Promise<void> {
+    this.leave();
+    await this.settled;
+    const failed = await this.#remove(() => true).catch(messageOf);
+    if (failed !== undefined) this.#warn(`removing partitions failed: ${failed}`);
+  }
+
+  /** The device goes, and its partitions with it. */
+  leave(): void {
+    if (!this.#following) return;
+    this.#following = false;
+    this.#watch?.end();
+    this.#watch = null;
+    this.#again = false;
+    this.#running?.kill('SIGKILL');
+    this.#onChange(this.#id, []);
+  }
+
+  async #look(): Promise<void> {
+    while (this.#again) {
+      this.#again = false;
+      const failed = await this.#makeThem().catch(messageOf);
+      // It may have gone meanwhile.
+      if (!this.#following) return;
+      if (failed !== undefined) this.#warn(`looking for partitions failed: ${failed}`);
+      this.#onChange(this.#id, await this.#numbers());
+    }
+  }
+
+  async #makeThem(): Promise<void> {
+    const table = await this.#run('partx', '--show', '--noheadings', '--output', 'NR').catch((error: unknown) => {
+      if (messageOf(error).includes(NO_TABLE)) return '';
+      throw error;
+    });
+    const wanted = table
+      .split('\n')
+      .filter((line) => line !== '')
+      .map(Number);
+    if (wanted.length > 0) await this.#run('partx', '--update');
+    await this.#remove((number) => !wanted.includes(number));
+  }
+
+  /** What partx --update leaves. */
+  async #remove(unwanted: (number: number) => boolean): Promise<void> {
+    for (const number of (await this.#numbers()).filter(unwanted)) await this.#run('delpart', String(number));
+  }
+
+  /** Of the partitions that the kernel has. */
+  async #numbers(): Promise<readonly number[]> {
+    const names = await readdir(`/sys/block/${this.#node}`).catch(() => []);
+    return names
+      .filter((name) => name.startsWith(`${this.#node}p`))
+      .map((name) => Number(name.slice(this.#node.length + 1)))
+      .sort((a, b) => a - b);
+  }
+
+  /** What it prints. Rejects with what it says. */
+  #run(program: 'partx' | 'delpart', ...args: readonly string[]): Promise<string> {
+    return new Promise((resolve, reject) => {
+      const options = { env: { PATH, LC_ALL: 'C' }, maxBuffer: 64 * 1024 };
+      const node = `/dev/${this.#node}`;
+      const all = program === 'partx' ? [...args, node] : [node, ...args];
+      this.#running = execFile(program, all, options, (error, stdout, stderr) => {
+        this.#running = null;
+        if (error === null) resolve(stdout);
+        else reject(new Error(stderr.trim().split('\n').join('; ') || messageOf(error)));
+      });
+    });
+  }
+
+  #warn(what: string): void {
+    this.#log.warn({ device: this.#device }, `device ${this.#device}: ${what}`);
+  }
+}
