@@ -25,8 +25,7 @@ else dropPrivileges(probeUser());
 const channel = new Socket({ fd: inherited?.channel ?? PROBE_CHANNEL, readable: true, writable: true });
 // Queue processes outlive a supervisor that was killed.
 channel.on('error', () => undefined);
-if (inherited) channel.unref();
-else channel.on('close', () => process.exit());
+if (!inherited) channel.on('close', () => process.exit());
 // Terminals and process managers signal whole groups; only the supervisor ends a queue process.
 for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) process.on(signal, () => undefined);
 // The log shows it. Node would write it to standard error as it is, with whatever somebody put into its message.
@@ -94,6 +93,8 @@ function serve(instance: BackendInstance, { depth, size }: InheritedQueue): void
   });
   const dispatcher = new Dispatcher({ instance, queue, depth, onError: reportError });
   queue.start();
+  // From now on the queue keeps the process.
+  channel.unref();
 }
 
 async function end(instance: BackendInstance): Promise<void> {

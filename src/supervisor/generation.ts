@@ -12,8 +12,11 @@ import { watchForHangs, type Hang, type Stall } from './watchdog.js';
 
 /** How long the zygote may take to say how a process ended before we go on without knowing. */
 const NOTICE_DEADLINE_MS = 50;
-/** How long a process that died may take to be gone after the kernel has sent its siblings away. */
-const CAUSE_DEADLINE_MS = 200;
+/**
+ * How long, after the kernel has sent the first away, a process that died may take to be gone, or the others to close their
+ * backends; ublk-supervisor-backend(7) promises it.
+ */
+const CLOSE_DEADLINE_MS = 1000;
 /** After SIGKILL only a process in uninterruptible sleep is still there. */
 const KILL_DEADLINE_MS = 5_000;
 
@@ -199,7 +202,7 @@ export class ProcessGeneration implements Generation {
     // they may well be the first that we see.
     const died = this.#pages.readQueue(exit.queue).phase !== QueuePhase.released;
     if (died || this.#causes.length === this.#members.length) this.#endOthers();
-    else setTimeout(this.#endOthers.bind(this), CAUSE_DEADLINE_MS);
+    else afterDeadline(CLOSE_DEADLINE_MS, this.#endOthers.bind(this));
   }
 
   #endOthers(): void {
@@ -208,9 +211,9 @@ export class ProcessGeneration implements Generation {
     this.#stopWatching();
     for (const { watch } of this.#members) watch?.kill();
     this.#report();
-    setTimeout(() => {
+    afterDeadline(NOTICE_DEADLINE_MS, () => {
       this.#firstExit.abort(this.#cause);
-    }, NOTICE_DEADLINE_MS);
+    });
   }
 
   #report(): void {

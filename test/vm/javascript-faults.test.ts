@@ -1,10 +1,12 @@
 // kernels: newest
 import assert from 'node:assert/strict';
+import { existsSync, readFileSync } from 'node:fs';
 import { copyFile, mkdir, rename, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import { sharedMemoryOf } from '../../backends/module/module.js';
 import { DirectFile } from '../../src/backend/conformance/direct-file.js';
-import { Served, assertNothingLeft, root, waitFor } from './harness.js';
+import { Served, assertNothingLeft, ok, root, waitFor } from './harness.js';
 import { Witness } from './witness.js';
 
 /** Backends in JavaScript that do what they must not: the client sees a documented errno or a pause, others nothing. */
@@ -62,7 +64,8 @@ test('backends that misbehave', async (t) => {
   const recovery = { maxRestarts: 100 };
   const served = await Served.start([
     { name: 'witness', backend: { type: 'ram', size: '16MiB' } },
-    { name: 'faulty', recovery, backend: { type: faultyPath } },
+    // To fill the heap takes a minute where others want the CPUs, too.
+    { name: 'faulty', requestTimeout: '10min', recovery, backend: { type: faultyPath } },
     { name: 'hanging', requestTimeout: '3s', recovery, backend: { type: faultyPath } },
     { name: 'brittle', recovery, backend: { type: brittlePath } },
   ]);
@@ -86,7 +89,7 @@ test('backends that misbehave', async (t) => {
   }
 
   await t.test('what they said is in status and in the log', async () => {
-    await served.logs(/a request of device faulty failed with EIO: TypeError: no such luck/);
+    await served.logs(/a read of 8 sectors at [0-9]+ of device faulty failed with EIO: TypeError: no such luck/);
     const { lastBackendError } = await served.device('faulty');
     assert.equal(lastBackendError?.queue, 0);
     await served.logs(/faulty-backend|faulty\.mjs/);
@@ -137,6 +140,31 @@ test('backends that misbehave', async (t) => {
     await served.untilLive('brittle', 1);
     const complaints = served.log.split('\n').filter((line) => line.includes('device brittle is degraded'));
     assert.equal(complaints.length, 1, 'it was said again and again');
+  });
+
+  await t.test('A8 a backend that always has something to do has timers, and does not hang', async () => {
+    const busyPath = join(DIRECTORY, 'busy.mjs');
+    await copyFile(join(root, 'test/vm/busy-backend.js'), busyPath);
+    const { path } = await served.add({
+      name: 'busy',
+      queues: 2,
+      requestTimeout: '5s',
+      recovery,
+      backend: { type: busyPath },
+    });
+    await ok('fio', [
+      ...['--name=busy', `--filename=${path ?? ''}`, '--rw=randread', '--bs=4k', '--direct=1', '--ioengine=io_uring'],
+      ...['--iodepth=128', '--numjobs=2', '--thread', '--time_based', '--runtime=20', '--cpus_allowed=1'],
+    ]);
+    const { recoveries: hangs, lastExit: none } = await served.device('busy');
+    assert.deepEqual([hangs, none], [0, null]);
+    const late = [0, 1].map((queue) =>
+      readFileSync(join(sharedMemoryOf('busy'), `late${String(queue)}`)).readDoubleLE(),
+    );
+    t.diagnostic(`timers came at most ${late.map((ms) => ms.toFixed(0)).join(' and ')} ms late`);
+    assert.ok(late.every((ms) => ms > 0));
+    await served.remove('busy');
+    assert.ok(existsSync('/run/closed-0') && existsSync('/run/closed-1'), 'close() was cut off');
   });
 
   await t.test('what cannot be served is refused with one line', async () => {

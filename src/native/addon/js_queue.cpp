@@ -21,6 +21,10 @@ namespace ublk::addon {
 
 namespace {
 
+// So long the queue goes on while there is something to take; then timers, sockets and whatever else the backend waits for
+// have their turn, in which answers come that are not given at once.
+constexpr uint64_t kTurnNs = 1'000'000;
+
 Inheritance* inheritance() {
   const auto find = reinterpret_cast<Inheritance* (*)()>(dlsym(RTLD_DEFAULT, "ublk_supervisor_inheritance"));
   Inheritance* inherited = find ? find() : nullptr;
@@ -154,19 +158,21 @@ class JsQueue final : public Napi::ObjectWrap<JsQueue>, private Backend {
     take();
   }
 
-  // Sends the answers and hands over what came in, until nothing does: its event may be behind us. What came in may be
-  // for the queue alone, which answers some requests that JavaScript never sees. A queue that cannot go on ends its
-  // process, as a native one does.
+  // Sends the answers and hands over what came in, until nothing does, as its event may be behind us, or until it has had
+  // its turn; then it makes an event. What came in may be for the queue alone, which answers some requests that JavaScript never sees.
+  // A queue that cannot go on ends its process, as a native one does.
   void take() {
     taking_ = true;
     Queue::Taken taken = Queue::Taken::nothing;
+    const uint64_t began = uv_hrtime();
     try {
       do {
         batch_ = 0;
         taken = queue_->take();
         if (batch_ > 0) onBatch_.MakeCallback(Env().Global(), {Napi::Number::New(Env(), static_cast<double>(batch_))});
-      } while (taken == Queue::Taken::something);
-      if (taken == Queue::Taken::all) queue_->submit();
+      } while (taken == Queue::Taken::something && uv_hrtime() - began < kTurnNs);
+      if (taken != Queue::Taken::nothing) queue_->submit();
+      if (taken == Queue::Taken::something) checked(eventfd_write(eventfd_.get(), 1), "eventfd_write");
     } catch (const std::system_error& error) {
       reportFailure(*page_, error);
       _exit(1);
