@@ -1,6 +1,13 @@
 import { formatSize } from '../units.js';
 import { describeRequest } from '../supervisor/requests.js';
-import type { CrashStatus, DeviceStatus, ExitStatus, OperationStatus, QueueStatus } from '../supervisor/status.js';
+import type {
+  BackendErrorStatus,
+  CrashStatus,
+  DeviceStatus,
+  ExitStatus,
+  OperationStatus,
+  QueueStatus,
+} from '../supervisor/status.js';
 import { clientOf, runtimeDirOption, type Register, type RuntimeDirOption } from './common-options.js';
 import { print, printJson } from './output.js';
 import { formatTable, type Column } from './table.js';
@@ -39,6 +46,7 @@ function describeDevice(device: DeviceStatus): string[] {
     `  history   generation ${String(generation)}, recoveries: ${String(recoveries)}${pause}`,
     ...(device.lastExit === null ? [] : [`  last exit ${describeExit(device.lastExit)}`]),
     ...(device.lastCrash === null ? [] : [`  last crash ${describeCrash(device.lastCrash)}`]),
+    ...(device.lastBackendError === null ? [] : [`  last error ${describeError(device.lastBackendError)}`]),
     ...device.quarantine.map(
       (request) => `  refused   ${describeRequest(request)}, after ${String(request.crashes)} crashes`,
     ),
@@ -51,6 +59,10 @@ function describeDevice(device: DeviceStatus): string[] {
 function describeExit({ queue, pid, code, signal, reason, at }: ExitStatus): string {
   const how = signal === null ? `exited with code ${String(code)}` : `killed by ${signal}`;
   return `${at}, queue ${String(queue)}, pid ${String(pid)}: ${how}${reason === null ? '' : `, ${reason}`}`;
+}
+
+function describeError({ queue, request, message, at }: BackendErrorStatus): string {
+  return `${at}, queue ${String(queue)}, a ${describeRequest(request)}: ${message}`;
 }
 
 function describeCrash({ generation, cause, inflight, requests, pauseMs, file }: CrashStatus): string {

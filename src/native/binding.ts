@@ -242,6 +242,12 @@ export interface OutstandingRequest extends RequestIdentity {
   readonly overtakenByItsKind: boolean;
 }
 
+/** The requests of one operation that failed with one error; the rest is of the last of them. */
+export interface FailedRequests extends RequestIdentity {
+  readonly error: number;
+  readonly count: number;
+}
+
 /** Where each of a queue's signs of life is among its `count` numbers. */
 export const SIGNS = {
   /** One of `QueuePhase`. */
@@ -252,7 +258,9 @@ export const SIGNS = {
   answered: 2,
   /** How long its backend has had what it has had longest; 0: it has nothing. */
   oldestMs: 3,
-  count: 4,
+  /** Requests that failed, by all generations. */
+  failed: 4,
+  count: 5,
 } as const;
 
 /** What the queues are to do with a request after crashes; `Mark` of shared_page.hpp. */
@@ -273,6 +281,8 @@ export interface SharedPages {
   readQueue(index: number): SharedQueue;
   /** Fills in the `SIGNS` of each queue. */
   signsOfLife(into: Float64Array): void;
+  /** By operation and error, of all generations. */
+  failures(index: number): readonly FailedRequests[];
   /** Has the loop of a queue that serves turn once, if it can. */
   ask(index: number): void;
   /** All that the queue's backend has, in no order. */

@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstring>
 #include <ctime>
 
@@ -271,7 +272,7 @@ void Queue::begin(uint16_t tag, bool refused) {
       .length = static_cast<uint32_t>(length),
       .data = buffers_ ? bufferOf(tag) : nullptr,
   };
-  if (refused) return complete(request, -EIO);
+  if (refused) return answer(request, -EIO);
   switch (operation) {
     case Operation::read:
     case Operation::write:
@@ -291,8 +292,31 @@ void Queue::begin(uint16_t tag, bool refused) {
 
 void Queue::complete(const Request& request, int64_t result) {
   const int32_t committed = committedResult(request.operation, result, request.length);
+  if (committed < 0) noteFailure(request.tag, -committed);
+  answer(request, committed);
+}
+
+void Queue::answer(const Request& request, int32_t committed) {
   prepareCommand(kCommitAndFetch, request.tag, committed);
   finish(request.tag, request.operation, request.length, committed < 0);
+}
+
+// For the log, which the supervisor writes.
+void Queue::noteFailure(uint16_t tag, int32_t error) {
+  const InflightEntry& entry = setup_.inflight[tag];
+  const uint32_t operation = entry.operation.load(std::memory_order_relaxed);
+  const std::span<Failures> all(setup_.page->failures);
+  const auto isIts = [&](const Failures& kind) {
+    return kind.count.load(std::memory_order_relaxed) == 0 || kind.are(operation, static_cast<uint32_t>(error));
+  };
+  const auto found = std::ranges::find_if(all, isIts);
+  Failures& failures = found == all.end() ? all.back() : *found;
+  const bool another = !failures.are(operation, static_cast<uint32_t>(error));
+  failures.operation.store(operation, std::memory_order_relaxed);
+  failures.error.store(static_cast<uint32_t>(error), std::memory_order_relaxed);
+  failures.startSector.store(entry.startSector.load(std::memory_order_relaxed), std::memory_order_relaxed);
+  failures.sectors.store(entry.sectors.load(std::memory_order_relaxed), std::memory_order_relaxed);
+  failures.count.store(another ? 1 : failures.count.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
 }
 
 void Queue::working() { Histogram::bump<uint32_t>(setup_.page->progress, 1); }
@@ -313,6 +337,7 @@ void Queue::copyAndComplete(const Request& request, std::byte* memory, int32_t f
 void Queue::commitFault(uint16_t tag) {
   const auto operation = static_cast<Operation>(setup_.descriptors[tag].opFlags & kOperationMask);
   Histogram::bump(setup_.page->operations[counterIndex(operation)].errors, uint64_t{1});
+  noteFailure(tag, -tags_[tag].faultResult);
   prepareCommand(kCommitAndFetch, tag, tags_[tag].faultResult);
 }
 

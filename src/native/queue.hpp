@@ -92,6 +92,8 @@ class Queue final : public Responder {
   void admit(uint16_t tag);
   unsigned admitWaiting();
   void begin(uint16_t tag, bool refused = false);
+  void answer(const Request& request, int32_t committed);
+  void noteFailure(uint16_t tag, int32_t error);
   void commitFault(uint16_t tag);
   void finish(uint16_t tag, Operation operation, uint32_t bytes, bool failed);
   void accountFinished();

@@ -22,6 +22,7 @@ namespace ublk {
 constexpr uint32_t kMaxQueues = 128;
 constexpr uint32_t kOperationKinds = 5;  // read, write, flush, discard, write zeroes
 constexpr uint32_t kMaxMarked = 256;
+constexpr uint32_t kFailureKinds = 16;
 
 constexpr uint32_t counterIndex(Operation operation) {
   return operation == Operation::writeZeroes ? 4 : static_cast<uint32_t>(operation);
@@ -89,6 +90,19 @@ struct InflightEntry {
   std::atomic<uint32_t> operation;
 };
 
+// The requests of one operation that failed with one error, and the last of them.
+struct Failures {
+  std::atomic<uint64_t> count;  // 0: the entry is free
+  std::atomic<uint64_t> startSector;
+  std::atomic<uint32_t> sectors;
+  std::atomic<uint32_t> operation;
+  std::atomic<uint32_t> error;  // errno
+
+  bool are(uint32_t ofOperation, uint32_t withError) const {
+    return operation.load(std::memory_order_relaxed) == ofOperation && error.load(std::memory_order_relaxed) == withError;
+  }
+};
+
 struct QueuePage {
   std::atomic<uint32_t> phase;
   std::atomic<uint32_t> drain;
@@ -100,6 +114,7 @@ struct QueuePage {
   // `drain` as it is asks for one.
   std::atomic<uint32_t> progress;
   OperationCounters operations[kOperationKinds];
+  Failures failures[kFailureKinds];  // once they are all taken, the last is that of the newest kind
 };
 
 // What the queues do with a request that was in the backend when it crashed, again and again. `alone`: the backend gets it

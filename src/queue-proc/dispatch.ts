@@ -1,9 +1,10 @@
 import { constants } from 'node:os';
 import type { BackendInstance } from '../backend/define.js';
-import type { JsQueue } from '../native/binding.js';
+import type { JsQueue, RequestIdentity } from '../native/binding.js';
 
 const Operation = { read: 0, write: 1, flush: 2, discard: 3, writeZeroes: 5 } as const;
 const OPERATION_BITS = 0xff;
+const SECTOR = 512;
 const FUA = 0x100;
 const MAY_UNMAP = 0x200;
 
@@ -25,8 +26,12 @@ const NOTHING = -1;
 export class Dispatcher {
   readonly #instance: BackendInstance;
   readonly #queue: JsQueue;
-  readonly #onError: (error: unknown) => void;
+  readonly #onError: (error: unknown, request: RequestIdentity) => void;
   readonly #maxIoBytes: number;
+  /** By tag, of its last request: what the kernel calls the operation, where it begins and how long it is, in bytes. */
+  readonly #operations: Int32Array;
+  readonly #offsets: Float64Array;
+  readonly #lengths: Float64Array;
   /** By tag, the view that its last request used: lengths repeat, so a steady load makes none. */
   readonly #views: Buffer[];
   #answered = 0;
@@ -37,12 +42,15 @@ export class Dispatcher {
     queue: JsQueue;
     depth: number;
     /** A request failed with an error that names no errno, or with a wrong answer. */
-    onError: (error: unknown) => void;
+    onError: (error: unknown, request: RequestIdentity) => void;
   }) {
     this.#instance = options.instance;
     this.#queue = options.queue;
     this.#onError = options.onError;
     this.#maxIoBytes = options.queue.buffers.byteLength / options.depth;
+    this.#operations = new Int32Array(options.depth);
+    this.#offsets = new Float64Array(options.depth);
+    this.#lengths = new Float64Array(options.depth);
     this.#views = Array.from({ length: options.depth }, () => Buffer.alloc(0));
   }
 
@@ -60,22 +68,25 @@ export class Dispatcher {
 
   #serve(tag: number, flags: number, length: number, offset: number): void {
     const due = isTransfer(flags) ? length : NOTHING;
+    this.#operations[tag] = flags & OPERATION_BITS;
+    this.#offsets[tag] = offset;
+    this.#lengths[tag] = length;
     try {
       const result = this.#call(tag, flags, length, offset);
       if (isPromise(result)) {
-        result.then(
+        once(result).then(
           (value) => {
-            this.#later(tag, this.#resultOf(value, due));
+            this.#later(tag, this.#resultOf(tag, value, due));
           },
           (error: unknown) => {
-            this.#later(tag, this.#errorOf(error));
+            this.#later(tag, this.#errorOf(tag, error));
           },
         );
       } else {
-        this.#put(tag, this.#resultOf(result, due));
+        this.#put(tag, this.#resultOf(tag, result, due));
       }
     } catch (error) {
-      this.#put(tag, this.#errorOf(error));
+      this.#put(tag, this.#errorOf(tag, error));
     }
   }
 
@@ -106,18 +117,27 @@ export class Dispatcher {
   }
 
   /** `due`: the bytes that a read or write has to say it transferred. */
-  #resultOf(value: unknown, due: number): number {
+  #resultOf(tag: number, value: unknown, due: number): number {
     if (due === NOTHING || value === due) return Math.max(due, 0);
-    this.#onError(new RangeError(`a request of ${String(due)} bytes was answered with ${describe(value)}`));
+    const error = new RangeError(`a request of ${String(due)} bytes was answered with ${describe(value)}`);
+    this.#onError(error, this.#requestOf(tag));
     return -EIO;
   }
 
-  #errorOf(error: unknown): number {
+  #errorOf(tag: number, error: unknown): number {
     const code = error instanceof Error && 'code' in error ? String(error.code) : '';
     const errno = errnos.get(code);
     if (errno !== undefined) return -errno;
-    this.#onError(error);
+    this.#onError(error, this.#requestOf(tag));
     return -EIO;
+  }
+
+  #requestOf(tag: number): RequestIdentity {
+    return {
+      operation: this.#operations[tag] ?? 0,
+      startSector: (this.#offsets[tag] ?? 0) / SECTOR,
+      sectors: (this.#lengths[tag] ?? 0) / SECTOR,
+    };
   }
 
   #put(tag: number, result: number): void {
@@ -156,6 +176,14 @@ function isTransfer(flags: number): boolean {
 
 function describe(value: unknown): string {
   return typeof value === 'object' && value !== null ? 'an object' : String(value);
+}
+
+/** Of another library's promise, which may settle twice, when the tag has another request, only the first time counts. */
+function once(promise: PromiseLike<unknown>): PromiseLike<unknown> {
+  if (promise.then === Promise.prototype.then) return promise;
+  return new Promise((resolve) => {
+    resolve(promise);
+  });
 }
 
 function isPromise(value: unknown): value is PromiseLike<unknown> {

@@ -3,7 +3,8 @@ import process from 'node:process';
 import { announcedBy, loadBackend, openInstance } from '../backend/load.js';
 import type { BackendContext, BackendInstance } from '../backend/define.js';
 import { messageOf } from '../errors.js';
-import { dropPrivileges, inheritedQueue, inheritQueue, type InheritedQueue, type User } from '../native/binding.js';
+import { dropPrivileges, inheritedQueue, inheritQueue } from '../native/binding.js';
+import type { InheritedQueue, RequestIdentity, User } from '../native/binding.js';
 import { Dispatcher } from './dispatch.js';
 import { onFrames, sendFrame } from './frames.js';
 import type { QueueMessage } from './message-schema.js';
@@ -107,11 +108,11 @@ let errors = 0;
 let lastReport = -Infinity;
 
 /** A backend that fails every request must not drown the supervisor in messages. */
-function reportError(error: unknown): void {
+function reportError(error: unknown, request: RequestIdentity): void {
   errors++;
   const now = performance.now();
   if (now - lastReport < ERROR_INTERVAL_MS) return;
-  tell({ type: 'error', ...described(error), count: errors });
+  tell({ type: 'error', ...described(error), count: errors, request });
   lastReport = now;
   errors = 0;
 }

@@ -18,13 +18,16 @@ const opened = z.strictObject({
   writeZeroes: z.boolean(),
 });
 
+/** `RequestIdentity` of src/native/binding.ts. */
+const request = z.strictObject({ operation: z.int(), startSector: z.number(), sectors: z.number() });
+
 /** Queue process to supervisor. */
 export const queueMessage = z.discriminatedUnion('type', [
   opened,
   /** The process is about to end because of this. */
   z.strictObject({ type: z.literal('ending'), message: text, stack: text }),
   /** `count` requests since the last such message were answered with an error that the backend did not name; one of them. */
-  z.strictObject({ type: z.literal('error'), message: text, stack: text, count: z.int().min(1) }),
+  z.strictObject({ type: z.literal('error'), message: text, stack: text, count: z.int().min(1), request }),
   z.strictObject({ type: z.literal('log'), level: z.enum(['info', 'warn', 'error']), message: text }),
 ]);
 

@@ -14,6 +14,7 @@ import { deviceSpec, specOfFound, unopenedSpec, type Announced } from './device-
 import { assertSameDevice, type HandOver, type Served } from './hand-over.js';
 import { Interrupt } from './interrupt.js';
 import type { DeviceSpec, FoundDevice, Kernel, QueueReport } from './kernel.js';
+import { describeRequest, requestStatus } from './requests.js';
 import { machine, targetOfFailure, type AfterRemoval, type DeviceEvent, type DeviceState } from './machine.js';
 import type { Rule, Step, Target } from './machine.js';
 import type { DeviceStatus, ExitStatus } from './status.js';
@@ -589,9 +590,11 @@ export class Device {
       return;
     }
     const { message, stack, count } = report;
-    this.#history.failedRequest({ queue, message, stack, at: new Date().toISOString() });
+    const request = requestStatus(report.request);
+    this.#history.failedRequest({ queue, request, message, stack, at: new Date().toISOString() });
     const more = count > 1 ? ` (${String(count)} of them)` : '';
-    this.#log.error({ device, queue, stack }, `a request of device ${device} failed with EIO: ${message}${more}`);
+    const what = `a ${describeRequest(request)} of device ${device}`;
+    this.#log.error({ device, queue, stack }, `${what} failed with EIO: ${message}${more}`);
   }
 
   #whyNotLive(): SupervisorError {

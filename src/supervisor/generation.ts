@@ -4,6 +4,7 @@ import { errnoName, QueuePhase, watchProcess } from '../native/binding.js';
 import type { ProcessEnd, ProcessWatch, SharedPages } from '../native/binding.js';
 import type { BackendChannel } from './backend-channel.js';
 import { afterDeadline } from './deadline.js';
+import type { FailureReports } from './failure-reports.js';
 import type { Generation, QueueReport, Remains } from './kernel.js';
 import { answeredCounts, readRemains } from './remains.js';
 import type { ExitStatus, GenerationPhase } from './status.js';
@@ -66,6 +67,7 @@ export class ProcessGeneration implements Generation {
     /** Of those who look for hangs. */
     readonly rounds: Rounds;
     readonly requestTimeoutMs: number;
+    readonly failures: FailureReports;
     readonly onReport: (report: QueueReport) => void;
   }) {
     const { number, pages, processes, channels, rounds, requestTimeoutMs } = options;
@@ -108,6 +110,9 @@ export class ProcessGeneration implements Generation {
       javascript: channels.length > 0,
       onHang: (hang) => {
         this.#onHang(hang);
+      },
+      onFailed: (failed) => {
+        options.failures.look(failed);
       },
       onStall: (stall) => {
         const before = this.#stall;

@@ -10,6 +10,8 @@ const names: Readonly<Record<number, OperationName>> = {
   5: 'writeZeroes',
 };
 
+export const isOperation = (operation: number): boolean => operation in names;
+
 /** It has no place, so that one cannot be told from another. */
 export function isFlush({ operation }: RequestIdentity): boolean {
   return names[operation] === 'flush';

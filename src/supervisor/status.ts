@@ -43,6 +43,7 @@ export interface ExitStatus {
 /** An error of a backend in JavaScript that names no errno, or a wrong answer: its request failed with EIO. */
 export interface BackendErrorStatus {
   readonly queue: number;
+  readonly request: RequestStatus;
   readonly message: string;
   readonly stack: string;
   /** ISO 8601, UTC. */

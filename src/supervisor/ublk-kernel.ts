@@ -24,6 +24,7 @@ import { BackendChannel } from './backend-channel.js';
 import { Claims } from './claims.js';
 import { stateOf } from './found-devices.js';
 import { parentOf } from './processes.js';
+import { FailureReports } from './failure-reports.js';
 import { ProcessGeneration } from './generation.js';
 import { Rounds } from './rounds.js';
 import type {
@@ -81,6 +82,8 @@ interface DeviceRecord {
   forking: Promise<Zygote> | null;
   /** null: it never had a generation. */
   pages: SharedPages | null;
+  /** With the pages. */
+  failures: FailureReports | null;
   generation: ProcessGeneration | null;
   /** How long FETCHes may be waited for. */
   fetchDeadlineMs: number;
@@ -188,6 +191,7 @@ export class UblkKernel implements Kernel {
   ): Promise<Generation> {
     const record = this.#record(granted.id);
     const pages = (record.pages ??= createSharedPages(granted.queues, granted.depth));
+    const failures = (record.failures ??= newFailureReports(pages, granted.queues, onReport));
     pages.beginGeneration(firstStart && this.quirks.lastFetchForgetsCancelled);
     pages.mark(marked);
     const { module } = spec.backend;
@@ -210,6 +214,7 @@ export class UblkKernel implements Kernel {
         channels,
         rounds: this.#rounds,
         requestTimeoutMs: spec.requestTimeoutMs,
+        failures,
         onReport,
       });
     } finally {
@@ -236,6 +241,7 @@ export class UblkKernel implements Kernel {
     if (held === null) return null;
     const pages = leftPages(held);
     record.pages = pages;
+    const failures = (record.failures = newFailureReports(pages, found.queues, onReport));
     const channels =
       spec.backend.module === null
         ? []
@@ -255,6 +261,7 @@ export class UblkKernel implements Kernel {
       channels,
       rounds: this.#rounds,
       requestTimeoutMs: spec.requestTimeoutMs,
+      failures,
       onReport,
     });
     record.generation = generation;
@@ -554,11 +561,22 @@ function newRecord(granted: GrantedDevice, spec: DeviceSpec, zygote: Zygote | nu
     zygote: null,
     forking: null,
     pages: null,
+    failures: null,
     generation: null,
     fetchDeadlineMs,
   };
   if (zygote !== null) useZygote(record, zygote);
   return record;
+}
+
+function newFailureReports(
+  pages: SharedPages,
+  queues: number,
+  onReport: (report: QueueReport) => void,
+): FailureReports {
+  return new FailureReports(pages, queues, (queue, message) => {
+    onReport({ queue, report: { type: 'log', level: 'warn', message } });
+  });
 }
 
 function useZygote(record: DeviceRecord, zygote: Zygote): void {

@@ -161,10 +161,12 @@ export function watchForHangs(options: {
   readonly timeoutMs: number;
   readonly javascript: boolean;
   readonly onHang: (hang: Hang) => void;
+  /** At every look, with the number of requests of each queue that failed so far. */
+  readonly onFailed: (failed: readonly number[]) => void;
   /** At every look. */
   readonly onStall: (stall: Stall | null) => void;
 }): () => void {
-  const { rounds, pids, pages, timeoutMs, javascript, onHang, onStall } = options;
+  const { rounds, pids, pages, timeoutMs, javascript, onHang, onFailed, onStall } = options;
   // A sixteenth of a long time-out is precise enough, and looks at what is idle are the most of what it costs.
   const intervalMs = Math.min(5000, Math.max(Math.min(1000, timeoutMs / 4), timeoutMs / 16));
   const detector = new HangDetector({ timeoutMs, intervalMs, javascript });
@@ -183,6 +185,7 @@ export function watchForHangs(options: {
   };
   const end = rounds.watch(intervalMs, () => {
     pages.signsOfLife(signs);
+    onFailed(pids.map((_, queue) => signs[queue * SIGNS.count + SIGNS.failed] ?? 0));
     const { hang, stall, ask } = detector.observe({ now: performance.now(), queues: pids.map(sightOf) });
     if (hang !== null) {
       end();

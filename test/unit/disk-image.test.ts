@@ -59,7 +59,12 @@ const images: readonly [what: string, script: string, bytes: number, why: string
   ['LUKS2 of 512', luks('--type luks2 --sector-size 512 --pbkdf pbkdf2'), 512, 'the LUKS in it'],
   ['LUKS2 of 4096', luks('--type luks2 --sector-size 4096 --pbkdf pbkdf2'), 4096, 'the LUKS in it'],
   ['squashfs', 'mkdir -p "$0.d"; mksquashfs "$0.d" "$0" -noappend', 512, 'the squashfs in it'],
-  ['ISO 9660', 'mkdir -p "$0.d"; echo > "$0.d/a"; rm "$0"; xorriso -as mkisofs -o "$0" "$0.d"', 2048, 'the ISO 9660 in it'],
+  [
+    'ISO 9660',
+    'mkdir -p "$0.d"; echo > "$0.d/a"; rm "$0"; xorriso -as mkisofs -o "$0" "$0.d"',
+    2048,
+    'the ISO 9660 in it',
+  ],
   ['nothing', 'true', 512, 'nothing in it asks for more'],
   ['noise', 'head -c 200000 /dev/urandom | dd of="$0" conv=notrunc status=none', 512, 'nothing in it asks for more'],
   ['less than a sector', 'truncate -s 100 "$0"', 512, 'nothing in it asks for more'],

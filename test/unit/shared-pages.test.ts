@@ -3,6 +3,7 @@ import { fstatSync, openSync, writeSync } from 'node:fs';
 import t from 'tap';
 import { createSharedPages, QueuePhase, reopenSharedPages, SIGNS, type SharedPages } from '../../src/native/binding.js';
 import { crashReport, describeCrash, describeQuarantined } from '../../src/supervisor/crash-report.js';
+import { FailureReports } from '../../src/supervisor/failure-reports.js';
 import { ProcessGeneration } from '../../src/supervisor/generation.js';
 import { Quarantine } from '../../src/supervisor/quarantine.js';
 import { Rounds } from '../../src/supervisor/rounds.js';
@@ -52,6 +53,10 @@ for (const [what, fill] of scribbles) {
     t.ok(marked.length <= 256);
     for (const request of marked) t.type(describeQuarantined(request), 'string');
 
+    const lines: string[] = [];
+    const failures = new FailureReports(pages, QUEUES, (_queue, message) => lines.push(message));
+    failures.look(indices.map(() => 1));
+    t.ok(lines.length <= 16 * QUEUES);
     const generation = new ProcessGeneration({
       number: 1,
       pages,
@@ -59,6 +64,7 @@ for (const [what, fill] of scribbles) {
       channels: [],
       rounds: new Rounds(),
       requestTimeoutMs: 1000,
+      failures,
       onReport: () => undefined,
     });
     await generation.allExited;

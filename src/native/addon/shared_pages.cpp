@@ -29,6 +29,7 @@ class SharedPages final : public Napi::ObjectWrap<SharedPages> {
                                                InstanceMethod<&SharedPages::signsOfLife>("signsOfLife"),
                                                InstanceMethod<&SharedPages::ask>("ask"),
                                                InstanceMethod<&SharedPages::outstanding>("outstanding"),
+                                               InstanceMethod<&SharedPages::failures>("failures"),
                                                InstanceMethod<&SharedPages::mark>("mark"),
                                                InstanceMethod<&SharedPages::marked>("marked"),
                                                InstanceMethod<&SharedPages::drain>("drain"),
@@ -126,22 +127,26 @@ class SharedPages final : public Napi::ObjectWrap<SharedPages> {
     syscall(SYS_futex, &page.drain, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
   }
 
-  // signsOfLife(Float64Array): fills in phase, progress, answered and oldestMs of each queue; `oldestMs` is 0 when its backend
-  // has nothing. Asked again and again of every device, so it allocates nothing.
+  // signsOfLife(Float64Array): fills in phase, progress, answered, oldestMs and failed of each queue; `oldestMs` is 0 when its
+  // backend has nothing. Asked again and again of every device, so it allocates nothing.
   void signsOfLife(const Napi::CallbackInfo& info) {
     Napi::Float64Array signs = info[0].As<Napi::Float64Array>();
     const uint32_t queues = map_.layout().queues;
-    if (signs.ElementLength() < size_t{4} * queues) throw Napi::RangeError::New(info.Env(), "too short an array");
+    if (signs.ElementLength() < size_t{5} * queues) throw Napi::RangeError::New(info.Env(), "too short an array");
     double* sign = signs.Data();
     for (uint32_t index = 0; index < queues; index++) {
       const QueuePage& page = map_.queue(index);
       uint64_t answered = 0;
-      for (const OperationCounters& counters : page.operations)
+      uint64_t failed = 0;
+      for (const OperationCounters& counters : page.operations) {
         answered += counters.count.load(std::memory_order_relaxed);
+        failed += counters.errors.load(std::memory_order_relaxed);
+      }
       *sign++ = phaseOf(page);
       *sign++ = page.progress.load(std::memory_order_relaxed);
       *sign++ = static_cast<double>(answered);
       *sign++ = oldestMs(index);
+      *sign++ = static_cast<double>(failed);
     }
   }
 
@@ -169,6 +174,24 @@ class SharedPages final : public Napi::ObjectWrap<SharedPages> {
       if (startNs != 0) requests.Set(requests.Length(), describe(env, page, entry, startNs));
     }
     return requests;
+  }
+
+  // failures(index): [{ operation, error, startSector, sectors, count }], an entry a kind; the place is that of the last one.
+  Napi::Value failures(const Napi::CallbackInfo& info) {
+    const Napi::Env env = info.Env();
+    Napi::Array kinds = Napi::Array::New(env);
+    for (const Failures& failures : map_.queue(indexOf(info)).failures) {
+      const uint64_t count = failures.count.load(std::memory_order_relaxed);
+      if (count == 0) continue;
+      Napi::Object kind = Napi::Object::New(env);
+      kind.Set("operation", failures.operation.load());
+      kind.Set("error", failures.error.load());
+      kind.Set("startSector", static_cast<double>(failures.startSector.load()));
+      kind.Set("sectors", failures.sectors.load());
+      kind.Set("count", static_cast<double>(count));
+      kinds.Set(kinds.Length(), kind);
+    }
+    return kinds;
   }
 
   // mark([{ operation, startSector, sectors, refused, crashes }]), refused ones first: replaces all marks. Not while queue
