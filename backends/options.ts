@@ -6,9 +6,15 @@ import { parseSize } from '../src/units.js';
 const LARGEST_DEVICE = 2 ** 52;
 
 /** A path, relative to the configuration, that can be put into a message. */
-export const filePath = z.string().refine((path) => path !== '' && printable(path) === path, {
-  error: ({ input }) => `expected a path without control characters, got ${JSON.stringify(input)}`,
-});
+export const filePath = z
+  .string()
+  .refine((path) => path !== '' && printable(path) === path, {
+    error: ({ input }) => `expected a path without control characters, got ${JSON.stringify(input)}`,
+  })
+  .refine((path) => !/^(~|[a-z]+:\/\/)/.test(path), {
+    error: ({ input }) =>
+      `expected a path, from / or from here (a shell would make one of ~), got ${JSON.stringify(input)}`,
+  });
 
 /** A device size: a number of bytes or a string with a unit, a multiple of 512. */
 export const deviceSize = z.union([z.number(), z.string()]).transform((value, context) => {

@@ -1,22 +1,12 @@
-const SIZE_UNITS: Readonly<Record<string, number>> = {
-  '': 1,
-  B: 1,
-  K: 2 ** 10,
-  KiB: 2 ** 10,
-  KB: 1e3,
-  M: 2 ** 20,
-  MiB: 2 ** 20,
-  MB: 1e6,
-  G: 2 ** 30,
-  GiB: 2 ** 30,
-  GB: 1e9,
-  T: 2 ** 40,
-  TiB: 2 ** 40,
-  TB: 1e12,
-  P: 2 ** 50,
-  PiB: 2 ** 50,
-  PB: 1e15,
-};
+/** By what follows the number, in lower case: no two of them differ in that alone. */
+const SIZE_UNITS: Readonly<Record<string, number>> = Object.fromEntries([
+  ['', 1],
+  ['b', 1],
+  ...['k', 'm', 'g', 't', 'p'].flatMap((letter, index) => [
+    ...['', 'i', 'ib'].map((rest) => [letter + rest, 1024 ** (index + 1)]),
+    [`${letter}b`, 1000 ** (index + 1)],
+  ]),
+]);
 
 const DURATION_UNITS: Readonly<Record<string, number>> = { ms: 1, s: 1e3, min: 60e3, h: 3600e3 };
 
@@ -28,9 +18,9 @@ function parseQuantity(text: string, units: Readonly<Record<string, number>>): n
   return Number.isSafeInteger(value) ? value : undefined;
 }
 
-/** Bytes of `512MiB`, `10G`, `1.5K` or a plain number; K = KiB = 1024, KB = 1000. undefined: not a whole size. */
+/** Bytes of `512MiB`, `10G`, `1.5k` or a plain number; K = Ki = KiB = 1024, KB = 1000. undefined: not a whole size. */
 export function parseSize(value: string | number): number | undefined {
-  if (typeof value === 'string') return parseQuantity(value, SIZE_UNITS);
+  if (typeof value === 'string') return parseQuantity(value.toLowerCase(), SIZE_UNITS);
   return Number.isSafeInteger(value) && value >= 0 ? value : undefined;
 }
 

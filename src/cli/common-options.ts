@@ -25,7 +25,7 @@ export function wholeNumber(text: string): number {
 
 export type Setting = readonly [key: string, value: string | number | boolean];
 
-/** One more `key=value` of a backend. Plain decimal numbers, `true` and `false` are what they look like. */
+/** One more `key=value` of a backend. Plain decimal numbers, `true` and `false` are what they look like, but in `"`. */
 export function setting(text: string, earlier: readonly Setting[]): readonly Setting[] {
   const split = text.indexOf('=');
   if (split < 1) throw new InvalidArgumentError('Expected key=value.');
@@ -35,6 +35,8 @@ export function setting(text: string, earlier: readonly Setting[]): readonly Set
 }
 
 function valueOf(text: string): Setting[1] {
+  const [, quoted] = /^"(.*)"$/s.exec(text) ?? [];
+  if (quoted !== undefined) return quoted;
   if (text === 'true' || text === 'false') return text === 'true';
   return /^-?(0|[1-9][0-9]*)(\.[0-9]+)?$/.test(text) && Math.abs(Number(text)) <= Number.MAX_SAFE_INTEGER
     ? Number(text)

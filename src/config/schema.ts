@@ -1,4 +1,4 @@
-import { dirname, resolve } from 'node:path';
+import { dirname, normalize, resolve } from 'node:path';
 import * as z from 'zod';
 import { backendOptions } from '../../backends/registry.js';
 import { parseJson } from './json.js';
@@ -22,15 +22,17 @@ export const deviceName = z.string().regex(/^[a-z0-9][a-z0-9_.-]{0,62}$/, {
     `expected 1 to 63 of a-z, 0-9, "_", "." and "-", starting with a letter or digit, got ${show(input)}`,
 });
 
-const duration = z.string().transform((text, context) => {
-  const milliseconds = parseDuration(text);
-  if (milliseconds !== undefined && milliseconds >= 1 && milliseconds <= LONGEST_WINDOW_MS) return milliseconds;
-  context.addIssue({
-    code: 'custom',
-    message: `expected 1ms to 24h, such as 500ms, 60s, 5min or 1h, got ${show(text)}`,
+/** `least`: a duration, too. */
+const duration = (least: string): z.ZodPipe<z.ZodString, z.ZodTransform<number, string>> =>
+  z.string().transform((text, context) => {
+    const milliseconds = parseDuration(text) ?? -1;
+    if (milliseconds >= (parseDuration(least) ?? 0) && milliseconds <= LONGEST_WINDOW_MS) return milliseconds;
+    context.addIssue({
+      code: 'custom',
+      message: `expected ${least} to 24h, such as 500ms, 60s, 5min or 1h, got ${show(text)}`,
+    });
+    return z.NEVER;
   });
-  return z.NEVER;
-});
 
 const LARGEST_ID = 2 ** 32 - 2;
 
@@ -58,7 +60,7 @@ const recovery = z.strictObject({
   maxRestarts: integer(0, 10_000)
     .default(10)
     .describe('at most this many restarts within the window; 0: never restart'),
-  window: duration.prefault('60s').describe('a duration: 500ms, 60s, 5min, 1h'),
+  window: duration('1ms').prefault('60s').describe('a duration: 500ms, 60s, 5min, 1h'),
   poisonAfter: integer(0, 1000)
     .default(3)
     .describe('a request that so many crashes in a row have in common is answered with EIO from then on; 0: never'),
@@ -91,7 +93,8 @@ const device = z
       .describe('whether partitions of the device are devices too, /dev/ublkbNpM; kept as its partition table is'),
     user: user.optional().describe('user name or uid that the queue processes run as; by default as the supervisor'),
     backend: backendOptions.describe('what stores the data'),
-    requestTimeout: duration
+    // Nobody is alive so often that less would be one.
+    requestTimeout: duration('100ms')
       .prefault('60s')
       .describe('queue processes that give no sign of life for so long are replaced; json(5) says what is one'),
     coreDump: z
@@ -182,16 +185,22 @@ export function configJsonSchema(): object {
 }
 
 function refuseTwins(devices: readonly DeviceConfig[], context: z.RefinementCtx): void {
-  for (const key of ['name', 'id'] as const) {
+  const singular = {
+    name: ({ name }: DeviceConfig) => name,
+    id: ({ id }: DeviceConfig) => id,
+    'backend.path': ({ backend }: DeviceConfig) => (backend.type === 'file' ? normalize(backend.path) : undefined),
+  };
+  for (const [key, valueOf] of Object.entries(singular)) {
     const first = new Map<unknown, number>();
-    for (const [index, { [key]: value }] of devices.entries()) {
+    for (const [index, device] of devices.entries()) {
+      const value = valueOf(device);
       if (value === undefined) continue;
       const earlier = first.get(value);
       if (earlier === undefined) first.set(value, index);
       else {
         context.addIssue({
           code: 'custom',
-          path: ['devices', index, key],
+          path: ['devices', index, ...key.split('.')],
           message: `${show(value)} is taken by devices[${String(earlier)}]; expected a different one for each device`,
         });
       }

@@ -22,7 +22,8 @@ export interface Check {
 }
 
 const CONTROL_DEVICE = '/dev/ublk-control';
-const CAP_SYS_ADMIN = 21n;
+/** What device commands, queue processes and their limits take, by number; a container may have left some out. */
+const CAPABILITIES = { CAP_SETPCAP: 8n, CAP_IPC_LOCK: 14n, CAP_SYS_ADMIN: 21n, CAP_SYS_RESOURCE: 24n };
 
 /** Releases whose ADD_DEV oopses and never returns. */
 const KNOWN_BAD: readonly RegExp[] = [/^6\.18\.[45](?![0-9])/, /^6\.17\.0-101[58]-azure$/, /^6\.17\.0-1017-aws$/];
@@ -60,15 +61,19 @@ export const preflightChecks: readonly Check[] = [
     subject: 'privilege',
     probe: (host) => {
       const effective = /^CapEff:\s*([0-9a-f]+)$/m.exec(host.readText('/proc/self/status') ?? '')?.[1];
-      if (effective === undefined || ((BigInt(`0x${effective}`) >> CAP_SYS_ADMIN) & 1n) === 0n) {
-        return fail('EPERM', 'CAP_SYS_ADMIN is missing', 'run as root');
+      const given = BigInt(`0x${effective ?? '0'}`);
+      const missing = Object.entries(CAPABILITIES).filter(([, bit]) => ((given >> bit) & 1n) === 0n);
+      if (missing.length > 0) {
+        const names = missing.map(([name]) => name).join(', ');
+        return fail('EPERM', `without ${names}`, 'run as root, in a container with these capabilities');
       }
       if (!/^\s*0\s+0\s+4294967295\s*$/.test(host.readText('/proc/self/uid_map') ?? '')) {
         return fail('EPERM', 'this is a user namespace, where ublk refuses everybody', 'run outside of it');
       }
-      return ok('CAP_SYS_ADMIN');
+      return ok(Object.keys(CAPABILITIES).join(', '));
     },
   },
+  { id: 'place', subject: 'installation', probe: probePlace },
   { id: 'io-uring', subject: 'io_uring', probe: probeIoUring },
   { id: 'features', subject: 'ublk features', probe: probeFeatures },
 ];
@@ -114,6 +119,16 @@ function probeDriver(host: Host): CheckResult {
   return index.includes('/ublk_drv.ko')
     ? fail('NO_UBLK', 'the module is not loaded', 'run: modprobe ublk_drv')
     : fail('NO_UBLK', `Linux ${host.release} has none`, 'boot a kernel 6.4 or later with CONFIG_BLK_DEV_UBLK');
+}
+
+/** ld.so(8) takes what LD_PRELOAD names apart at blanks and colons, and looks for its own variables. */
+function probePlace({ packageRoot }: Host): CheckResult {
+  if (!/[\s:$]/.test(packageRoot)) return ok(packageRoot);
+  return fail(
+    'OS',
+    `nothing can be preloaded from ${packageRoot}`,
+    'install it where no path has a blank, a colon or a $',
+  );
 }
 
 function probeIoUring(host: Host): CheckResult {

@@ -456,8 +456,12 @@ export class Supervisor implements SupervisorApi {
 
   #assertNameFree({ name }: Pick<DeviceConfig, 'name'>): void {
     if (this.#stops > 0) throw notAdded(name, 'the supervisor is stopping', 'STOPPING');
-    if (!this.#devices.has(name)) return;
-    throw notAdded(name, 'there is a device of that name; remove it or choose another name', 'EXISTS');
+    if (this.#devices.has(name)) {
+      throw notAdded(name, 'there is a device of that name; remove it or choose another name', 'EXISTS');
+    }
+    const other = [...this.#devices.keys()].find((each) => this.#context.kernel.confuses(each, name));
+    if (other === undefined) return;
+    throw notAdded(name, `the kernel could not tell it from device ${other}; choose another name`, 'EXISTS');
   }
 
   #endAs(end: SupervisorEnd): void {

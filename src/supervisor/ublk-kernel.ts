@@ -122,6 +122,10 @@ export class UblkKernel implements Kernel {
     return this.#zygotes.nursery(wanted);
   }
 
+  confuses(name: string, other: string): boolean {
+    return this.#cookieOf(name) === this.#cookieOf(other);
+  }
+
   offers(dataPath: DataPath): boolean {
     const feature = dataPathFeature[dataPath];
     return feature === null || this.#has(feature);

@@ -1,5 +1,5 @@
 import { constants } from 'node:fs';
-import { lstat, mkdir, mkdtemp, open, rm, type FileHandle } from 'node:fs/promises';
+import { lstat, mkdir, mkdtemp, open, realpath, rm, type FileHandle } from 'node:fs/promises';
 import { release } from 'node:os';
 import { join } from 'node:path';
 import { parseDevice } from '../config/schema.js';
@@ -85,7 +85,8 @@ async function runIn(
   const { stateDir, log, loadConfig, assertReplaceable, onDeviceChange } = place;
   const crashFiles = stateDir === undefined ? null : new CrashFiles(stateDir, log);
   await using control = await open('/dev/ublk-control', constants.O_RDWR);
-  const instance = new Instance(directory);
+  // It may have several names, as /run has.
+  const instance = new Instance(await realpath(directory));
   const journal = new Journal(join(directory, 'devices'), parseDevice, log);
   const keeper = new ZygoteKeeper({ directory, controlFd: control.fd, log });
   const kernel = new UblkKernel({

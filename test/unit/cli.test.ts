@@ -72,6 +72,7 @@ const device = {
   backend: 'ram',
   size: 512 * 2 ** 20,
   blockSize: 4096,
+  choices: [{ what: 'blockSize', value: 4096, why: 'the data is new' }],
   dataPath: 'copy',
   generation: 2,
   recoveries: 1,
@@ -87,6 +88,13 @@ const device = {
     file: '/var/lib/ublk-supervisor/crashes/20260101T000000000Z-scratch-1.json',
   },
   quarantine: [{ operation: 'read', sector: 8, sectors: 1, crashes: 3 }],
+  lastBackendError: {
+    queue: 1,
+    request: { operation: 'write', sector: 64, sectors: 8 },
+    message: 'Error: no such luck',
+    stack: '',
+    at: '2026-01-01T00:00:00.000Z',
+  },
   lastPauseMs: 93.4,
   queues: [queue(0), queue(1)],
 };
@@ -206,6 +214,8 @@ t.test('status shows everything, and JSON is what the supervisor said', async (t
   t.match(out, 'scratch: live');
   t.match(out, 'recoveries: 1, the last with a pause of 93 ms');
   t.match(out, 'queue 1, pid 99: killed by SIGKILL');
+  t.match(out, 'queue 1, a write of 8 sectors at 64: Error: no such luck');
+  t.match(out, 'chosen    blockSize 4096: the data is new');
   t.match(
     out,
     'generation 1: signal, requests in it: 2, the oldest write zeroes of 8 sectors at 16 for 12 ms, pause 93 ms',

@@ -71,6 +71,10 @@ export class ModelKernel implements Kernel {
     return wanted ?? 1;
   }
 
+  confuses(name: string, other: string): boolean {
+    return [name, other].sort().join() === 'confused,confusing';
+  }
+
   offers(dataPath: DataPath): boolean {
     return dataPath !== 'zero-copy' || this.#behaviour.zeroCopy;
   }

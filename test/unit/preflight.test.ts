@@ -23,6 +23,7 @@ interface Machine {
   readonly writable?: boolean;
   readonly features?: bigint;
   readonly ioUringErrno?: number;
+  readonly packageRoot?: string;
 }
 
 /** A machine that can serve ublk, but for what is said. */
@@ -33,11 +34,13 @@ function host(machine: Machine = {}): Host {
     writable = true,
     features = 0xffn,
     ioUringErrno = 0,
+    packageRoot = '/usr/lib/node_modules/ublk-supervisor/',
   } = machine;
   const files = new Map(Object.entries({ ...rootFiles, ...machine.files }));
   for (const path of machine.without ?? []) files.delete(path);
   return {
     release,
+    packageRoot,
     readText: (path) => files.get(path),
     stat: (path) => (files.has(path) ? { mode, isDirectory: () => false } : undefined),
     writable: (path) => writable && files.has(path),
@@ -103,6 +106,11 @@ t.test('one line and the documented exit code for whatever is missing', async (t
     exit: 77,
     message: /CAP_SYS_ADMIN/,
   });
+  t.match(refusal({ files: { '/proc/self/status': 'CapEff:\t000001fffeffffff\n' } }), {
+    exit: 77,
+    message: /without CAP_SYS_RESOURCE; run as root/,
+  });
+  t.match(refusal({ packageRoot: '/opt/my programs/ublk-supervisor/' }), { message: /no path has a blank/ });
   t.match(refusal({ files: { '/proc/self/uid_map': '0 1000 1\n' } }), { exit: 77, message: /user namespace/ });
   t.match(refusal({ files: { '/proc/sys/kernel/io_uring_disabled': '2\n' } }), {
     exit: 69,

@@ -155,6 +155,13 @@ t.test('add refuses what is not valid, a name or an id that is taken, and says w
   t.strictSame(made.events, ['open b', 'open a'], 'no backend was opened in vain');
 });
 
+t.test('add refuses a name that the kernel would confuse with another', async (t) => {
+  const made = rig();
+  await made.supervisor.start(config('confusing'));
+  const message = /the kernel could not tell it from device confusing; choose another name/;
+  await t.rejects(made.supervisor.add('confused'), { code: 'EXISTS', message });
+});
+
 t.test('of two adds of one name at once the second is refused', async (t) => {
   const made = rig({ open: () => quiet() });
   const adds = ['a', 'a', 'b=4', 'c=4'].map((name) => outcomeOf(made.supervisor.add(name)));
