@@ -398,6 +398,7 @@ interface Binding {
   streamPair(): readonly [number, number];
   seqpacketPair(): readonly [number, number];
   replaceProcess(path: string, argv: readonly string[], environment: readonly string[], fd: number): never;
+  endWithParent(): void;
   becomeIoFlusher(): void;
   dropPrivileges(uid: number, gid: number): void;
   userOf(nameOrUid: string | number): User | null;
@@ -630,6 +631,13 @@ export function groupOf(name: string): number | null {
 /** Who connected to the unix socket whose accepted end is `fd`. Throws when the process is gone. */
 export function peerOf(fd: number): Peer {
   return translated(() => binding().peerOf(fd));
+}
+
+/** prctl(PR_SET_PDEATHSIG): the kernel ends this process, even one that is stopped, with the process that started it. */
+export function endWithParent(): void {
+  translated(() => {
+    binding().endWithParent();
+  });
 }
 
 /**

@@ -4,7 +4,7 @@ import { promisify } from 'node:util';
 import type { OpenBackend } from '../../backends/interface.js';
 import { openBackend } from '../../backends/registry.js';
 import { SupervisorError, messageOf } from '../errors.js';
-import { becomeIoFlusher, openMessageChannel, parkFiles, parkedFiles } from '../native/binding.js';
+import { becomeIoFlusher, endWithParent, openMessageChannel, parkFiles, parkedFiles } from '../native/binding.js';
 import {
   packed,
   unpacked,
@@ -36,6 +36,8 @@ process.title = 'ublk-stores';
 // The supervisor ends us.
 for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) process.on(signal, () => undefined);
 becomeIoFlusher();
+// What is stopped would keep its locks from the next supervisor.
+endWithParent();
 
 const channel = openMessageChannel(
   CHANNEL,

@@ -133,6 +133,16 @@ test('what becomes of stores while there is no supervisor', { timeout: 900_000 }
     }
   });
 
+  await t.test('E6 what opens stores, stopped, keeps none of them from the next supervisor', async () => {
+    for (const pid of processesNamed('ublk-stores')) signal(pid, 'SIGSTOP');
+    process.kill(served.pid, 'SIGKILL');
+    await served.exit;
+    for (const pid of processesNamed('ublk-zygote')) signal(pid, 'SIGKILL');
+    served = await start(stores);
+    for (const name of names) await served.untilLive(name, 1, 120_000);
+    for (const name of names) await assertFirst(name);
+  });
+
   assert.equal(await served.terminate(), 0);
   await assertNothingLeft(runtimeDir);
 });

@@ -163,6 +163,11 @@ void markThread(int) {
   errno = error;
 }
 
+// endWithParent(): the kernel ends this process, stopped or not, with the one that started it.
+void endWithParent(const Napi::CallbackInfo& info) {
+  guarded(info.Env(), [] { checked(prctl(PR_SET_PDEATHSIG, SIGKILL), "prctl(PR_SET_PDEATHSIG)"); });
+}
+
 // becomeIoFlusher(): no thread of this process, nor anything that they start from now on, waits for memory that only
 // writing to a block device would free. The mark is each thread's own, so they are all sent a signal that nobody else
 // uses; its handler stays. Only node's thread that waits for a debugger blocks it, and nobody waits for that one.
@@ -188,6 +193,7 @@ void exportSystem(Napi::Env env, Napi::Object exports) {
   exports.Set("ioUringErrno", Napi::Function::New(env, ioUringErrno));
   exports.Set("mapShared", Napi::Function::New(env, mapShared));
   exports.Set("replaceProcess", Napi::Function::New(env, replaceProcess));
+  exports.Set("endWithParent", Napi::Function::New(env, endWithParent));
   exports.Set("becomeIoFlusher", Napi::Function::New(env, becomeIoFlusher));
   exports.Set("streamPair", Napi::Function::New(env, streamPair));
   exports.Set("seqpacketPair", Napi::Function::New(env, seqpacketPair));
