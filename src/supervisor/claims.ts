@@ -4,6 +4,7 @@ import { SupervisorError } from '../errors.js';
 import { openBlockDevices, type OpenBlockDevices } from '../native/binding.js';
 import { openersOf, readSystemUsers, usersOf } from './block-device-users.js';
 import { within } from './deadline.js';
+import { fewAtOnce } from './few-at-once.js';
 import type { Claim, ClaimedFor } from './kernel.js';
 import type { HeldProcess } from './zygote.js';
 
@@ -69,7 +70,7 @@ export class Claims {
   /** Returns whom the kernel refused. */
   async #takeFree(ids: readonly number[], taken: Map<number, () => Promise<void>>): Promise<number[]> {
     const missing = ids.filter((id) => !taken.has(id));
-    const outcomes = await Promise.allSettled(missing.map((id) => this.#take(id)));
+    const outcomes = await fewAtOnce(missing, (id) => this.#take(id));
     const refused: number[] = [];
     const failures: unknown[] = [];
     for (const [index, outcome] of outcomes.entries()) {

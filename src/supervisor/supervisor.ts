@@ -3,6 +3,7 @@ import { messageOf, SupervisorError } from '../errors.js';
 import type { Clock } from './clock.js';
 import type { CrashFiles } from './crash-files.js';
 import type { Log } from './device-log.js';
+import { fewAtOnce } from './few-at-once.js';
 import type { Claim, Kernel } from './kernel.js';
 import { configuredSize, type PlanEntry } from './reload-plan.js';
 import { reload } from './reload.js';
@@ -44,6 +45,8 @@ export interface SupervisorOptions {
 const ORDER_PATIENCE_MS = 5_000;
 /** Enough to keep a machine busy. */
 const STARTING_AT_ONCE = 8;
+/** So long others wait for a device that stops. */
+const STOP_PATIENCE_MS = 5000;
 /** How long a start waits for a backend to be opened: what waits for the start is not to wait for that one. */
 const START_PATIENCE_MS = 60_000;
 
@@ -374,11 +377,16 @@ export class Supervisor implements SupervisorApi {
     let claim: Claim | null = null;
     try {
       claim = force ? null : await this.#claim(devices);
-      const removals = devices.map((managed) => this.#remove(managed, { force, removeData: false }));
-      const refused = (await Promise.allSettled(removals)).find(
-        (outcome, index) => outcome.status === 'rejected' && this.#has(devices[index]),
-      );
-      if (refused?.status === 'rejected') throw known(refused.reason, 'stopping the supervisor');
+      const refusals: unknown[] = [];
+      const remove = async (managed: ManagedDevice): Promise<void> => {
+        try {
+          await this.#remove(managed, { force, removeData: false });
+        } catch (error) {
+          if (this.#has(managed)) refusals.push(error);
+        }
+      };
+      await fewAtOnce(devices, remove, STOP_PATIENCE_MS);
+      if (refusals.length > 0) throw known(refusals[0], 'stopping the supervisor');
     } catch (error) {
       if (force) this.#endAs('stopped');
       else this.#stops -= 1;

@@ -3,6 +3,7 @@ import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { messageOf, SupervisorError } from '../errors.js';
 import type { Log } from './device-log.js';
+import { fewAtOnce } from './few-at-once.js';
 import type { HeldByZygote } from './kernel.js';
 import { Nursery } from './nursery.js';
 import { findZygote, type ZygoteConnection } from './zygote-connection.js';
@@ -10,8 +11,6 @@ import { Zygote, closeHeld } from './zygote.js';
 
 /** Of a zygote, with its number; a later one's is higher. */
 const SOCKET = /^zygote-([1-9][0-9]{0,8})\.sock$/;
-
-const ADOPTED_AT_ONCE = 8;
 
 /** What zygotes hold that an earlier supervisor left. */
 export interface LeftZygotes {
@@ -87,15 +86,12 @@ export class ZygoteKeeper {
     return { held: [...held.values()], pids: [...this.#running.values()].map(({ pid }) => pid) };
   }
 
-  /** A few at a time: each has to answer before a deadline, and all at once would wait for each other's processes and ours. */
   async #adoptEach(numbers: readonly number[]): Promise<readonly HeldByZygote[]> {
-    const held: HeldByZygote[] = [];
-    const next = numbers.values();
-    const adoptNext = async (): Promise<void> => {
-      for (const number of next) held.push(...(await this.#adoptOne(number)));
-    };
-    await Promise.all(Array.from({ length: ADOPTED_AT_ONCE }, adoptNext));
-    return held;
+    const outcomes = await fewAtOnce(numbers, (number) => this.#adoptOne(number));
+    return outcomes.flatMap((outcome) => {
+      if (outcome.status === 'rejected') throw outcome.reason as Error;
+      return outcome.value;
+    });
   }
 
   async #adoptOne(number: number): Promise<HeldByZygote[]> {
