@@ -5,9 +5,11 @@ import type { FileHandle } from 'node:fs/promises';
 /** Reads what there is of `length` bytes at `position`, which may be less, or nothing. */
 export type ReadAt = (position: number, length: number) => Promise<Buffer>;
 
+/** What cannot be read says nothing: a disk that has begun to fail is served nevertheless. */
 export function readerOf(file: FileHandle, start = 0): ReadAt {
   return async (position, length) => {
-    const { buffer, bytesRead } = await file.read(Buffer.alloc(length), 0, length, start + position);
+    const buffer = Buffer.alloc(length);
+    const { bytesRead } = await file.read(buffer, 0, length, start + position).catch(() => ({ bytesRead: 0 }));
     return buffer.subarray(0, bytesRead);
   };
 }
@@ -106,7 +108,7 @@ export async function blockSizeOf(read: ReadAt, size: number, own: number): Prom
   }
   if (partitions.length > 0) return { bytes: await unitOf(read, partitions), why: 'the MBR in it' };
   const found = formatOf(head);
-  if (found !== null && found.blockSize !== null) return { bytes: found.blockSize, why: `the ${found.name} in it` };
+  if (typeof found?.blockSize === 'number') return { bytes: found.blockSize, why: `the ${found.name} in it` };
   return { bytes: own, why: own === SMALLEST ? 'nothing in it asks for more' : 'the disk below has it' };
 }
 
@@ -127,9 +129,9 @@ interface Found {
 function formatOf(head: Buffer): Found | null {
   const format = [...BOOT_SECTORS, ...SUPERBLOCKS].find(({ at, magic }) => hasAt(head, at, magic));
   const found = format === undefined ? fat(head) : { name: format.name, blockSize: format.blockSize(head) };
-  if (found === null || found.blockSize === null) return found;
-  const blockSize = Math.min(found.blockSize, LARGEST);
-  return { ...found, blockSize: SIZES.includes(blockSize) ? blockSize : null };
+  if (found === null) return null;
+  const blockSize = Math.min(found.blockSize ?? 0, LARGEST);
+  return { name: found.name, blockSize: SIZES.includes(blockSize) ? blockSize : null };
 }
 
 /** FAT has no magic: what its driver, linux/fs/fat/inode.c, looks at in the BIOS parameter block. */

@@ -1,10 +1,10 @@
 /** By what follows the number, in lower case: no two of them differ in that alone. */
-const SIZE_UNITS: Readonly<Record<string, number>> = Object.fromEntries([
+const SIZE_UNITS: Readonly<Record<string, number>> = Object.fromEntries<number>([
   ['', 1],
   ['b', 1],
   ...['k', 'm', 'g', 't', 'p'].flatMap((letter, index) => [
-    ...['', 'i', 'ib'].map((rest) => [letter + rest, 1024 ** (index + 1)]),
-    [`${letter}b`, 1000 ** (index + 1)],
+    ...['', 'i', 'ib'].map((rest): [string, number] => [letter + rest, 1024 ** (index + 1)]),
+    [`${letter}b`, 1000 ** (index + 1)] as [string, number],
   ]),
 ]);
 

@@ -12,6 +12,7 @@ export interface BlockDevice {
   readonly size: number;
   /** Bytes. */
   readonly logicalBlockSize: number;
+  readonly readOnly: boolean;
   readonly canDiscard: boolean;
   readonly rotational: boolean;
 }
@@ -26,6 +27,7 @@ export async function describeBlockDevice(rdev: number): Promise<BlockDevice> {
     name: basename(directory),
     size: (await number('size')) * SECTOR,
     logicalBlockSize: await inQueue('logical_block_size'),
+    readOnly: (await number('ro')) === 1,
     canDiscard: (await inQueue('discard_max_bytes')) > 0,
     rotational: (await inQueue('rotational')) === 1,
   };

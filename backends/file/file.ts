@@ -36,8 +36,8 @@ export const fileBackend: Backend<z.infer<typeof fileOptions>> = {
         fua: !options.sync,
         discard: store.canDiscard,
         // O_DSYNC is for writes; not every file system has fallocate obey it. Then the kernel writes the zeros.
-        writeZeroes: !readOnly && !options.sync,
-        readOnly,
+        writeZeroes: !store.readOnly && !options.sync,
+        readOnly: store.readOnly,
         rotational: store.rotational,
         idempotentWrites: true,
       },

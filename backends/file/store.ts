@@ -14,6 +14,7 @@ import {
 } from '../../src/native/binding.js';
 import { describeBlockDevice } from './block-device.js';
 import { locate, pathOf } from './locate.js';
+import { otherUserOf } from './users.js';
 
 const closed = promisify(close);
 const statOf = promisify(fstat);
@@ -48,6 +49,8 @@ export interface Store {
   /** Bytes. */
   readonly blockSize: number;
   readonly choices: readonly Choice[];
+  /** Asked for, or because the block device is. */
+  readonly readOnly: boolean;
   /** null: there is nothing that its user should be told. */
   readonly warning: string | null;
   readonly canDiscard: boolean;
@@ -98,11 +101,11 @@ export async function openStore(
 
 async function openFound(
   found: FileHandle,
-  options: StoreOptions,
+  asked: StoreOptions,
   wantedBlockSize: number | null,
   promised: number | null,
 ): Promise<Store> {
-  const { path, readOnly, sync } = options;
+  const { path, sync } = asked;
   const status = await found.stat();
   if (!status.isFile() && !status.isBlockDevice()) {
     throw refusal(path, `it is ${kindOf(status)}; name a file or a block device`);
@@ -111,6 +114,8 @@ async function openFound(
   if (device?.name.startsWith('ublkb') === true) {
     throw refusal(path, 'it is a ublk device, and two that wait for each other never end; name what is below it');
   }
+  const readOnly = asked.readOnly || device?.readOnly === true;
+  const options = { ...asked, readOnly };
   const { blockSize, choices } = await chosenBlockSize(pathOf(found), options, wantedBlockSize);
   const alignment = await directIoAlignment(found.fd);
   const direct = useDirectIo(options, alignment, blockSize);
@@ -124,11 +129,13 @@ async function openFound(
   try {
     if (!(await flock(file.fd)))
       throw refusal(path, 'another process or device has it locked; close that', 'opening', 'IN_USE');
+    const otherUser = status.isFile() && !readOnly && promised === null ? await otherUserOf(path, status) : null;
+    if (otherUser !== null) throw refusal(path, otherUser, 'opening', 'IN_USE');
     if (status.isFile() && status.size === 0 && !readOnly && promised === null) await fill(file, options);
     const takesClientMemory = !direct || (alignment?.memory ?? 0) <= CLIENT_MEMORY_ALIGNMENT;
     return await describe(file.fd, options, promised, {
       blockSize,
-      choices: [...choices, ...directIoChoice(options, alignment, direct)],
+      choices: [...choices, ...directIoChoice(options, alignment, direct), ...readOnlyChoice(asked, readOnly)],
       takesClientMemory,
       close: () => file.close(),
     });
@@ -162,10 +169,11 @@ async function describe(
   promised: number | null,
   store: Pick<Store, 'blockSize' | 'choices' | 'takesClientMemory' | 'close'>,
 ): Promise<Store> {
-  const { path, size: wanted, readOnly } = options;
+  const { path, size: wanted } = options;
   const status = await statOf(fd, { bigint: true });
   const identity = identityOf(status);
   const device = status.isBlockDevice() ? await describeBlockDevice(Number(status.rdev)) : null;
+  const readOnly = options.readOnly || device?.readOnly === true;
   const present = device?.size ?? Number(status.size);
   if (promised === null && present !== (wanted ?? present)) {
     throw refusal(path, `it has ${String(present)} bytes, not the ${String(wanted)} configured; change one of them`);
@@ -183,6 +191,7 @@ async function describe(
     warning: behind === 0 ? null : `the last ${String(behind)} bytes of ${path} are no whole block and not part of it`,
     canDiscard,
     rotational: device?.rotational === true,
+    readOnly,
     check: () => named('checking', path, () => assertSame(path, fd, bytes)),
     resize: (wantedNow) =>
       named('resizing', path, async () => {
@@ -232,6 +241,10 @@ function useDirectIo({ path, direct }: StoreOptions, alignment: DirectIoAlignmen
       ? 'its file system does no direct I/O; leave direct out'
       : `direct I/O on it needs a blockSize of ${String(blocks)}; configure that or leave direct out`,
   );
+}
+
+function readOnlyChoice({ readOnly: asked }: StoreOptions, readOnly: boolean): readonly Choice[] {
+  return readOnly && !asked ? [{ what: 'readOnly', value: true, why: 'the block device is' }] : [];
 }
 
 function directIoChoice(

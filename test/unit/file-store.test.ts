@@ -1,4 +1,5 @@
-import { execFileSync } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { chmod, mkdir, readFile, rename, stat, symlink, truncate, unlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import t from 'tap';
@@ -117,6 +118,21 @@ t.test('what was left open is served, and checked, whatever the path names', asy
 
 const openAsItIs = (path: string, options: Partial<StoreOptions> = {}) =>
   openStore({ ...usual, path, ...options }, null);
+
+t.test('a file that another program has locked is refused, unless nobody can write to it here', async (t) => {
+  const path = at('locked');
+  await writeFile(path, Buffer.alloc(MIB));
+  const lock =
+    "import fcntl, sys; f = open(sys.argv[1], 'r+'); fcntl.lockf(f, fcntl.LOCK_EX, 1); print(1, flush=True); sys.stdin.read()";
+  const locker = spawn('python3', ['-c', lock, path], { stdio: ['pipe', 'pipe', 'inherit'] });
+  await once(locker.stdout, 'data');
+  const message = new RegExp(`locked failed: process ${String(locker.pid)} has locked it, or a part of it; end that`);
+  await t.rejects(openAsItIs(path), { message, code: 'IN_USE' });
+  await (await openAsItIs(path, { readOnly: true })).close();
+  locker.stdin.end();
+  await once(locker, 'exit');
+  await (await openAsItIs(path)).close();
+});
 
 t.test('without a word of the user a file has the blocks that it was made for', async (t) => {
   const path = at('made-for');

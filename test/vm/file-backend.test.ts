@@ -134,7 +134,7 @@ test('files and block devices as stores', { timeout: 1_100_000 }, async (t) => {
   });
 
   await t.test('what cannot be a store is refused in one line', async () => {
-    await shell('mkfifo /mnt/open/fifo; ln -s /mnt/ext4/direct-copy /mnt/open/link');
+    await shell('truncate -s 8192 /mnt/tmpfs/small; mkfifo /mnt/open/fifo; ln -s /mnt/ext4/direct-copy /mnt/open/link');
     const [first] = cases;
     assert.ok(first);
     const ublk = pathOf(await served.device(first.name));
@@ -149,7 +149,8 @@ test('files and block devices as stores', { timeout: 1_100_000 }, async (t) => {
       ['/mnt/open/missing/too', /\(ENOENT\)/, { size: SIZE }],
       ['/mnt/open/link', /others could have made the symbolic link/, {}],
       [first.path, /another process or device has it locked/, {}],
-      ['/mnt/tmpfs/ext4.img', /it has 167772160 bytes, not the 4096 configured/, { size: 4096 }],
+      ['/mnt/tmpfs/ext4.img', /it is attached to \/dev\/loop[0-9]+; detach it/, {}],
+      ['/mnt/tmpfs/small', /it has 8192 bytes, not the 4096 configured/, { size: 4096 }],
       ['/mnt/tmpfs/new', /its file system does no direct I\/O/, { size: SIZE, direct: true }],
       ['/mnt/tmpfs/full', /no space left on device \(ENOSPC\)/, { size: '1GiB', preallocate: true }],
     ] as const) {
@@ -176,6 +177,15 @@ test('files and block devices as stores', { timeout: 1_100_000 }, async (t) => {
     const queue = `/sys/block/${pathOf(written).slice('/dev/'.length)}/queue`;
     assert.equal((await readFile(`${queue}/write_cache`, 'utf8')).trim(), 'write through');
     await served.remove('image');
+    const loop = (await ok('losetup', ['--show', '-rf', '/mnt/tmpfs/small'])).trim();
+    const onLoop = await served.add({ name: 'image', backend: { type: 'file', path: loop } });
+    assert.equal((await ok('blockdev', ['--getro', pathOf(onLoop)])).trim(), '1');
+    assert.deepEqual(
+      onLoop.choices.filter(({ what }) => what === 'readOnly').map(({ why }) => why),
+      ['the block device is'],
+    );
+    await served.remove('image');
+    await ok('losetup', ['-d', loop]);
   });
 
   await t.test(
