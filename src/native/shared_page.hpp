@@ -99,7 +99,8 @@ struct Failures {
   std::atomic<uint32_t> error;  // errno
 
   bool are(uint32_t ofOperation, uint32_t withError) const {
-    return operation.load(std::memory_order_relaxed) == ofOperation && error.load(std::memory_order_relaxed) == withError;
+    return operation.load(std::memory_order_relaxed) == ofOperation &&
+           error.load(std::memory_order_relaxed) == withError;
   }
 };
 
