@@ -3,7 +3,14 @@ import type { DeviceConfig } from '../config/types.js';
 import { messageOf } from '../errors.js';
 import { openPidfd, watchProcess } from '../native/binding.js';
 import type { Log } from './device-log.js';
-import { blockSizeOf, dataPathOf, devicesInKernel, sizeOf, stateOf, type KernelDevice } from './found-devices.js';
+import {
+  logicalBlockSizeOf,
+  dataPathOf,
+  devicesInKernel,
+  sizeOf,
+  stateOf,
+  type KernelDevice,
+} from './found-devices.js';
 import type { Instance } from './instance.js';
 import type { Journal, JournalEntry } from './journal.js';
 import type { FoundDevice, HeldByZygote } from './kernel.js';
@@ -107,7 +114,7 @@ async function asFound(device: KernelDevice, held: HeldByZygote | null): Promise
     depth,
     dataPath: dataPathOf(device),
     size: state === 'DEAD' ? null : await sizeOf(id),
-    blockSize: state === 'DEAD' ? null : await blockSizeOf(id),
+    blockSize: state === 'DEAD' ? null : await logicalBlockSizeOf(id),
     held,
   };
 }

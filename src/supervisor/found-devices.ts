@@ -41,7 +41,7 @@ export async function sizeOf(id: number): Promise<number | null> {
 }
 
 /** Logical block size of /dev/ublkbN in bytes; null where there is none. */
-export async function blockSizeOf(id: number): Promise<number | null> {
+export async function logicalBlockSizeOf(id: number): Promise<number | null> {
   const size = await unlessMissing(readFile(`/sys/block/ublkb${String(id)}/queue/logical_block_size`, 'utf8'));
   return size === null ? null : Number(size);
 }

@@ -164,8 +164,8 @@ export interface Kernel {
   /** That nursery if there is one of that number, else the one that forks what is new. */
   nursery(wanted: number | null): number;
   offers(dataPath: DataPath): boolean;
-  /** Whether its devices of these two names could not be told apart. */
-  confuses(name: string, other: string): boolean;
+  /** By which a device of that name is known in the kernel; a few names share one. */
+  cookieOf(name: string): bigint;
   /** There is UPDATE_SIZE. */
   readonly resizes: boolean;
   /** ADD_DEV, then compares the granted flags. A device that lacks a flag we need is deleted again. */

@@ -78,6 +78,8 @@ export class Supervisor implements SupervisorApi {
   readonly #onEnd: () => void;
   readonly #findLeftDevices: (configured: readonly DeviceConfig[]) => Promise<readonly LeftDevice[]>;
   readonly #devices = new Map<string, ManagedDevice>();
+  /** The names of these devices, by what the kernel knows them by. */
+  readonly #cookies = new Map<bigint, string>();
   /** Until it is known there is more to be stopped than the devices. */
   #left: Promise<readonly LeftDevice[]> = Promise.resolve([]);
   /** Stops under way or done; while there are any nothing is added. */
@@ -419,6 +421,7 @@ export class Supervisor implements SupervisorApi {
   #make(config: DeviceConfig, left: LeftDevice | null): ManagedDevice {
     const managed = new ManagedDevice(config, this.#context, left);
     this.#devices.set(config.name, managed);
+    this.#cookies.set(this.#context.kernel.cookieOf(config.name), config.name);
     return managed;
   }
 
@@ -441,7 +444,10 @@ export class Supervisor implements SupervisorApi {
   }
 
   #forget(managed: ManagedDevice): void {
-    if (this.#has(managed)) this.#devices.delete(managed.config.name);
+    if (!this.#has(managed)) return;
+    const { name } = managed.config;
+    this.#devices.delete(name);
+    this.#cookies.delete(this.#context.kernel.cookieOf(name));
   }
 
   #has(managed: ManagedDevice | undefined): boolean {
@@ -467,7 +473,7 @@ export class Supervisor implements SupervisorApi {
     if (this.#devices.has(name)) {
       throw notAdded(name, 'there is a device of that name; remove it or choose another name', 'EXISTS');
     }
-    const other = [...this.#devices.keys()].find((each) => this.#context.kernel.confuses(each, name));
+    const other = this.#cookies.get(this.#context.kernel.cookieOf(name));
     if (other === undefined) return;
     throw notAdded(name, `the kernel could not tell it from device ${other}; choose another name`, 'EXISTS');
   }
@@ -482,7 +488,9 @@ export class Supervisor implements SupervisorApi {
 /** What a reload is to find changed: what is served may be older than the file. A size may have been changed by hand. */
 function asServed(inFile: DeviceConfig, served: DeviceConfig): DeviceConfig {
   const size = configuredSize(inFile);
-  return size === undefined ? served : withSize(served, size);
+  const sized = size === undefined ? served : withSize(served, size);
+  // Left out, it is whatever the device has.
+  return inFile.blockSize === undefined ? { ...sized, blockSize: undefined } : sized;
 }
 
 function notAdded(device: string, reason: string, code: string): SupervisorError {

@@ -94,7 +94,7 @@ export class UblkKernel implements Kernel {
   readonly quirks: KernelQuirks;
   readonly resizes: boolean;
   readonly #features: bigint;
-  readonly #cookieOf: (name: string) => bigint;
+  readonly cookieOf: (name: string) => bigint;
   readonly #zygotes: Pick<ZygoteKeeper, 'fork' | 'nursery' | 'running'>;
   readonly #devices = new Map<number, DeviceRecord>();
   readonly #rounds = new Rounds();
@@ -107,7 +107,7 @@ export class UblkKernel implements Kernel {
     zygotes: Pick<ZygoteKeeper, 'fork' | 'nursery' | 'running'>;
   }) {
     this.#features = options.features;
-    this.#cookieOf = options.cookieOf;
+    this.cookieOf = options.cookieOf;
     this.#zygotes = options.zygotes;
     this.quirks = {
       midFetchDeathIsFatal: !this.#has('SAFE_STOP_DEV'),
@@ -120,10 +120,6 @@ export class UblkKernel implements Kernel {
 
   nursery(wanted: number | null): number {
     return this.#zygotes.nursery(wanted);
-  }
-
-  confuses(name: string, other: string): boolean {
-    return this.#cookieOf(name) === this.#cookieOf(other);
   }
 
   offers(dataPath: DataPath): boolean {
@@ -140,7 +136,7 @@ export class UblkKernel implements Kernel {
       depth: spec.depth,
       maxIoBytes: maxIoBytes(spec),
       flags: wanted,
-      cookie: this.#cookieOf(spec.name),
+      cookie: this.cookieOf(spec.name),
     };
     const answer = await this.#controlBy(zygote, 'ADD_DEV', device.id, { device }).catch(async (error: unknown) => {
       await zygote.retire();

@@ -71,8 +71,8 @@ export class ModelKernel implements Kernel {
     return wanted ?? 1;
   }
 
-  confuses(name: string, other: string): boolean {
-    return [name, other].sort().join() === 'confused,confusing';
+  cookieOf(name: string): bigint {
+    return BigInt(`0x${Buffer.from(name.replace('confused', 'confusing')).toString('hex')}`);
   }
 
   offers(dataPath: DataPath): boolean {
