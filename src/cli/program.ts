@@ -43,8 +43,8 @@ const commands = [
   newBackendCommand,
 ];
 
-/** Runs one command line and leaves its exit code in `process.exitCode`. */
-export async function run(args: readonly string[]): Promise<void> {
+/** All of the command line. */
+export function createProgram(): Command {
   const program = new Command('ublk-supervisor')
     .description('Serve Linux ublk block devices, one supervised process per hardware queue.')
     .version(version)
@@ -63,8 +63,13 @@ export async function run(args: readonly string[]): Promise<void> {
     })
     .exitOverride();
   for (const register of commands) register(program);
+  return program;
+}
+
+/** Runs one command line and leaves its exit code in `process.exitCode`. */
+export async function run(args: readonly string[]): Promise<void> {
   try {
-    await program.parseAsync(args, { from: 'user' });
+    await createProgram().parseAsync(args, { from: 'user' });
   } catch (error) {
     if (error instanceof CommanderError) {
       const usage = args[0] === 'start' ? DaemonExit.usage : CliExit.usage;
