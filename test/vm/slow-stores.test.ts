@@ -4,7 +4,7 @@ import { spawn } from 'node:child_process';
 import { mkdir, rename, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { Served, assertNothingLeft, ok, processesNamed, run, shell, waitFor } from './harness.js';
+import { Served, assertNothingLeft, ok, processesNamed, run, shell, signal, waitFor } from './harness.js';
 
 /** A store that is missing, locked or hangs concerns its own device alone, which waits for it. */
 
@@ -76,7 +76,7 @@ test('stores that come late', { timeout: 900_000 }, async (t) => {
     const { path } = await served.device('missing');
     process.kill(served.pid, 'SIGKILL');
     await served.exit;
-    for (const pid of processesNamed('ublk')) process.kill(pid, 'SIGKILL');
+    for (const pid of processesNamed('ublk')) signal(pid, 'SIGKILL');
     await rename(at('missing'), `${at('missing')}.away`);
     const reading = ok('dd', [`if=${path ?? ''}`, 'of=/dev/null', 'bs=4k', 'count=1', 'iflag=direct', 'status=none']);
     served = await Served.start(devices, { runtimeDir });
