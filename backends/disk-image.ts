@@ -71,6 +71,9 @@ const CONTAINERS = [
   { name: 'a VDI', at: 64, magic: '\x7f\x10\xda\xbe' },
 ];
 
+/** What to do with one, after what is to be converted. */
+export const HOW_TO_SERVE = '(qemu-img convert -O raw), or give a blockSize, and it is served as it is';
+
 const GPT_MAGIC = 'EFI PART';
 /** The one entry of an MBR that stands in front of a GPT. */
 const PROTECTIVE = 0xee;

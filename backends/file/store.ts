@@ -1,7 +1,8 @@
 import { close, constants, fstat, fsync, ftruncate, type BigIntStats, type Stats } from 'node:fs';
 import { open, stat, unlink, type FileHandle } from 'node:fs/promises';
 import { promisify } from 'node:util';
-import { blockSizeOf, blockSizeOfNew, containerOf, readerOf, type ChosenBlockSize } from '../disk-image.js';
+import { HOW_TO_SERVE, blockSizeOf, blockSizeOfNew, containerOf, readerOf } from '../disk-image.js';
+import type { ChosenBlockSize } from '../disk-image.js';
 import type { Choice, Inheritance } from '../interface.js';
 import { SupervisorError, errnoOf, reasonOf } from '../../src/errors.js';
 import {
@@ -23,7 +24,6 @@ const synced = promisify(fsync);
 
 const EBUSY = 16;
 const PUT_BACK = 'put that back, or remove the device and add it anew';
-const CONVERT = 'convert it (qemu-img convert -O raw), or give a blockSize, and it is served as it is';
 const PAGE = 4096;
 const SECTOR = 512;
 /** What the kernel asks of the memory of its own users, and so all that zero-copy can promise a file system. */
@@ -129,9 +129,11 @@ async function openFound(
   try {
     if (!(await flock(file.fd)))
       throw refusal(path, 'another process or device has it locked; close that', 'opening', 'IN_USE');
-    const otherUser = status.isFile() && !readOnly && promised === null ? await otherUserOf(path, status) : null;
-    if (otherUser !== null) throw refusal(path, otherUser, 'opening', 'IN_USE');
-    if (status.isFile() && status.size === 0 && !readOnly && promised === null) await fill(file, options);
+    if (status.isFile() && !readOnly && promised === null) {
+      const otherUser = await otherUserOf(path, status);
+      if (otherUser !== null) throw refusal(path, otherUser, 'opening', 'IN_USE');
+      if (status.size === 0) await fill(file, options);
+    }
     const takesClientMemory = !direct || (alignment?.memory ?? 0) <= CLIENT_MEMORY_ALIGNMENT;
     return await describe(file.fd, options, promised, {
       blockSize,
@@ -226,7 +228,7 @@ async function madeFor(path: string, name: string, size: number, own: number): P
   const read = readerOf(file);
   const container = await containerOf(read, size);
   if (container === null) return await blockSizeOf(read, size, own);
-  throw refusal(name, `it is ${container} image; ${CONVERT}`);
+  throw refusal(name, `it is ${container} image; convert it ${HOW_TO_SERVE}`);
 }
 
 /** `auto` is direct where it can be, so that data is cached once, on top of the device, and not here again. */

@@ -6,7 +6,7 @@ import { show } from '../../src/config/problems.js';
 import { SupervisorError, messageOf, reasonOf } from '../../src/errors.js';
 import { indexZipEntry } from '../../src/native/binding.js';
 import { printable } from '../../src/printable.js';
-import { blockSizeOf, containerOf } from '../disk-image.js';
+import { HOW_TO_SERVE, blockSizeOf, containerOf } from '../disk-image.js';
 import type { Backend, Choice } from '../interface.js';
 import { filePath } from '../options.js';
 import { findEntry, type ArchiveEntry } from './archive.js';
@@ -54,8 +54,10 @@ export const zipBackend: Backend<z.infer<typeof zipOptions>> = {
     try {
       const hasUsers = inherited !== undefined && inherited.size !== null;
       const known = hasUsers ? inherited.announced?.identity : undefined;
-      const { entry, index, identity } = await indexEntry(archive, wanted, known);
+      const { entry, identity } = await entryOf(archive, wanted, known);
+      // It costs little, and the index is closed by nobody but who gets it.
       const blocks = await blocksOf(archive, entry, wantedBlockSize);
+      const index = await indexOf(archive, entry);
       return {
         // Behind its end there are zeros.
         size: Math.ceil(entry.bytes / blocks.blockSize) * blocks.blockSize,
@@ -90,7 +92,7 @@ export const zipBackend: Backend<z.infer<typeof zipOptions>> = {
 };
 
 /** `known`: the identity of what the users of the device have; undefined: there are none, or it is not known. */
-async function indexEntry(archive: FileHandle, wanted: string | undefined, known: string | undefined) {
+async function entryOf(archive: FileHandle, wanted: string | undefined, known: string | undefined) {
   const status = await archive.stat();
   if (!status.isFile()) throw new Error('it is not a regular file');
   const entry = await findEntry(archive, status.size, wanted);
@@ -100,10 +102,15 @@ async function indexEntry(archive: FileHandle, wanted: string | undefined, known
   if (known !== undefined && known !== identity) {
     throw new Error(`its entry ${show(name)} has ${identity}, its device was made of ${known}; put that back`);
   }
+  return { entry, identity };
+}
+
+/** Reads it through. Its descriptor is the caller's to close. */
+async function indexOf(archive: FileHandle, entry: ArchiveEntry): Promise<number> {
   try {
-    return { entry, index: await indexZipEntry(archive.fd, entry), identity };
+    return await indexZipEntry(archive.fd, entry);
   } catch (error) {
-    throw new Error(`its entry ${show(name)} cannot be served: ${messageOf(error)}`, { cause: error });
+    throw new Error(`its entry ${show(entry.name)} cannot be served: ${messageOf(error)}`, { cause: error });
   }
 }
 
@@ -117,8 +124,7 @@ async function blocksOf(
   await using contents = entryReader(archive, entry);
   const container = await containerOf(contents.read, entry.bytes);
   if (container !== null) {
-    const convert = 'unpack and convert it (qemu-img convert -O raw), or give a blockSize, and it is served as it is';
-    throw new Error(`its entry ${show(entry.name)} is ${container} image; ${convert}`);
+    throw new Error(`its entry ${show(entry.name)} is ${container} image; unpack and convert it ${HOW_TO_SERVE}`);
   }
   const { bytes, why } = await blockSizeOf(contents.read, entry.bytes, SECTOR);
   return { blockSize: bytes, choices: [{ what: 'blockSize', value: bytes, why }] };

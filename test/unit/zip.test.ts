@@ -21,7 +21,7 @@ function lines(bytes: number): Buffer {
 
 const image: ArchiveMember = { name: 'disk.img', data: lines(300 * KIB) };
 
-async function open(archive: Buffer, entry?: string, blockSize = 4096): Promise<OpenBackend> {
+async function open(archive: Buffer, entry?: string, blockSize: number | null = 4096): Promise<OpenBackend> {
   await writeFile(path, archive);
   const options = zipOptions.parse({ type: 'zip', path, ...(entry === undefined ? {} : { entry }) });
   return zipBackend.open(options, { device: 'a', blockSize, readOnly: false });
@@ -75,6 +75,25 @@ t.test('the size is rounded up to whole blocks', async (t) => {
   t.equal(await sizeOf(archive, undefined, 512), 1024);
   t.equal(await sizeOf(archive, undefined, 4096), 4096);
   t.equal(await sizeOf(zipArchive([{ name: 'a', data: Buffer.alloc(1) }]), undefined, 512), 512);
+});
+
+t.test('without a word of the user an entry has the blocks that it was made for', async (t) => {
+  const before = openFiles();
+  for (const stored of [true, false]) {
+    const disk = Buffer.alloc(64 * KIB);
+    disk.write('EFI PART', 4096);
+    const backend = await open(zipArchive([{ name: 'disk', data: disk, stored }]), undefined, null);
+    t.match(backend, { blockSize: 4096, choices: [{ what: 'blockSize', value: 4096, why: 'the GPT in it' }] });
+    await backend.close();
+    const vhdx = zipArchive([{ name: 'disk', data: Buffer.from('vhdxfile'.padEnd(64 * KIB, '\0')), stored }]);
+    await t.rejects(open(vhdx, undefined, null), {
+      message: /its entry "disk" is a VHDX image; unpack and convert it/,
+    });
+  }
+  const damaged = zipArchive([image]);
+  damaged.fill(0xff, 60, 90);
+  await t.rejects(open(damaged, undefined, null), { message: /its entry "disk.img" cannot be served: / });
+  t.equal(openFiles(), before);
 });
 
 t.test('the entry that is named, or the largest', async (t) => {
