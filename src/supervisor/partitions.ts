@@ -1,5 +1,5 @@
 import { execFile, type ChildProcess } from 'node:child_process';
-import { readdir } from 'node:fs/promises';
+import { readFile, readdir } from 'node:fs/promises';
 import { messageOf } from '../errors.js';
 import { watchCloses, type CloseWatch } from '../native/binding.js';
 import type { Log } from './device-log.js';
@@ -7,6 +7,15 @@ import type { Log } from './device-log.js';
 const PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin';
 /** What partx says of a disk without a table. */
 const NO_TABLE = 'failed to read partition table';
+/** MBR types of an extended partition, which the kernel makes two sectors long whatever the table says. */
+const CONTAINERS: readonly string[] = ['0x5', '0xf', '0x85'];
+
+/** Start and length in units of 512 bytes, as partx and sysfs have them. */
+interface Partition {
+  readonly number: number;
+  readonly start: number;
+  readonly sectors: number;
+}
 
 /**
  * Makes the partitions of a device, /dev/ublkbNpM, those of the table on it. The kernel does not look itself, because a queue
@@ -91,25 +100,53 @@ export class Partitions {
     }
   }
 
+  /** Touches none that is right already: to partx, bringing a partition up to date is to remove it and to add it again. */
   async #makeThem(): Promise<void> {
-    const table = await this.#run('partx', '--show', '--noheadings', '--output', 'NR').catch((error: unknown) => {
-      if (messageOf(error).includes(NO_TABLE)) return '';
-      throw error;
-    });
-    const wanted = table
-      .split('\n')
-      .filter((line) => line !== '')
-      .map(Number);
-    if (wanted.length > 0) await this.#run('partx', '--update');
-    await this.#remove((number) => !wanted.includes(number));
+    const wanted = await this.#table();
+    const there = new Map((await this.#present()).map((partition) => [partition.number, partition]));
+    for (const { number, start, sectors, container } of wanted) {
+      const { start: oldStart, sectors: oldSectors } = there.get(number) ?? {};
+      const right = start === oldStart && (container || sectors === oldSectors);
+      if (!right) await this.#run('partx', '--update', '--nr', String(number));
+    }
+    const numbers = wanted.map(({ number }) => number);
+    await this.#remove((number) => !numbers.includes(number));
   }
 
-  /** What partx --update leaves. */
   async #remove(unwanted: (number: number) => boolean): Promise<void> {
     for (const number of (await this.#numbers()).filter(unwanted)) await this.#run('delpart', String(number));
   }
 
-  /** Of the partitions that the kernel has. */
+  /** What the table on the device says. */
+  async #table(): Promise<readonly (Partition & { readonly container: boolean })[]> {
+    const table = await this.#run('partx', '--show', '--noheadings', '--output', 'NR,START,SECTORS,TYPE').catch(
+      (error: unknown) => {
+        if (messageOf(error).includes(NO_TABLE)) return '';
+        throw error;
+      },
+    );
+    return table
+      .split('\n')
+      .filter((line) => line.trim() !== '')
+      .map((line) => {
+        const [number, start, sectors, type = ''] = line.trim().split(/\s+/);
+        const container = CONTAINERS.includes(type);
+        return { number: Number(number), start: Number(start), sectors: Number(sectors), container };
+      });
+  }
+
+  /** The partitions that the kernel has. */
+  async #present(): Promise<readonly Partition[]> {
+    const numbers = await this.#numbers();
+    return Promise.all(
+      numbers.map(async (number) => {
+        const read = async (attribute: string): Promise<number> =>
+          Number(await readFile(`/sys/block/${this.#node}/${this.#node}p${String(number)}/${attribute}`, 'latin1'));
+        return { number, start: await read('start'), sectors: await read('size') };
+      }),
+    );
+  }
+
   async #numbers(): Promise<readonly number[]> {
     const names = await readdir(`/sys/block/${this.#node}`).catch(() => []);
     return names

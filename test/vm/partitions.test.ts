@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { existsSync, readdirSync, readlinkSync } from 'node:fs';
+import { existsSync, readdirSync, readlinkSync, statSync } from 'node:fs';
 import { test } from 'node:test';
 import type { DeviceStatus } from '../../src/supervisor/status.js';
 import { Load, verifiedWrites } from './fio.js';
@@ -42,6 +42,17 @@ function has(device: DeviceStatus, numbers: readonly number[]): boolean {
 
 const untilHas = (device: DeviceStatus, numbers: readonly number[]): Promise<unknown> =>
   waitFor(`${device.name} having partitions ${numbers.join() || 'none'}`, () => has(device, numbers), 120_000);
+
+/** The supervisor, which alone learns that partition 6 is no longer in the table, leaves the others alone. */
+async function assertOnlyOneGoes(device: DeviceStatus): Promise<void> {
+  const node = pathOf(device).slice('/dev/'.length);
+  const born = (): readonly number[] =>
+    [1, 2, 5].map((number) => statSync(`/sys/block/${node}/${node}p${String(number)}`).ino);
+  const before = born();
+  await shell(`sfdisk -q --no-reread --no-tell-kernel --delete ${pathOf(device)} 6`);
+  await untilHas(device, [1, 2, 5]);
+  assert.deepEqual(born(), before);
+}
 
 /** sfdisk cannot have an old kernel read the table again, and says so; that is not what is looked at. */
 const sfdisk = (path: string, script: string, ...options: readonly string[]): Promise<string> =>
@@ -128,16 +139,18 @@ test('partitions', { timeout: 1_100_000 }, async (t) => {
 
   await t.test('C2 are there from when they are asked for until they are not', async () => {
     const plain = await served.device('plain');
-    await sfdisk(pathOf(plain), 'label: dos\\n, 4M\\n');
+    await sfdisk(pathOf(plain), 'label: dos\\n1: size=4M\\n2: size=8M, type=E\\n5: size=2M\\n6: size=2M\\n');
+    await shell(`partx --delete ${pathOf(plain)}`);
     assert.ok(has(plain, []));
     const wanted = devices.map((device) => (device.name === 'plain' ? { ...device, partitions: true } : device));
     for (const [configured, numbers] of [
-      [wanted, [1]],
+      [wanted, [1, 2, 5, 6]],
       [devices, []],
     ] as const) {
       await served.configure(configured);
       assert.equal((await served.api('POST', '/v1/reload')).status, 200);
       await untilHas(plain, numbers);
+      if (configured === wanted) await assertOnlyOneGoes(plain);
     }
   });
 
