@@ -7,7 +7,7 @@ import type { Log } from './device-log.js';
 const PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin';
 /** What partx says of a disk without a table. */
 const NO_TABLE = 'failed to read partition table';
-/** MBR types of an extended partition, which the kernel makes two sectors long whatever the table says. */
+/** MBR types of an extended partition: two sectors to partx and the kernel, whatever the table says; none where a block is longer. */
 const CONTAINERS: readonly string[] = ['0x5', '0xf', '0x85'];
 
 /** Start and length in units of 512 bytes, as partx and sysfs have them. */

@@ -16,7 +16,7 @@ const runtimeDir = '/run/partitions';
 const devices = [
   { name: 'disk', partitions: true, backend: { type: 'file', path: IMAGE } },
   { name: 'empty', partitions: true, queues: 2, requestTimeout: '3s', backend: { type: 'ram', size: '96MiB' } },
-  { name: 'plain', backend: { type: 'ram', size: '16MiB' } },
+  { name: 'plain', blockSize: 512, backend: { type: 'ram', size: '16MiB' } },
 ];
 
 const pathOf = ({ path }: DeviceStatus): string => path ?? assert.fail('no path');
