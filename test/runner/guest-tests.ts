@@ -70,7 +70,7 @@ function wantsAtAll(file: string, { full, named }: Selection): boolean {
   return full || named || remark(file, 'run') !== 'full';
 }
 
-/** A line `// kernels: newest` in a test says that it finds the same on every kernel. */
+/** A line `// kernels: newest` in a test says that one kernel is enough for every day: little in it depends on which. */
 function kernelsOf(file: string, { kernels, full }: Selection): readonly string[] {
   const one = full ? undefined : remark(file, 'kernels');
   return one === undefined || !kernels.includes(one) ? kernels : [one];

@@ -1,5 +1,5 @@
-import { execa } from 'execa';
 import assert from 'node:assert/strict';
+import { run } from './harness.js';
 import { seed } from './random.js';
 
 export interface FioJob {
@@ -22,29 +22,25 @@ interface FioReport {
 }
 
 async function fio({ name, path, size, depth, rate }: FioJob, options: readonly string[]) {
-  const { exitCode, stdout, stderr, timedOut } = await execa(
-    'fio',
-    [
-      ...[`--name=${name}`, `--filename=${path}`, `--size=${size}`, '--output-format=json', '--thread'],
-      ...['--ioengine=io_uring', '--direct=1', '--rw=randwrite', '--randrepeat=0', `--iodepth=${String(depth)}`],
-      ...(rate === undefined ? [] : [`--rate_iops=${String(rate)}`]),
-      ...options,
-    ],
-    { reject: false, timeout: 500_000 },
-  );
+  const { code, stdout, stderr } = await run('fio', [
+    ...[`--name=${name}`, `--filename=${path}`, `--size=${size}`, '--output-format=json', '--thread'],
+    ...['--ioengine=io_uring', '--direct=1', '--rw=randwrite', '--randrepeat=0', `--iodepth=${String(depth)}`],
+    ...(rate === undefined ? [] : [`--rate_iops=${String(rate)}`]),
+    ...options,
+  ]);
   const said = `fio on ${name}: ${stderr}${stdout}`;
-  assert.ok(!timedOut && stdout.includes('{'), said);
+  assert.ok(stdout.includes('{'), said);
   const [job] = (JSON.parse(stdout.slice(stdout.indexOf('{'))) as FioReport).jobs;
   assert.ok(job, said);
-  return { exitCode, job, said };
+  return { code, job, said };
 }
 
 /** Writes 4 KiB blocks in random order and verifies them meanwhile; gives the number of writes. No failure is allowed. */
 export async function verifiedWrites(job: FioJob, pass: number): Promise<number> {
   const check = ['--verify=crc32c', '--verify_fatal=1', '--do_verify=1', '--verify_backlog=512'];
   const options = ['--bs=4k', '--serialize_overlap=1', `--randseed=${String(seed + pass)}`, ...check];
-  const { exitCode, job: done, said } = await fio(job, options);
-  assert.deepEqual([exitCode, done.error], [0, 0], said);
+  const { code, job: done, said } = await fio(job, options);
+  assert.deepEqual([code, done.error], [0, 0], said);
   assert.ok(done.read.total_ios >= done.write.total_ios, 'not all that was written was verified');
   return done.write.total_ios;
 }

@@ -1,3 +1,4 @@
+// run: full
 // kernels: newest
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';

@@ -1,3 +1,4 @@
+// run: full
 import assert from 'node:assert/strict';
 import { existsSync, readdirSync, readlinkSync, statSync } from 'node:fs';
 import { test } from 'node:test';

@@ -1,3 +1,4 @@
+// run: full
 // kernels: newest
 // guest: --no-ublk-module-load
 import assert from 'node:assert/strict';
