@@ -116,7 +116,6 @@ void Queue::fetchWithSiblings() {
     faultPoint("complete", setup_.index);
     announceFetched(header);
   }
-  awaitDrain();
 }
 
 void Queue::fetch(uint32_t tags) {
@@ -129,6 +128,7 @@ void Queue::fetch(uint32_t tags) {
 }
 
 void Queue::serve() {
+  awaitDrain();
   do {
     const int submitted = io_uring_submit_and_wait(&ring_, 1);
     if (submitted < 0 && submitted != -EINTR) {

@@ -56,7 +56,7 @@ class Queue final : public Responder {
   void serve();
 
   // The same for a thread that has other things to wait for: `eventfd` becomes readable when there is something to
-  // take. `take` sends what was answered and hands what came in to the backend, and has to be called until it finds
+  // take; that somebody woke `drain`, the caller has to learn elsewhere. `take` sends what was answered and hands what came in to the backend, and has to be called until it finds
   // nothing or the queue is done; `submit` only sends.
   enum class Taken { nothing, something, all };
   void notify(int eventfd);

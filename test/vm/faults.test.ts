@@ -1,7 +1,9 @@
 import assert from 'node:assert/strict';
+import { join } from 'node:path';
 import { test } from 'node:test';
+import { setTimeout } from 'node:timers/promises';
 import { arm, disarm, installFaultPoints, isWaiting, untilFetched, untilStruck } from './fault-points.js';
-import { Served, assertNothingLeft, hasEnded, isLinux, processesNamed, run, waitFor } from './harness.js';
+import { Served, assertNothingLeft, hasEnded, isLinux, processesNamed, root, run, waitFor } from './harness.js';
 import type { DeviceStatus } from '../../src/supervisor/status.js';
 import { Witness } from './witness.js';
 
@@ -10,6 +12,8 @@ import { Witness } from './witness.js';
 const ram = { type: 'ram', size: '16MiB' };
 /** The last queue's last FETCH of a first start waits until all are known to live. */
 const keepsOneBack = isLinux(6, 16) && !isLinux(7, 0);
+const IDLE_TIMEOUT_MS = 4_000;
+const IDLE_TIMEOUT = `${String(IDLE_TIMEOUT_MS)}ms`;
 const queuePid = (device: DeviceStatus, queue: number): number => {
   const pid = device.queues[queue]?.pid;
   assert.ok(pid, `queue ${String(queue)} of ${device.name} has no process`);
@@ -231,8 +235,16 @@ test('faults before a generation serves', async (t) => {
     const zygote = newestZygote();
     process.kill(zygote, 'SIGSTOP');
     assert.deepEqual([(await adding).state, (await adding).generation], ['live', 2]);
-    assert.ok(!processesNamed('ublk-zygote').includes(zygote));
+    await waitFor('the end of the stopped zygote', () => !processesNamed('ublk-zygote').includes(zygote));
     await assertOthersAlone();
+  });
+
+  await t.test('A8 one in JavaScript that has nothing to do gives its signs of life, again and again', async () => {
+    const backend = { type: join(root, 'examples/ram-backend.js'), size: 2 ** 20 };
+    await add('idle', { requestTimeout: IDLE_TIMEOUT, backend });
+    await setTimeout(3 * IDLE_TIMEOUT_MS);
+    assert.equal((await served.device('idle')).recoveries, 0);
+    await remove('idle');
   });
 
   await witness.end();

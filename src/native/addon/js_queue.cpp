@@ -1,12 +1,17 @@
 #include <dlfcn.h>
+#include <linux/futex.h>
+#include <signal.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <memory>
 #include <optional>
 #include <span>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -48,6 +53,23 @@ Napi::Value inheritedQueue(const Napi::CallbackInfo& info) {
   answer.Set("size", static_cast<double>(inherited->request.size));
   answer.Set("channel", inherited->channel);
   return answer;
+}
+
+// Makes an event each time that the supervisor wakes `drain`, until it is set. A thread, because the ring cannot: Linux
+// 6.12.117 signals an eventfd for a futex that is woken once and never again (io_eventfd_do_signal() leaves
+// IO_EVENTFD_OP_SIGNAL_BIT set).
+void watchForDrain(std::atomic<uint32_t>& drain, int eventfd) {
+  // Node's own threads see to signals.
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  std::thread([&drain, eventfd] {
+    do {
+      syscall(SYS_futex, &drain, FUTEX_WAIT, 0, nullptr, nullptr, 0);
+      eventfd_write(eventfd, 1);
+    } while (drain.load(std::memory_order_relaxed) == 0);
+  }).detach();
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
 // The queue of a process whose backend is in JavaScript. Requests go there in batches: one call for all that arrived
@@ -131,7 +153,7 @@ class JsQueue final : public Napi::ObjectWrap<JsQueue>, private Backend {
   void start(const Napi::CallbackInfo& info) {
     guarded(info.Env(), [&] {
       queue_->fetchWithSiblings();
-      queue_->submit();
+      watchForDrain(page_->drain, eventfd_.get());
     });
     Ref();
     watcher_.start(info.Env(), eventfd_.get(), [this] { readable(); });
