@@ -5,7 +5,7 @@ import type { User } from '../../src/native/binding.js';
 import { programPath } from '../../src/package-root.js';
 import { onFrames, sendFrame } from '../../src/queue-proc/frames.js';
 import { queueMessage, type OpenedMessage, type QueueMessage } from '../../src/queue-proc/message-schema.js';
-import type { LoadMessage } from '../../src/queue-proc/messages.js';
+import { HEAP_FULL, LONGEST_TEXT, type LoadMessage } from '../../src/queue-proc/messages.js';
 
 const PROGRAM = programPath('queue-proc');
 /** For loading the module, opening and closing it. */
@@ -19,12 +19,16 @@ export async function probe(load: LoadMessage, user: User | undefined): Promise<
   const refused = (reason: string, cause?: unknown): SupervisorError =>
     new SupervisorError(`opening backend ${load.module} failed: ${reason}`, { code: 'BACKEND', cause });
   const child = spawn(process.execPath, [PROGRAM, ...(user ? [String(user.uid), String(user.gid)] : [])], {
-    stdio: ['ignore', 'ignore', 'inherit', 'pipe'],
+    stdio: ['ignore', 'ignore', 'pipe', 'pipe'],
     env: {},
     cwd: '/',
     detached: true,
     timeout: DEADLINE_MS,
     killSignal: 'SIGKILL',
+  });
+  let printed = '';
+  child.stderr?.setEncoding('utf8').on('data', (text: string) => {
+    printed = (printed + text).slice(-LONGEST_TEXT);
   });
   const answers: QueueMessage[] = [];
   const channel = child.stdio[3] as Duplex;
@@ -43,6 +47,10 @@ export async function probe(load: LoadMessage, user: User | undefined): Promise<
   if (opened) return opened;
   const ending = answers.find((answer) => answer.type === 'ending');
   if (!ending && child.killed) throw refused(`it was not open within ${String(DEADLINE_MS / 1000)} s`);
-  if (!ending) throw refused(`the process that tried it ${ended}`);
+  if (!ending && printed.includes(HEAP_FULL)) throw refused('its JavaScript heap was full');
+  if (!ending) {
+    const last = printed.trim().split('\n').at(-1) ?? '';
+    throw refused(`the process that tried it ${ended}${last === '' ? '' : `: ${last}`}`);
+  }
   throw new SupervisorError(ending.message, { code: 'BACKEND', cause: ending.stack });
 }

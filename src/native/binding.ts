@@ -161,7 +161,7 @@ export interface HeldGeneration {
   readonly queues: number;
   readonly depth: number;
   readonly sharedPage: number;
-  /** The backend's files; of one in JavaScript the supervisor's ends of the channels. */
+  /** The backend's files; of one in JavaScript the supervisor's ends of the channels, and of where it prints. */
   readonly files: readonly number[];
   /** By queue. The end of one that is running means nothing. */
   readonly processes: readonly (ProcessEnd & { readonly running: boolean })[];
@@ -396,6 +396,7 @@ interface Binding {
   openPidfd(pid: number): number;
   sendDatagram(address: string, text: string): void;
   streamPair(): readonly [number, number];
+  outputPipe(): readonly [number, number];
   seqpacketPair(): readonly [number, number];
   replaceProcess(path: string, argv: readonly string[], environment: readonly string[], fd: number): never;
   endWithParent(): void;
@@ -604,6 +605,11 @@ export function replaceProcess(
 /** The two ends of a stream socket, as descriptors that the caller owns. */
 export function streamPair(): readonly [number, number] {
   return translated(() => binding().streamPair());
+}
+
+/** The ends of a pipe, for reading and for writing, neither of which waits for the other. */
+export function outputPipe(): readonly [number, number] {
+  return translated(() => binding().outputPipe());
 }
 
 /** The two ends of a socket that keeps messages apart. */

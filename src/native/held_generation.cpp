@@ -8,7 +8,7 @@ namespace ublk {
 
 void HeldGeneration::hold(const SpawnMessage& request, const SpawnedMessage& answer,
                           std::vector<FileDescriptor> files) {
-  // The queue processes' ends of their channels: a channel has to end with its process.
+  // The queue processes' ends: a channel has to end with its process.
   if (request.javascript) files.erase(files.begin() + 1, files.begin() + 1 + request.backendFiles);
   files_ = std::move(files);
   message_ = {};

@@ -203,7 +203,7 @@ class Zygote {
     if (request.queues == 0 || request.queues > kMaxQueues || request.depth == 0 || request.depth > kMaxDepth ||
         request.backendFiles > kMaxBackendFiles || request.keptFiles > kMaxBackendFiles ||
         files.size() != 1 + request.backendFiles + request.keptFiles ||
-        (request.javascript ? request.backendFiles != request.queues : request.backendFiles > 1)) {
+        (request.javascript ? request.backendFiles != request.queues + 1 : request.backendFiles > 1)) {
       throw std::system_error(EINVAL, std::generic_category(), "reading the spawn request");
     }
     char path[32];
@@ -267,6 +267,8 @@ class Zygote {
                                                  std::vector<DescriptorArea>& areas,
                                                  std::vector<FileDescriptor>& files) {
     const auto keep = [](int fd) { return fcntl(fd, F_DUPFD_CLOEXEC, 0); };
+    const int output = files[1 + request.queues].get();
+    for (const int stream : {STDOUT_FILENO, STDERR_FILENO}) checked(dup2(output, stream), "dup2");
     throw JavaScriptChild{
         {request, queue, keep(device), std::exchange(areas[queue].base, nullptr), files[queue + 1].release(), {}},
         files[0].release()};

@@ -9,6 +9,7 @@ import { Dispatcher } from './dispatch.js';
 import { onFrames, sendFrame } from './frames.js';
 import type { QueueMessage } from './message-schema.js';
 import { EXIT_UNLOADABLE, LONGEST_TEXT, type LoadMessage } from './messages.js';
+import { PrintedLines } from './printed-lines.js';
 import { sharedMemory } from './shared-memory.js';
 
 /**
@@ -34,6 +35,15 @@ process.on('uncaughtException', (error) => {
   tell({ type: 'ending', ...described(error) });
   process.exit(1);
 });
+for (const [stream, level] of [
+  ['stdout', 'info'],
+  ['stderr', 'warn'],
+] as const) {
+  const toLog = new PrintedLines(LONGEST_TEXT, (message) => {
+    tell({ type: 'log', level, message });
+  });
+  Object.defineProperty(process, stream, { value: toLog, configurable: true });
+}
 const draining = new AbortController();
 
 onFrames(channel, (message) => {
@@ -117,8 +127,12 @@ function reportError(error: unknown, request: RequestIdentity): void {
   errors = 0;
 }
 
+/** Of messages while nobody reads, or not so fast. The last words of a process fit in any case. */
+const MOST_UNREAD_BYTES = 2 ** 20;
+
 function tell(message: QueueMessage): void {
-  if (channel.writable) sendFrame(channel, message);
+  const lost = message.type === 'log' && channel.writableLength > MOST_UNREAD_BYTES;
+  if (channel.writable && !lost) sendFrame(channel, message);
 }
 
 function described(error: unknown): { message: string; stack: string } {

@@ -11,5 +11,8 @@ export interface LoadMessage {
 /** More of a message than a person reads; longer ones are cut. */
 export const LONGEST_TEXT = 8192;
 
+/** Among V8's last words when it ends a process for that. */
+export const HEAP_FULL = 'JavaScript heap out of memory';
+
 /** Exit code of a queue process whose backend could not be loaded or opened; 78 is EX_CONFIG of sysexits.h. */
 export const EXIT_UNLOADABLE = 78;

@@ -583,8 +583,13 @@ export class Device {
     void this.#run();
   }
 
-  #onReport({ queue, report }: QueueReport): void {
+  #onReport(said: QueueReport): void {
     const { name: device } = this.#config;
+    if (said.queue === null) {
+      this.#log[said.report.level]({ device }, said.report.message);
+      return;
+    }
+    const { queue, report } = said;
     if (report.type === 'log') {
       this.#log[report.level]({ device, queue }, report.message);
       return;

@@ -3,6 +3,7 @@ import { SupervisorError } from '../errors.js';
 import { errnoName, QueuePhase, watchProcess } from '../native/binding.js';
 import type { ProcessEnd, ProcessWatch, SharedPages } from '../native/binding.js';
 import type { BackendChannel } from './backend-channel.js';
+import type { BackendOutput } from './backend-output.js';
 import { afterDeadline } from './deadline.js';
 import type { FailureReports } from './failure-reports.js';
 import type { Generation, QueueReport, Remains } from './kernel.js';
@@ -57,13 +58,14 @@ export class ProcessGeneration implements Generation {
   readonly #stopWatching: () => void;
   #alive: number;
 
-  /** `channels`: one for each process of a JavaScript backend, none of a native one. */
+  /** `channels`: one for each process of a JavaScript backend, none of a native one; `output`: where they print. */
   constructor(options: {
     readonly number: number;
     readonly pages: SharedPages;
     /** By queue; `pidfd`, which is taken over, is null where the process is gone already. */
     readonly processes: readonly { readonly pid: number; readonly pidfd: number | null }[];
     readonly channels: readonly BackendChannel[];
+    readonly output: BackendOutput | null;
     /** Of those who look for hangs. */
     readonly rounds: Rounds;
     readonly requestTimeoutMs: number;
@@ -95,7 +97,8 @@ export class ProcessGeneration implements Generation {
       if (pidfd === null) queueMicrotask(onExit);
       const member = { pid, watch, exit, heard: channel === undefined };
       void channel?.closed.then(() => {
-        exit.reason = channel.lastWords?.message ?? exit.reason;
+        const heap = options.output?.sawFullHeap() === true ? 'its JavaScript heap was full' : null;
+        exit.reason = channel.lastWords?.message ?? heap ?? exit.reason;
         exit.stack = channel.lastWords?.stack ?? null;
         member.heard = true;
         this.#report();

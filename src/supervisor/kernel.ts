@@ -66,10 +66,10 @@ export interface Adopted {
   readonly marked: readonly MarkedRequest[];
 }
 
-export interface QueueReport {
-  readonly queue: number;
-  readonly report: BackendReport;
-}
+/** `queue` null: of one of them. */
+export type QueueReport =
+  | { readonly queue: number; readonly report: BackendReport }
+  | { readonly queue: null; readonly report: Extract<BackendReport, { type: 'log' }> };
 
 export interface HeldRequest extends RequestIdentity {
   readonly queue: number;

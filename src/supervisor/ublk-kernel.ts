@@ -21,6 +21,7 @@ import {
 } from '../native/binding.js';
 import type { BackendReport } from '../queue-proc/message-schema.js';
 import { BackendChannel } from './backend-channel.js';
+import { BackendOutput } from './backend-output.js';
 import { Claims } from './claims.js';
 import { stateOf } from './found-devices.js';
 import { parentOf } from './processes.js';
@@ -56,8 +57,8 @@ const WRITE_BACK_DEADLINE_MS = 120_000;
 /** udev may hold a new char device for a moment, and its node may not be there yet. */
 const SPAWN_RETRY_MS = 5;
 const SPAWN_DEADLINE_MS = 2_000;
-/** Messages carry 253 descriptors, of which each channel takes two and the shared page one. */
-const MOST_KEPT_CHANNELS = 126;
+/** Messages carry 253 descriptors, of which each channel and the output take two and the shared page one. */
+const MOST_KEPT_CHANNELS = 125;
 /** Who opened a device just now is most often udev, and leaves again. */
 const TRY_STOP_MS = 1_000;
 /** How long a deleted device's id may stay taken before somebody must be holding the block device. */
@@ -196,6 +197,7 @@ export class UblkKernel implements Kernel {
     pages.mark(marked);
     const { module } = spec.backend;
     const channels: BackendChannel[] = [];
+    const output = module === null ? null : newOutput(onReport);
     try {
       for (let queue = 0; module !== null && queue < granted.queues; queue++) {
         channels.push(
@@ -204,14 +206,16 @@ export class UblkKernel implements Kernel {
           }),
         );
       }
-      const files = module === null ? spec.backend.files : channels.flatMap(({ remote }) => remote ?? []);
-      const kept = channels.length > MOST_KEPT_CHANNELS ? [] : channels.map(({ local }) => local);
+      const ends = output === null ? [] : [...channels, output];
+      const files = output === null ? spec.backend.files : ends.flatMap(({ remote }) => remote ?? []);
+      const kept = channels.length > MOST_KEPT_CHANNELS ? [] : ends.map(({ local }) => local);
       const { pids, pidfds } = await this.#fork(granted, spec, number, pages.fd, files, kept);
       record.generation = new ProcessGeneration({
         number,
         pages,
         processes: pids.map((pid, queue) => ({ pid, pidfd: pidfds[queue] ?? null })),
         channels,
+        output,
         rounds: this.#rounds,
         requestTimeoutMs: spec.requestTimeoutMs,
         failures,
@@ -219,6 +223,7 @@ export class UblkKernel implements Kernel {
       });
     } finally {
       for (const channel of channels) channel.handedOver();
+      output?.handedOver();
     }
     if (module !== null) {
       const { path, options, sharedMemory } = module;
@@ -242,15 +247,14 @@ export class UblkKernel implements Kernel {
     const pages = leftPages(held);
     record.pages = pages;
     const failures = (record.failures = newFailureReports(pages, found.queues, onReport));
-    const channels =
-      spec.backend.module === null
-        ? []
-        : held.files.map((fd, queue) => {
-            const report = (report: BackendReport): void => {
-              onReport({ queue, report });
-            };
-            return new BackendChannel(report, fd);
-          });
+    const kept = spec.backend.module === null ? [] : held.files;
+    const channels = kept.slice(0, -1).map((fd, queue) => {
+      const report = (report: BackendReport): void => {
+        onReport({ queue, report });
+      };
+      return new BackendChannel(report, fd);
+    });
+    const outputFd = kept.at(-1);
     const generation = new ProcessGeneration({
       number: held.generation,
       pages,
@@ -259,6 +263,7 @@ export class UblkKernel implements Kernel {
         pidfd: running && zygote !== null ? childPidfd(pid, zygote.pid) : null,
       })),
       channels,
+      output: outputFd === undefined ? null : newOutput(onReport, outputFd),
       rounds: this.#rounds,
       requestTimeoutMs: spec.requestTimeoutMs,
       failures,
@@ -577,6 +582,13 @@ function newFailureReports(
   return new FailureReports(pages, queues, (queue, message) => {
     onReport({ queue, report: { type: 'log', level: 'warn', message } });
   });
+}
+
+function newOutput(onReport: (report: QueueReport) => void, inherited?: number): BackendOutput {
+  const say = (message: string): void => {
+    onReport({ queue: null, report: { type: 'log', level: 'warn', message } });
+  };
+  return new BackendOutput(say, inherited);
 }
 
 function useZygote(record: DeviceRecord, zygote: Zygote): void {

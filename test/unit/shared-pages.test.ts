@@ -62,6 +62,7 @@ for (const [what, fill] of scribbles) {
       pages,
       processes: indices.map((index) => ({ pid: 2 ** 22 + 1 + index, pidfd: null })),
       channels: [],
+      output: null,
       rounds: new Rounds(),
       requestTimeoutMs: 1000,
       failures,

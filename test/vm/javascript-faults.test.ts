@@ -45,7 +45,7 @@ const exits: Readonly<Record<string, { readonly signal?: string; readonly code?:
     exits: { code: 0 },
     aborts: { signal: 'SIGABRT' },
     segfaults: { signal: 'SIGSEGV' },
-    exhaustsTheHeap: { signal: 'SIGABRT' },
+    exhaustsTheHeap: { signal: 'SIGABRT', reason: /^its JavaScript heap was full$/ },
     neverAnswers: { signal: 'SIGKILL', reason: hang },
     loops: { signal: 'SIGKILL', reason: hang },
   };
@@ -57,7 +57,11 @@ test('backends that misbehave', async (t) => {
   const { faultNames, deathNames } = (await import(faultyPath)) as Faulty;
   const brittlePath = join(DIRECTORY, 'brittle.mjs');
   const brittle = (body: string) => writeFile(brittlePath, body, { mode: 0o644 });
-  const goodBackend = `export default { name: 'brittle', open: () => ({
+  const goodBackend = `import { spawnSync } from 'node:child_process';
+  console.log('a line\\nand half');
+  console.error('an error');
+  spawnSync('sh', ['-c', 'echo of another program; echo its error >&2'], { stdio: 'inherit' });
+  export default { name: 'brittle', open: () => ({
     size: 65536, read: (buffer) => { buffer.fill(7); return buffer.length; }, write: (buffer) => buffer.length }) };`;
   await brittle(goodBackend);
 
@@ -93,6 +97,21 @@ test('backends that misbehave', async (t) => {
     const { lastBackendError } = await served.device('faulty');
     assert.equal(lastBackendError?.queue, 0);
     await served.logs(/faulty-backend|faulty\.mjs/);
+  });
+
+  await t.test('what they print is lines of the log, with the device', async () => {
+    for (const [message, level, queue] of [
+      ['a line', 'info', 0],
+      ['and half', 'info', 0],
+      ['an error', 'warn', 0],
+      ['of another program', 'warn', undefined],
+      ['its error', 'warn', undefined],
+    ] as const) {
+      await served.logs(new RegExp(`"msg":"${message}"`));
+      const [line] = served.log.split('\n').filter((text) => text.includes(`"msg":"${message}"`));
+      const said = JSON.parse(line ?? '') as { level: string; device: string; queue?: number };
+      assert.deepEqual([said.level, said.device, said.queue], [level, 'brittle', queue]);
+    }
   });
 
   const hangingDisk = await DirectFile.open(await pathOf('hanging'));

@@ -131,6 +131,17 @@ Napi::Value socketPair(const Napi::CallbackInfo& info, int type) {
 Napi::Value streamPair(const Napi::CallbackInfo& info) { return socketPair(info, SOCK_STREAM); }
 Napi::Value seqpacketPair(const Napi::CallbackInfo& info) { return socketPair(info, SOCK_SEQPACKET); }
 
+// outputPipe(): [reading end, writing end].
+Napi::Value outputPipe(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    int ends[2];
+    checked(pipe2(ends, O_CLOEXEC | O_NONBLOCK), "pipe2");
+    Napi::Array pair = Napi::Array::New(info.Env(), 2);
+    for (uint32_t i = 0; i < 2; i++) pair.Set(i, ends[i]);
+    return pair;
+  });
+}
+
 // replaceProcess(path, argv, environment, fd): execve(2), which keeps the standard streams open and, unless it is negative,
 // `fd`. Returns only by throwing.
 Napi::Value replaceProcess(const Napi::CallbackInfo& info) {
@@ -196,6 +207,7 @@ void exportSystem(Napi::Env env, Napi::Object exports) {
   exports.Set("endWithParent", Napi::Function::New(env, endWithParent));
   exports.Set("becomeIoFlusher", Napi::Function::New(env, becomeIoFlusher));
   exports.Set("streamPair", Napi::Function::New(env, streamPair));
+  exports.Set("outputPipe", Napi::Function::New(env, outputPipe));
   exports.Set("seqpacketPair", Napi::Function::New(env, seqpacketPair));
   exports.Set("connectSeqpacket", Napi::Function::New(env, connectSeqpacket));
   exports.Set("listenSeqpacket", Napi::Function::New(env, listenSeqpacket));
