@@ -1,3 +1,4 @@
+import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { execa } from 'execa';
 import t from 'tap';
@@ -14,7 +15,7 @@ const killing = 'opened again after its process was killed, it has all that was 
 
 /** The first check that each fault has to fail, and what it has to say. */
 const expected: Readonly<Record<Exclude<Fault, 'none'>, readonly [check: string, detail: RegExp]>> = {
-  'open throws': ['opens', /^out of stock$/],
+  'open throws': ['opens', /^out of stock\nat .*faulty/],
   'size differs between instances': ['opens', /^instances differ: .*4194304.*4190208/],
   'size changes when opened again': [closing, /^instances differ: /],
   'read answers undefined': [reads, /^read of 512 bytes at 0 on queue 0 answered undefined; expected 512$/],
@@ -37,8 +38,8 @@ const expected: Readonly<Record<Exclude<Fault, 'none'>, readonly [check: string,
   'an instance has data of its own': [writes, /on queue 1: byte 0 is 0x00.*zeros/],
   'writes are lost on close': [closing, /: zeros/],
   'data is lost unless it was closed': [killing, /: zeros/],
-  'flush throws': ['flush, alone, twice and with writes under way', /flush on queue 0 failed: disk is full \(ENOSPC\)/],
-  'discard throws': ['discard changes nothing beside its range', /discard of .* failed: not implemented$/],
+  'flush throws': ['flush, alone, twice and with writes under way', /flush on queue 0 failed: disk is full \(ENOSPC\)\nat .*flush.*faulty/],
+  'discard throws': ['discard changes nothing beside its range', /discard of .* failed: not implemented\nat .*discard.*faulty/],
   'discard takes one block more': ['discard changes nothing beside its range', /is 0x00.*zeros/],
   'writeZeroes leaves what was there': [
     'writeZeroes leaves zeros, and changes nothing beside its range',
@@ -53,7 +54,7 @@ const expected: Readonly<Record<Exclude<Fault, 'none'>, readonly [check: string,
   'close never settles': [closing, /^close on queue 0 did not settle within 3000 ms$/],
   'requests are dropped when it drains': [closing, /failed: This operation was aborted/],
   'it exits': [writes, /^write of .* on queue 0 was not answered: its process exited with code 7$/],
-  'it throws outside of a call': [writes, /was not answered: its process died of: nobody catches this$/],
+  'it throws outside of a call': [writes, /was not answered: its process died of: nobody catches this\nat .*faulty/],
 };
 
 // Hundreds of worker threads, on machines that may have other things to do.
@@ -88,4 +89,6 @@ t.test('testBackend() rejects with all that is wrong', async (t) => {
     code: 'BACKEND',
     message: /^opens: loading backend .nowhere.disk.js/,
   });
+  const broken = join(t.testdir({ 'broken.mjs': 'export default {\n  name: {{\n};\n' }), 'broken.mjs');
+  await t.rejects(testBackend(broken), { message: /broken\.mjs failed: Unexpected token '{'; line 2: name: {{$/ });
 });

@@ -75,7 +75,7 @@ export function testManyDevices(count: number, queues: number): void {
       const killed = processesNamed('ublk/').filter((_, index) => index % 2 === 0);
       // The supervisor may be quick enough to end siblings itself.
       for (const pid of killed) signal(pid, 'SIGKILL');
-      await waitFor('their death', () => killed.every(hasEnded));
+      await waitFor('their death', () => killed.every(hasEnded), ALL_LIVE_TIMEOUT_MS);
       await allReplaced(killed);
     });
 
@@ -84,7 +84,7 @@ export function testManyDevices(count: number, queues: number): void {
       const zygotes = processesNamed('ublk-zygote');
       assert.equal(zygotes.length, count);
       for (const pid of zygotes) process.kill(pid, 'SIGKILL');
-      await waitFor('their death', () => zygotes.every(hasEnded));
+      await waitFor('their death', () => zygotes.every(hasEnded), ALL_LIVE_TIMEOUT_MS);
       await allReplaced(servers);
     });
 

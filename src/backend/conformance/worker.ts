@@ -4,6 +4,7 @@ import { messageOf, reasonOf } from '../../errors.js';
 import { printable } from '../../printable.js';
 import type { BackendContext, BackendInstance } from '../define.js';
 import { announcedBy, assertSharedMemory, loadBackend, openInstance } from '../load.js';
+import { framesOf } from './frames.js';
 import {
   SETTLED,
   UNFILLED,
@@ -40,7 +41,7 @@ try {
   });
   tell({ type: 'opened', announced: announcedBy(instance) });
 } catch (error) {
-  tell({ type: 'refused', reason: messageOf(error) });
+  tell({ type: 'refused', reason: [messageOf(error), ...framesOf(error)].join('\n') });
 }
 
 function tell(message: FromWorker): void {
@@ -105,7 +106,8 @@ function perform(instance: BackendInstance, call: Call, buffer: Buffer = Buffer.
 function failureOf(error: unknown): string {
   const reason = reasonOf(error);
   const code: unknown = error instanceof Error && 'code' in error ? error.code : undefined;
-  return typeof code === 'string' && !reason.includes(code) ? `${reason} (${code})` : reason;
+  const named = typeof code === 'string' && !reason.includes(code) ? `${reason} (${code})` : reason;
+  return [named, ...framesOf(error)].join('\n');
 }
 
 function intrusion(): { readonly fault?: string } {
