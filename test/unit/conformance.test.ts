@@ -38,8 +38,14 @@ const expected: Readonly<Record<Exclude<Fault, 'none'>, readonly [check: string,
   'an instance has data of its own': [writes, /on queue 1: byte 0 is 0x00.*zeros/],
   'writes are lost on close': [closing, /: zeros/],
   'data is lost unless it was closed': [killing, /: zeros/],
-  'flush throws': ['flush, alone, twice and with writes under way', /flush on queue 0 failed: disk is full \(ENOSPC\)\nat .*flush.*faulty/],
-  'discard throws': ['discard changes nothing beside its range', /discard of .* failed: not implemented\nat .*discard.*faulty/],
+  'flush throws': [
+    'flush, alone, twice and with writes under way',
+    /flush on queue 0 failed: disk is full \(ENOSPC\)\nat .*flush.*faulty/,
+  ],
+  'discard throws': [
+    'discard changes nothing beside its range',
+    /discard of .* failed: not implemented\nat .*discard.*faulty/,
+  ],
   'discard takes one block more': ['discard changes nothing beside its range', /is 0x00.*zeros/],
   'writeZeroes leaves what was there': [
     'writeZeroes leaves zeros, and changes nothing beside its range',
