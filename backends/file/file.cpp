@@ -2,6 +2,8 @@
 
 #include <fcntl.h>
 #include <linux/falloc.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 
 #include <algorithm>
@@ -26,6 +28,11 @@ void FileBackend::open(const BackendSetup& setup) {
   struct stat status {};
   checked(fstat(file_, &status), "looking at the file");
   isBlockDevice_ = S_ISBLK(status.st_mode);
+  if (isBlockDevice_) {
+    int bytes = 0;
+    checked(ioctl(file_, BLKSSZGET, &bytes), "asking for the block size");
+    blockBytes_ = static_cast<uint32_t>(bytes);
+  }
   tags_.resize(setup.depth);
 }
 
@@ -36,6 +43,10 @@ void FileBackend::submit(Responder& queue, const Request& request) {
   }
   Progress& progress = tags_[request.tag];
   progress = {request, methodOf(request), 0};
+  // What is left of no whole block stays, as a discard may.
+  if (progress.method == Method::discardBlocks && firstDiscarded(request) >= endDiscarded(request)) {
+    return queue.complete(request, request.length);
+  }
   issue(queue, progress);
 }
 
@@ -46,7 +57,7 @@ void FileBackend::completed(Responder& queue, uint16_t tag, int32_t result) {
   if (result == -EAGAIN || result == -EINTR) return issue(queue, progress, IOSQE_ASYNC);
   if (result == -EOPNOTSUPP && request.operation == Operation::writeZeroes && progress.method != Method::writeZeros) {
     (progress.method == Method::punchHole ? canPunch_ : canZeroRange_) = false;
-    progress.method = zeroingMethod(request.mayUnmap);
+    progress.method = zeroingMethod(request);
     return issue(queue, progress);
   }
   if (result < 0) return queue.complete(request, result);
@@ -75,12 +86,22 @@ FileBackend::Method FileBackend::methodOf(const Request& request) const {
     case Operation::writeZeroes:
       break;
   }
-  return zeroingMethod(request.mayUnmap);
+  return zeroingMethod(request);
 }
 
-FileBackend::Method FileBackend::zeroingMethod(bool mayUnmap) const {
-  if (mayUnmap && canPunch_) return Method::punchHole;
+FileBackend::Method FileBackend::zeroingMethod(const Request& request) const {
+  if (request.offset % blockBytes_ != 0 || request.length % blockBytes_ != 0) return Method::writeZeros;
+  if (request.mayUnmap && canPunch_) return Method::punchHole;
   return canZeroRange_ ? Method::zeroRange : Method::writeZeros;
+}
+
+// Bytes; the whole blocks of the store in it.
+uint64_t FileBackend::firstDiscarded(const Request& request) const {
+  return (request.offset + blockBytes_ - 1) / blockBytes_ * blockBytes_;
+}
+
+uint64_t FileBackend::endDiscarded(const Request& request) const {
+  return (request.offset + request.length) / blockBytes_ * blockBytes_;
 }
 
 void FileBackend::issue(Responder& queue, const Progress& progress, uint8_t flags) const {
@@ -119,8 +140,8 @@ void FileBackend::issue(Responder& queue, const Progress& progress, uint8_t flag
     case Method::discardBlocks:
       sqe->opcode = IORING_OP_URING_CMD;
       sqe->cmd_op = kBlockDiscard;
-      sqe->addr = offset;
-      sqe->addr3 = left;
+      sqe->addr = firstDiscarded(request);
+      sqe->addr3 = endDiscarded(request) - firstDiscarded(request);
       return;
     case Method::punchHole:
     case Method::zeroRange:

@@ -27,7 +27,9 @@ class FileBackend final : public Backend {
   };
 
   Method methodOf(const Request& request) const;
-  Method zeroingMethod(bool mayUnmap) const;
+  Method zeroingMethod(const Request& request) const;
+  uint64_t firstDiscarded(const Request& request) const;
+  uint64_t endDiscarded(const Request& request) const;
   void issue(Responder& queue, const Progress& progress, uint8_t flags = 0) const;
   bool shrank() const;
 
@@ -35,6 +37,7 @@ class FileBackend final : public Backend {
   uint64_t size_ = 0;
   uint32_t maxIoBytes_ = 0;
   bool isBlockDevice_ = false;
+  uint32_t blockBytes_ = 1;  // of a block device, which discards and zeroes whole ones only
   bool canPunch_ = true;
   bool canZeroRange_ = true;
   std::vector<Progress> tags_;

@@ -50,8 +50,11 @@ export async function locate(path: string): Promise<Located> {
       } else if (names.length === 0) {
         return located(directory, at, found);
       } else {
+        await found.close();
+        // Not what was found: where a file system is mounted when somebody comes, this is what comes.
+        const entered = await open(at, O_PATH | constants.O_DIRECTORY | constants.O_NOFOLLOW);
         await directory.close();
-        directory = found;
+        directory = entered;
       }
     }
   } catch (error) {

@@ -11,6 +11,7 @@ import {
   flock,
   KEEP_SIZE,
   PUNCH_HOLE,
+  takesDirectIo,
   type DirectIoAlignment,
 } from '../../src/native/binding.js';
 import { describeBlockDevice } from './block-device.js';
@@ -117,7 +118,7 @@ async function openFound(
   const readOnly = asked.readOnly || device?.readOnly === true;
   const options = { ...asked, readOnly };
   const { blockSize, choices } = await chosenBlockSize(pathOf(found), options, wantedBlockSize);
-  const alignment = await directIoAlignment(found.fd);
+  const alignment = (await directIoAlignment(found.fd)) ?? (await triedAlignment(found.fd, options));
   const direct = useDirectIo(options, alignment, blockSize);
   const flags =
     (readOnly ? constants.O_RDONLY : constants.O_RDWR) |
@@ -229,6 +230,14 @@ async function madeFor(path: string, name: string, size: number, own: number): P
   const container = await containerOf(read, size);
   if (container === null) return await blockSizeOf(read, size, own);
   throw refusal(name, `it is ${container} image; convert it ${HOW_TO_SERVE}`);
+}
+
+/**
+ * Of a file system that does direct I/O and does not say how (btrfs): asked for by name, it is tried in blocks that every disk has.
+ * Such a one writes to the cache what it cannot write past it.
+ */
+async function triedAlignment(fd: number, { direct }: StoreOptions): Promise<DirectIoAlignment | null> {
+  return direct === true && (await takesDirectIo(fd, PAGE)) ? { memory: PAGE, offset: SECTOR } : null;
 }
 
 /** `auto` is direct where it can be, so that data is cached once, on top of the device, and not here again. */

@@ -374,6 +374,7 @@ interface ZipIndexer {
 interface Binding {
   flock(fd: number): Promise<boolean>;
   writeAtOnce(fd: number, bytes: Uint8Array): number;
+  takesDirectIo(fd: number, bytes: number): Promise<boolean>;
   directIoAlignment(fd: number): Promise<DirectIoAlignment | null>;
   parkFiles(fds: readonly number[]): number;
   parkedFiles(socket: number): readonly number[];
@@ -478,6 +479,11 @@ export function writeAtOnce(fd: number, bytes: Uint8Array): number {
 /** What O_DIRECT asks of the file: null where its file system does not do direct I/O, or does not say. */
 export async function directIoAlignment(fd: number): Promise<DirectIoAlignment | null> {
   return binding().directIoAlignment(fd).catch(rethrowTranslated);
+}
+
+/** Whether blocks of `bytes` can be read past the cache, by trying: where a file system does not say what O_DIRECT asks for. */
+export async function takesDirectIo(fd: number, bytes: number): Promise<boolean> {
+  return binding().takesDirectIo(fd, bytes).catch(rethrowTranslated);
 }
 
 /** Modes of fallocate(2), to be combined. */

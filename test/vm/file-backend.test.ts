@@ -151,7 +151,6 @@ test('files and block devices as stores', { timeout: 1_100_000 }, async (t) => {
       [first.path, /another process or device has it locked/, {}],
       ['/mnt/tmpfs/ext4.img', /it is attached to \/dev\/loop[0-9]+; detach it/, {}],
       ['/mnt/tmpfs/small', /it has 8192 bytes, not the 4096 configured/, { size: 4096 }],
-      ['/mnt/tmpfs/new', /its file system does no direct I\/O/, { size: SIZE, direct: true }],
       ['/mnt/tmpfs/full', /no space left on device \(ENOSPC\)/, { size: '1GiB', preallocate: true }],
     ] as const) {
       const backend = { type: 'file', path, ...settings };
@@ -160,8 +159,49 @@ test('files and block devices as stores', { timeout: 1_100_000 }, async (t) => {
       assert.match(JSON.stringify(body), message);
       assert.ok(!JSON.stringify(body).includes('\\n'), path);
     }
-    await assert.rejects(stat('/mnt/tmpfs/new'), { code: 'ENOENT' });
     await assert.rejects(stat('/mnt/tmpfs/full'), { code: 'ENOENT' });
+  });
+
+  await t.test('a store of larger blocks is discarded and zeroed to the byte', async () => {
+    await shell(`truncate -s ${String(MiB)} /mnt/tmpfs/coarse`);
+    const loop = (await ok('losetup', ['--show', '--sector-size', '4096', '-f', '/mnt/tmpfs/coarse'])).trim();
+    const device = await served.add({ name: 'fine', blockSize: 512, backend: { type: 'file', path: loop } });
+    {
+      await using file = await DirectFile.open(pathOf(device));
+      const data = randomBytes(MiB);
+      await file.write(0, data);
+      const at = (offset: number, length: number): string[] => ['-o', String(offset), '-l', String(length)];
+      for (const range of [at(512, 1024), at(7 * 512, 4 * PAGE)]) await ok('blkdiscard', [...range, pathOf(device)]);
+      // The three blocks that lie wholly in the second range may be gone, and nothing else.
+      const kept = await file.read(0, MiB);
+      data.copy(kept, PAGE, PAGE, 4 * PAGE);
+      assert.ok(kept.equals(data));
+      await file.write(0, data);
+      for (const range of [at(5 * 512, 1024), at(9 * PAGE + 512, 3 * PAGE)]) {
+        await ok('blkdiscard', ['-z', ...range, pathOf(device)]);
+      }
+      data.fill(0, 5 * 512, 7 * 512).fill(0, 9 * PAGE + 512, 12 * PAGE + 512);
+      assert.ok((await file.read(0, MiB)).equals(data));
+    }
+    await served.remove('fine');
+    await ok('losetup', ['-d', loop]);
+  });
+
+  await t.test('direct I/O where the file system does not say how', async () => {
+    await shell(`
+      truncate -s 120M /mnt/tmpfs/btrfs.img; mkfs.btrfs -q /mnt/tmpfs/btrfs.img
+      mkdir /mnt/btrfs; mount -o loop /mnt/tmpfs/btrfs.img /mnt/btrfs`);
+    const path = '/mnt/btrfs/disk';
+    const device = await served.add({ name: 'btrfs', backend: { type: 'file', path, size: SIZE, direct: true } });
+    assert.ok((openFlags(pidsOf(device)[0] ?? assert.fail(), path) & constants.O_DIRECT) !== 0);
+    {
+      await using file = await DirectFile.open(pathOf(device));
+      const data = randomBytes(MiB);
+      await file.write(PAGE, data);
+      assert.ok((await file.read(PAGE, MiB)).equals(data));
+    }
+    await served.remove('btrfs');
+    await shell('umount /mnt/btrfs');
   });
 
   await t.test('read-only and synchronous stores', async () => {

@@ -103,6 +103,24 @@ test('the systemd unit', { timeout: 1_100_000 }, async (t) => {
     await isReadable('disk');
   });
 
+  await t.test('finds stores below an automount, and in /tmp', async () => {
+    await shell(`
+      truncate -s 32M /run/lazy.img
+      mkfs.ext4 -q /run/lazy.img
+      modprobe loop; modprobe autofs4
+      printf '[Mount]\\nWhat=/run/lazy.img\\nWhere=/run/lazy\\nType=ext4\\nOptions=loop\\n' > /run/systemd/system/run-lazy.mount
+      printf '[Automount]\\nWhere=/run/lazy\\n' > /run/systemd/system/run-lazy.automount`);
+    await systemctl('daemon-reload');
+    await systemctl('start', 'run-lazy.automount');
+    for (const path of ['/run/lazy/disk.img', '/tmp/disk.img']) {
+      await ok(process.execPath, [cli, 'add', 'file', `path=${path}`, 'size=4194304', '--name', 'more']);
+      await isReadable('more');
+      await ok(process.execPath, [cli, 'del', 'more']);
+      assert.ok(existsSync(path), path);
+    }
+    await systemctl('stop', 'run-lazy.automount', 'run-lazy.mount');
+  });
+
   await t.test('gives signs of life', async () => {
     await waitFor('a WATCHDOG=1', async () => (await show('WatchdogTimestampMonotonic')) !== watched, 60_000);
   });

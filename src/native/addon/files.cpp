@@ -8,11 +8,14 @@
 
 #include <algorithm>
 #include <climits>
+#include <cstdlib>
 #include <functional>
 #include <memory>
+#include <string>
 #include <utility>
 #include <vector>
 
+#include "../file_descriptor.hpp"
 #include "bindings.hpp"
 #include "connection.hpp"
 
@@ -89,6 +92,20 @@ Napi::Value directIoAlignment(const Napi::CallbackInfo& info) {
       });
 }
 
+// takesDirectIo(fd, bytes): Promise of a boolean: whether blocks of `bytes`, a power of two, can be read past the cache.
+Napi::Value takesDirectIo(const Napi::CallbackInfo& info) {
+  const auto takes = std::make_shared<bool>(false);
+  return FileCall::run(
+      info.Env(),
+      [file = fileOf(info), bytes = size_t{info[1].As<Napi::Number>().Uint32Value()}, takes] {
+        const std::string path = "/proc/self/fd/" + std::to_string(file);
+        const FileDescriptor direct(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECT));
+        const std::unique_ptr<void, decltype(&std::free)> memory(std::aligned_alloc(bytes, bytes), &std::free);
+        *takes = direct && memory && pread(direct.get(), memory.get(), bytes, 0) >= 0;
+      },
+      [takes](Napi::Env env) { return Napi::Boolean::New(env, *takes); });
+}
+
 // fallocate(fd, mode, offset, length): Promise.
 Napi::Value fallocateFile(const Napi::CallbackInfo& info) {
   const int mode = info[1].As<Napi::Number>().Int32Value();
@@ -139,6 +156,7 @@ void exportFiles(Napi::Env env, Napi::Object exports) {
   exports.Set("flock", Napi::Function::New(env, lockFile));
   exports.Set("writeAtOnce", Napi::Function::New(env, writeAtOnce));
   exports.Set("directIoAlignment", Napi::Function::New(env, directIoAlignment));
+  exports.Set("takesDirectIo", Napi::Function::New(env, takesDirectIo));
   exports.Set("fallocate", Napi::Function::New(env, fallocateFile));
   exports.Set("parkFiles", Napi::Function::New(env, park));
   exports.Set("parkedFiles", Napi::Function::New(env, parked));
