@@ -1,4 +1,5 @@
-import { chmod, lstat, mkdir } from 'node:fs/promises';
+import { chmod, lstat, mkdir, statfs } from 'node:fs/promises';
+import { totalmem } from 'node:os';
 import { SupervisorError } from '../src/errors.js';
 
 /** Where backends keep what lives in memory and outlives every process: a directory of our own below /dev/shm. */
@@ -19,4 +20,11 @@ export async function ensureSharedMemoryDirectory(): Promise<void> {
     });
   }
   if ((found.mode & 0o777) !== 0o711) await chmod(SHARED_MEMORY_DIRECTORY, 0o711);
+}
+
+/** Bytes that all that lives there may have together. */
+export async function roomInSharedMemory(): Promise<number> {
+  const { blocks, bsize } = await statfs(SHARED_MEMORY_DIRECTORY);
+  // A tmpfs without a limit has no blocks.
+  return blocks === 0 ? totalmem() : Math.min(blocks * bsize, totalmem());
 }

@@ -42,6 +42,8 @@ void RamBackend::open(const BackendSetup& setup) {
   const uint64_t beyond = dataBytes_ / kPageBytes % 64;
   if (beyond != 0) present_[dataBytes_ / kPageBytes / 64].fetch_and((uint64_t{1} << beyond) - 1);
   data_ = map(dataBytes_, kDataOffset);
+  piecesPerTag_ = setup.maxIoBytes / kPageBytes + 2;
+  pieces_ = std::make_unique_for_overwrite<iovec[]>(piecesPerTag_ * setup.depth);
 }
 
 std::byte* RamBackend::map(size_t bytes, uint64_t offset) const {
@@ -88,8 +90,8 @@ void RamBackend::submit(Responder& queue, const Request& request) {
 void RamBackend::read(Responder& queue, const Request& request) {
   const Presence present = presence(request.offset, request.length);
   if (!request.data) {
-    std::byte* source = present == Presence::none ? queue.zeros() : data_ + request.offset;
-    return queue.copyAndComplete(request, source, -EIO);
+    if (present == Presence::some) return queue.copyAndComplete(request, pieces(queue, request), -EIO);
+    return queue.copyAndComplete(request, present == Presence::none ? queue.zeros() : data_ + request.offset, -EIO);
   }
   if (present == Presence::all) {
     std::memcpy(request.data, data_ + request.offset, request.length);
@@ -106,6 +108,24 @@ void RamBackend::read(Responder& queue, const Request& request) {
     done += part;
   }
   queue.complete(request, request.length);
+}
+
+// Of what is to be read: to look at a page that was never written would give it memory, or be an error where there is none.
+std::span<const iovec> RamBackend::pieces(const Responder& queue, const Request& request) {
+  const std::span<iovec> room(&pieces_[request.tag * piecesPerTag_], piecesPerTag_);
+  size_t count = 0;
+  bool written = false;
+  for (uint64_t done = 0; done < request.length;) {
+    const uint64_t at = request.offset + done;
+    const uint64_t part = std::min<uint64_t>(kPageBytes - at % kPageBytes, request.length - done);
+    const bool present = isPresent(at / kPageBytes);
+    if (count == 0 || present != written)
+      room[count++] = {.iov_base = present ? data_ + at : queue.zeros(), .iov_len = 0};
+    written = present;
+    room[count - 1].iov_len += part;
+    done += part;
+  }
+  return room.first(count);
 }
 
 void RamBackend::write(Responder& queue, const Request& request) {

@@ -1,6 +1,8 @@
 #pragma once
 
 #include <atomic>
+#include <memory>
+#include <span>
 
 #include "../../src/native/backend.hpp"
 
@@ -32,6 +34,7 @@ class RamBackend final : public Backend {
   bool isPresent(uint64_t page) const;
 
   void read(Responder& queue, const Request& request);
+  std::span<const iovec> pieces(const Responder& queue, const Request& request);
   void write(Responder& queue, const Request& request);
   // 0 or -errno.
   int allocate(uint64_t offset, uint32_t length);
@@ -46,6 +49,8 @@ class RamBackend final : public Backend {
   size_t bitmapBytes_ = 0;
   std::byte* data_ = nullptr;
   std::atomic<uint64_t>* present_ = nullptr;
+  size_t piecesPerTag_ = 0;
+  std::unique_ptr<iovec[]> pieces_;  // by tag; untouched, and so without memory, until they are needed
 };
 
 }  // namespace ublk

@@ -1,12 +1,28 @@
 import * as z from 'zod';
+import { SupervisorError } from '../../src/errors.js';
 import type { Backend, OpenBackend } from '../interface.js';
+import { formatSize } from '../../src/units.js';
 import { deviceSize } from '../options.js';
+import { SHARED_MEMORY_DIRECTORY, roomInSharedMemory } from '../shared-memory.js';
 import { openRamFile } from './ram-file.js';
+
+/** Its bitmap of written pages takes half a GiB at once; eight times as much could not be mapped any more. */
+const LARGEST_RAM_DISK = 2 ** 44;
+
+const atMost = (size: number): string =>
+  `expected at most ${formatSize(LARGEST_RAM_DISK)} for a RAM disk, got ${String(size)} bytes`;
 
 export const ramOptions = z.strictObject({
   type: z.literal('ram'),
-  size: deviceSize.describe('size of the RAM disk; memory is used as it is written'),
+  size: deviceSize
+    .refine((size) => size <= LARGEST_RAM_DISK, {
+      error: ({ input }) => atMost(Number(input)),
+    })
+    .describe('size of the RAM disk; memory is used as it is written'),
 });
+
+const tooLarge = (device: string, size: number): SupervisorError =>
+  new SupervisorError(`resizing RAM disk ${device} failed: ${atMost(size)}`, { code: 'CONFIG', device });
 
 /** A RAM disk in a named tmpfs file, so that its data outlives every process of ours; memory is used as it is written. */
 export const ramBackend: Backend<z.infer<typeof ramOptions>> = {
@@ -14,6 +30,7 @@ export const ramBackend: Backend<z.infer<typeof ramOptions>> = {
   options: ramOptions,
   async open(options, context) {
     const file = await openRamFile(context.device, options.size, context.inherited);
+    const room = await roomInSharedMemory();
     const ofSize = (size: number): OpenBackend => ({
       size,
       facts: {
@@ -28,6 +45,11 @@ export const ramBackend: Backend<z.infer<typeof ramOptions>> = {
       },
       files: [file.fd],
       created: file.created,
+      ...(size <= room
+        ? {}
+        : {
+            warning: `${SHARED_MEMORY_DIRECTORY} holds ${formatSize(room)} at most; what is written beyond that fails with ENOSPC`,
+          }),
       dataPaths: ['user-copy', 'copy'] as const,
       close: () => {
         file.close();
@@ -35,6 +57,7 @@ export const ramBackend: Backend<z.infer<typeof ramOptions>> = {
       },
       remove: () => file.remove(),
       resize: (wanted) => {
+        if (wanted > LARGEST_RAM_DISK) return Promise.reject(tooLarge(context.device, wanted));
         if (wanted > size) file.grow(wanted);
         return Promise.resolve(ofSize(wanted));
       },

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <liburing.h>
+#include <sys/uio.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -45,6 +46,10 @@ class Responder {
   // answers with success, or with `faultResult` when `memory` cannot be accessed. `memory` stays valid and unchanged
   // in meaning until the tag's next request.
   virtual void copyAndComplete(const Request& request, std::byte* memory, int32_t faultResult) = 0;
+
+  // The same for memory in pieces, together as long as the request. The span itself has to last until the tag's next
+  // request, too.
+  virtual void copyAndComplete(const Request& request, std::span<const iovec> pieces, int32_t faultResult) = 0;
 
   // A cleared submission of the backend's own on behalf of request `tag`, one at a time for each tag. It goes to the
   // kernel with the batch, and its result to Backend::completed. `storeFile` says how it names a file.

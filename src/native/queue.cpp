@@ -322,16 +322,28 @@ void Queue::noteFailure(uint16_t tag, int32_t error) {
 void Queue::working() { Histogram::bump<uint32_t>(setup_.page->progress, 1); }
 
 void Queue::copyAndComplete(const Request& request, std::byte* memory, int32_t faultResult) {
+  const bool read = request.operation == Operation::read;
+  prepareCopy(request, read ? IORING_OP_WRITE : IORING_OP_READ, memory, request.length);
+  tags_[request.tag].faultResult = faultResult;
+  complete(request, request.length);
+}
+
+void Queue::copyAndComplete(const Request& request, std::span<const iovec> pieces, int32_t faultResult) {
+  const bool read = request.operation == Operation::read;
+  prepareCopy(request, read ? IORING_OP_WRITEV : IORING_OP_READV, pieces.data(), pieces.size());
+  tags_[request.tag].faultResult = faultResult;
+  complete(request, request.length);
+}
+
+// `length`: of `memory`, in bytes or pieces. Linked: the commit goes out only after the whole copy; a short copy cancels it.
+void Queue::prepareCopy(const Request& request, uint8_t opcode, const void* memory, size_t length) {
   io_uring_sqe* sqe = nextSqe(Completion::copy, request.tag);
-  sqe->opcode = request.operation == Operation::read ? IORING_OP_WRITE : IORING_OP_READ;
-  // Linked: the commit goes out only after the whole copy; a short copy cancels it.
+  sqe->opcode = opcode;
   sqe->flags = IOSQE_FIXED_FILE | IOSQE_IO_LINK | IOSQE_CQE_SKIP_SUCCESS;
   sqe->fd = kDeviceFile;
   sqe->addr = reinterpret_cast<uint64_t>(memory);
-  sqe->len = request.length;
+  sqe->len = static_cast<uint32_t>(length);
   sqe->off = requestDataOffset(setup_.index, request.tag);
-  tags_[request.tag].faultResult = faultResult;
-  complete(request, request.length);
 }
 
 void Queue::commitFault(uint16_t tag) {

@@ -70,6 +70,7 @@ class Queue final : public Responder {
 
   void complete(const Request& request, int64_t result) override;
   void copyAndComplete(const Request& request, std::byte* memory, int32_t faultResult) override;
+  void copyAndComplete(const Request& request, std::span<const iovec> pieces, int32_t faultResult) override;
   io_uring_sqe* prepare(uint16_t tag) override { return nextSqe(Completion::backend, tag); }
   std::byte* zeros() const override { return zeros_; }
   void working() override;
@@ -94,6 +95,7 @@ class Queue final : public Responder {
   void begin(uint16_t tag, bool refused = false);
   void answer(const Request& request, int32_t committed);
   void noteFailure(uint16_t tag, int32_t error);
+  void prepareCopy(const Request& request, uint8_t opcode, const void* memory, size_t length);
   void commitFault(uint16_t tag);
   void finish(uint16_t tag, Operation operation, uint32_t bytes, bool failed);
   void accountFinished();

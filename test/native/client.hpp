@@ -5,6 +5,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <span>
 #include <stdexcept>
 #include <vector>
 
@@ -45,6 +46,17 @@ class Client final : public Responder {
     const bool read = request.operation == Operation::read;
     std::memcpy(read ? data_ : memory, read ? memory : data_, request.length);
     complete(request, request.length);
+  }
+
+  void copyAndComplete(const Request& request, std::span<const iovec> pieces, int32_t) override {
+    size_t done = 0;
+    for (const iovec& piece : pieces) {
+      if (piece.iov_len > request.length - done) throw std::logic_error("the pieces are longer than the request");
+      const bool read = request.operation == Operation::read;
+      std::memcpy(read ? data_ + done : piece.iov_base, read ? piece.iov_base : data_ + done, piece.iov_len);
+      done += piece.iov_len;
+    }
+    complete(request, done == request.length ? request.length : -EFAULT);
   }
 
   io_uring_sqe* prepare(uint16_t) override { throw std::logic_error("there is no ring"); }

@@ -73,6 +73,9 @@ class RingClient final : public Responder {
     answer_ = result;
   }
   void copyAndComplete(const Request&, std::byte*, int32_t) override { throw test::Failure("user-copy of a file"); }
+  void copyAndComplete(const Request&, std::span<const iovec>, int32_t) override {
+    throw test::Failure("user-copy of a file");
+  }
   io_uring_sqe* prepare(uint16_t tag) override {
     EXPECT_EQUAL(tag, kTag);
     EXPECT(!pending_);

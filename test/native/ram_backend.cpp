@@ -41,7 +41,7 @@ uint64_t allocatedPages(int file) {
 // A backend on `file` and somebody who uses it.
 struct Disk {
   Disk(int file, uint64_t size, DataPath path) : client(backend, path, kMaxIo) {
-    backend.open({.size = size, .maxIoBytes = kMaxIo, .files = std::span(&file, 1)});
+    backend.open({.size = size, .depth = 1, .maxIoBytes = kMaxIo, .files = std::span(&file, 1)});
   }
   RamBackend backend;
   test::Client client;
@@ -168,14 +168,26 @@ TEST("reading a sparse RAM disk uses no memory") {
   for (const DataPath path : {DataPath::copy, DataPath::userCopy}) {
     const FileDescriptor file = ramFile(size);
     Disk disk(file.get(), size, path);
-    const uint64_t before = allocatedPages(file.get());
-    EXPECT(before <= 1);
+    EXPECT(allocatedPages(file.get()) <= 1);
     std::vector<std::byte> data(kMaxIo, std::byte{1});
-    for (uint64_t at = 0; at < size; at += kMaxIo) {
+    const auto readsAs = [&](uint64_t at, auto expected) {
       EXPECT_EQUAL(disk.client.run(Operation::read, at, kMaxIo, data.data()), kMaxIo);
-      EXPECT(std::all_of(data.begin(), data.end(), [](std::byte b) { return b == std::byte{0}; }));
+      for (uint64_t i = 0; i < kMaxIo; i++) EXPECT(data[i] == (expected(at + i) ? std::byte{1} : std::byte{0}));
+    };
+    for (uint64_t at = 0; at < size; at += kMaxIo) readsAs(at, [](uint64_t) { return false; });
+    // One page in each three requests, and what is around it; not aligned to pages, too.
+    const uint64_t stride = 3 * kMaxIo;
+    std::vector<std::byte> ones(kPage, std::byte{1});
+    for (uint64_t at = kPage; at < size; at += stride) {
+      EXPECT_EQUAL(disk.client.run(Operation::write, at, kPage, ones.data()), kPage);
     }
-    EXPECT_EQUAL(allocatedPages(file.get()), before);
+    const uint64_t written = allocatedPages(file.get());
+    for (uint64_t at = 0; at + stride <= size; at += stride) {
+      for (const uint64_t shift : {uint64_t{0}, uint64_t{512}}) {
+        readsAs(at + shift, [&](uint64_t where) { return where / kPage % (stride / kPage) == 1; });
+      }
+    }
+    EXPECT_EQUAL(allocatedPages(file.get()), written);
   }
 }
 

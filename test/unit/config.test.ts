@@ -76,7 +76,13 @@ t.test('the limits themselves are allowed', async (t) => {
   const device = { ...smallest, id: 2 ** 20 - 1, queues: 128, depth: 4096, blockSize: 512 };
   t.match(parseDevice({ ...device, name: 'a'.repeat(63) }), { queues: 128, depth: 4096, id: 2 ** 20 - 1 });
   t.match(parseDevice({ ...smallest, id: 0, queues: 1, depth: 1 }), { queues: 1, depth: 1, id: 0 });
-  t.match(parseDevice({ ...smallest, backend: { type: 'ram', size: 2 ** 52 } }), { backend: { size: 2 ** 52 } });
+  for (const [type, size] of [
+    ['null', 2 ** 52],
+    ['ram', 2 ** 44],
+  ] as const) {
+    t.match(parseDevice({ ...smallest, backend: { type, size } }), { backend: { size } });
+    t.throws(() => parseDevice({ ...smallest, backend: { type, size: size + 512 } }), { code: 'CONFIG' });
+  }
 });
 
 t.test('a user is one of this machine, by name or by number', async (t) => {
