@@ -1,6 +1,7 @@
 import { request } from 'node:http';
+import { dirname } from 'node:path';
 import { SupervisorError, errnoOf, reasonOf } from '../errors.js';
-import { controlSocket } from '../supervisor/runtime-dir.js';
+import { controlSocket, zygotesIn } from '../supervisor/runtime-dir.js';
 import type { PlanEntry } from '../supervisor/reload-plan.js';
 import type { DeviceStatus, Status } from '../supervisor/status.js';
 
@@ -110,15 +111,12 @@ function unreachable(socketPath: string, error: unknown): SupervisorError {
   switch (code) {
     case 'ENOENT':
     case 'ENOTDIR':
-      return new SupervisorError(
-        `the supervisor is not running (no ${socketPath}); start it with: ublk-supervisor start CONFIG`,
-        { code: 'NOT_RUNNING', ...context },
-      );
+      return new SupervisorError(notRunning(`no ${socketPath}`, socketPath), { code: 'NOT_RUNNING', ...context });
     case 'ECONNREFUSED':
-      return new SupervisorError(
-        `the supervisor is not running (nobody listens on ${socketPath}); start it with: ublk-supervisor start CONFIG`,
-        { code: 'NOT_RUNNING', ...context },
-      );
+      return new SupervisorError(notRunning(`nobody listens on ${socketPath}`, socketPath), {
+        code: 'NOT_RUNNING',
+        ...context,
+      });
     case 'EACCES':
     case 'EPERM':
       return new SupervisorError(
@@ -131,4 +129,11 @@ function unreachable(socketPath: string, error: unknown): SupervisorError {
         ...context,
       });
   }
+}
+
+function notRunning(evidence: string, socketPath: string): string {
+  const left = zygotesIn(dirname(socketPath));
+  const devices = left === 1 ? 'one device is served on' : `${String(left)} devices are served on`;
+  const meanwhile = left === 0 ? '' : `; ${devices} without it, and the next one takes over`;
+  return `the supervisor is not running (${evidence})${meanwhile}; start it with: ublk-supervisor start CONFIG`;
 }

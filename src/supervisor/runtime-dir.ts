@@ -1,4 +1,5 @@
-import { join } from 'node:path';
+import { readFileSync, realpathSync } from 'node:fs';
+import { basename, dirname, join } from 'node:path';
 
 /** Where the control socket, the journal and the lock are: the option, else what systemd gave, else the standard place. */
 export function runtimeDirectory(option: string | undefined): string {
@@ -20,4 +21,26 @@ export function controlSocket(runtimeDir: string): string {
 /** Locked while a supervisor uses the directory. */
 export function lockFile(runtimeDir: string): string {
   return join(runtimeDir, 'lock');
+}
+
+/** Where the zygote of that number listens. */
+export function zygoteSocket(runtimeDir: string, number: number): string {
+  return join(runtimeDir, `zygote-${String(number)}.sock`);
+}
+
+/** The flag of a socket that somebody listens on, in /proc/net/unix. */
+const LISTENS = '00010000';
+
+/** How many zygotes, each with its device, there are; a socket's file alone outlives its zygote. */
+export function zygotesIn(runtimeDir: string): number {
+  try {
+    const directory = realpathSync(runtimeDir);
+    const sockets = readFileSync('/proc/net/unix', 'utf8').split('\n');
+    return sockets.filter((line) => {
+      const [, , , flags, , , , path = ''] = line.trim().split(/ +/);
+      return flags === LISTENS && dirname(path) === directory && basename(path).startsWith('zygote-');
+    }).length;
+  } catch {
+    return 0;
+  }
 }

@@ -1,11 +1,11 @@
 import { rmSync } from 'node:fs';
 import { readdir } from 'node:fs/promises';
-import { join } from 'node:path';
 import { messageOf, SupervisorError } from '../errors.js';
 import type { Log } from './device-log.js';
 import { fewAtOnce } from './few-at-once.js';
 import type { HeldByZygote } from './kernel.js';
 import { Nursery } from './nursery.js';
+import { zygoteSocket } from './runtime-dir.js';
 import { findZygote, type ZygoteConnection } from './zygote-connection.js';
 import { Zygote, closeHeld } from './zygote.js';
 
@@ -188,7 +188,7 @@ export class ZygoteKeeper {
   }
 
   #socketOf(number: number): string {
-    return join(this.#directory, `zygote-${String(number)}.sock`);
+    return zygoteSocket(this.#directory, number);
   }
 
   #removeSocket(number: number): void {

@@ -1,3 +1,4 @@
+import { once } from 'node:events';
 import { readFileSync, readdirSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { createServer } from 'node:http';
@@ -166,6 +167,15 @@ t.test('commands that need a supervisor say that there is none: 3', async (t) =>
     );
     t.equal(out, '');
   }
+});
+
+t.test('without a supervisor, whose devices are served on', async (t) => {
+  const directory = await shortDirectory(t);
+  const zygotes = [1, 7].map((number) => createServer().listen(join(directory, `zygote-${String(number)}.sock`)));
+  await Promise.all(zygotes.map((zygote) => once(zygote, 'listening')));
+  const { err } = await cli('status', '--runtime-dir', directory);
+  t.match(err, /not running \(no [^;]+\); 2 devices are served on without it, and the next one takes over; start it/);
+  for (const zygote of zygotes) zygote.close();
 });
 
 t.test('C1 a broken configuration: 78 from check and start alike, and nothing is made', async (t) => {
