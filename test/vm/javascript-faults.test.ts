@@ -151,7 +151,10 @@ test('backends that misbehave', async (t) => {
       },
       RECOVERY_TIMEOUT_MS,
     );
-    assert.match(degraded.reason ?? '', /loading backend \/run\/backends\/brittle\.mjs failed: Unexpected token '\{'; line 1: export default \{\{\{/);
+    assert.match(
+      degraded.reason ?? '',
+      /loading backend \/run\/backends\/brittle\.mjs failed: Unexpected token '\{'; line 1: export default \{\{\{/,
+    );
     // Renamed into place, as editors do.
     await writeFile(`${brittlePath}.new`, goodBackend, { mode: 0o644 });
     await rename(`${brittlePath}.new`, brittlePath);
