@@ -14,10 +14,13 @@ namespace {
 constexpr size_t kBufferBytes = size_t{256} * 1024;
 constexpr uint64_t kStepBytes = uint64_t{16} * 1024 * 1024;
 
-// inflate(): `data_type` after Z_BLOCK.
-constexpr int kUnusedBits = 7;
+// inflate(): `data_type` after Z_TREES.
+constexpr int kUnusedBits = 63;
 constexpr int kLastBlock = 64;
 constexpr int kEndOfBlock = 128;
+constexpr int kEndOfHeader = 256;
+// The most output of one code.
+constexpr uint64_t kLongestMatch = 258;
 
 void writeIndex(int file, const void* data, size_t length, size_t offset) {
   const ssize_t written = checked(pwrite(file, data, length, static_cast<off_t>(offset)), "writing the index");
@@ -110,10 +113,11 @@ bool ZipIndexer::inflateOn() {
   // With nothing more to read, inflate may still hold some bits.
   if (stream_.avail_in == 0 && loaded_ < entry.compressedBytes) refill();
   // Room for one byte more than there should be: what is longer than it says shows, and is inflated no further.
-  const uint64_t room = std::min<uint64_t>(kBufferBytes, entry.bytes - produced_ + 1);
+  const uint64_t most = room_ > 0 ? room_ : kBufferBytes;
+  const uint64_t room = std::min<uint64_t>(most, entry.bytes - produced_ + 1);
   stream_.next_out = reinterpret_cast<Bytef*>(output_.get());
   stream_.avail_out = static_cast<uInt>(room);
-  const int result = inflate(&stream_, Z_BLOCK);
+  const int result = inflate(&stream_, Z_TREES);
   const uint64_t made = room - stream_.avail_out;
   produced_ += made;
   crc_ = static_cast<uint32_t>(crc32_z(crc_, reinterpret_cast<const Bytef*>(output_.get()), made));
@@ -125,26 +129,66 @@ bool ZipIndexer::inflateOn() {
     return true;
   }
   const bool blockEnded = (stream_.data_type & kEndOfBlock) != 0;
-  // Z_BUF_ERROR: nothing came in or out. With a block's end in bits that inflate held, it went on all the same.
-  if (result == Z_BUF_ERROR && !blockEnded) throw ArchiveFault("its compressed data ends too early");
+  const bool headerEnded = (stream_.data_type & kEndOfHeader) != 0;
+  // Z_BUF_ERROR: nothing came in or out. With the end of a block or a header in bits that inflate held, it went on all the same.
+  if (result == Z_BUF_ERROR && !blockEnded && !headerEnded) throw ArchiveFault("its compressed data ends too early");
   if (result != Z_OK && result != Z_BUF_ERROR) throw ArchiveFault("its compressed data is damaged");
   const uint64_t distance = produced_ - index_->point[index_->points - 1].output;
-  if (distance > span_ + kZipMaxBlockBytes) {
-    throw ArchiveFault("it has a deflate block of more than " + std::to_string(kZipMaxBlockBytes >> 20) +
-                       " MiB, which leaves no place to start reading; compress it with another program");
+  if (distance > span_ + kZipMaxGapBytes) {
+    throw ArchiveFault("it has " + std::to_string(kZipMaxGapBytes >> 20) + " MiB without a place to start reading");
   }
-  if (blockEnded && (stream_.data_type & kLastBlock) == 0 && distance >= span_) addPoint();
+  room_ = 0;
+  if (blockEnded) {
+    blockBit_ = inputBit();
+    if ((stream_.data_type & kLastBlock) == 0 && distance >= span_) addPoint(blockBit_, 0);
+  } else if (headerEnded) {
+    headerEndBit_ = inputBit();
+  } else if (distance >= 2 * span_) {
+    addPointWithinBlock();
+  }
   return false;
 }
 
-void ZipIndexer::addPoint() {
-  std::byte window[kZipWindowBytes];
-  inflateGetDictionary(&stream_, reinterpret_cast<Bytef*>(window), nullptr);
-  writeIndex(memfd_.get(), window, sizeof window, kZipWindowsOffset + index_->points * kZipWindowBytes);
-  const auto bits = static_cast<uint8_t>(stream_.data_type & kUnusedBits);
-  // The bits are those of a byte that was taken in, so it is still in the buffer.
-  const auto value = static_cast<uint8_t>(bits == 0 ? 0 : stream_.next_in[-1] >> (8 - bits));
-  index_->point[index_->points++] = {produced_, loaded_ - stream_.avail_in, bits, value};
+// Where in the compressed data the bit is that inflate looks at next.
+uint64_t ZipIndexer::inputBit() const { return 8 * (loaded_ - stream_.avail_in) - (stream_.data_type & kUnusedBits); }
+
+// Where a code begins. Where inflate stopped within the output of one, it is given the room to come to its end.
+void ZipIndexer::addPointWithinBlock() {
+  const long mark = inflateMark(&stream_);
+  const long back = mark >> 16;
+  const auto emitted = static_cast<uint64_t>(mark & 0xffff);
+  // A stored block, which is short, or none.
+  if (back < 0) return;
+  if (emitted > 0) {
+    room_ = emitted < kLongestMatch ? kLongestMatch - emitted : 1;
+    return;
+  }
+  addPoint(inputBit() - static_cast<uint64_t>(back), static_cast<uint16_t>(headerEndBit_ - blockBit_));
+}
+
+void ZipIndexer::addPoint(uint64_t bit, uint16_t headerBits) {
+  uint8_t slot[kZipSlotBytes] = {};
+  inflateGetDictionary(&stream_, slot, nullptr);
+  if (headerBits > 8 * kZipHeaderBytes) throw ArchiveFault("its compressed data is damaged");
+  readBits(blockBit_, slot + kZipWindowBytes, headerBits);
+  writeIndex(memfd_.get(), slot, sizeof slot, kZipWindowsOffset + index_->points * kZipSlotBytes);
+  const auto bits = static_cast<uint16_t>((8 - bit % 8) % 8);
+  uint8_t value = 0;
+  readBits(bit, &value, bits);
+  index_->point[index_->points++] = {produced_, (bit + bits) / 8, static_cast<uint8_t>(bits), value, headerBits};
+}
+
+// From the archive, because what is needed may be behind us in the buffer.
+void ZipIndexer::readBits(uint64_t bit, uint8_t* into, uint16_t count) const {
+  if (count == 0) return;
+  uint8_t bytes[kZipHeaderBytes + 1];
+  const size_t length = (bit % 8 + count + 7) / 8;
+  const int error = readArchive(archive_, index_->archive, bytes, length, index_->entry.dataOffset + bit / 8);
+  if (error < 0) throw ArchiveFault("the archive was changed meanwhile, or cannot be read");
+  for (uint16_t i = 0; i < count; i++) {
+    const uint64_t from = bit % 8 + i;
+    into[i / 8] = static_cast<uint8_t>(into[i / 8] | ((bytes[from / 8] >> (from % 8) & 1) << (i % 8)));
+  }
 }
 
 void ZipIndexer::check() const {
@@ -163,7 +207,7 @@ void ZipIndexer::check() const {
 }
 
 FileDescriptor ZipIndexer::finish() {
-  checked(ftruncate(memfd_.get(), static_cast<off_t>(kZipWindowsOffset + index_->points * kZipWindowBytes)),
+  checked(ftruncate(memfd_.get(), static_cast<off_t>(kZipWindowsOffset + index_->points * kZipSlotBytes)),
           "sizing the index");
   writeIndex(memfd_.get(), index_.get(), sizeof(ZipIndex), 0);
   checked(fcntl(memfd_.get(), F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL),

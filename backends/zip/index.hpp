@@ -14,13 +14,16 @@
 
 namespace ublk {
 
-// Deflated data can be decoded from a restart point on, given the 32 KiB of output before it.
+// Deflated data can be decoded from a restart point on, given the 32 KiB of output before it and, within a block, that
+// block's header: 3 + 14 + 19 * 3 bits, and at most 14 for each of 320 code lengths (RFC 1951, 3.2.7).
 constexpr size_t kZipWindowBytes = size_t{32} * 1024;
+constexpr size_t kZipHeaderBytes = 640;
+constexpr size_t kZipSlotBytes = kZipWindowBytes + kZipHeaderBytes;
 constexpr size_t kZipIndexBytes = size_t{64} * 1024 * 1024;  // at most
 constexpr size_t kZipWindowsOffset = size_t{64} * 1024;      // in the index
-constexpr size_t kZipMaxPoints = (kZipIndexBytes - kZipWindowsOffset) / kZipWindowBytes;
-// Restart points are only where a deflate block ends. Real ones hold a few MiB.
-constexpr uint64_t kZipMaxBlockBytes = uint64_t{64} * 1024 * 1024;
+constexpr size_t kZipMaxPoints = (kZipIndexBytes - kZipWindowsOffset) / kZipSlotBytes;
+// So much output at most without a place to start from. Blocks end every few MiB, and the codes in them at every 258 bytes.
+constexpr uint64_t kZipMaxGapBytes = uint64_t{64} * 1024 * 1024;
 
 // The least output between two restart points of an entry: no more of them than fit, of which the first is at 0.
 constexpr uint64_t zipSpanBytes(uint64_t entryBytes) {
@@ -47,13 +50,15 @@ struct ArchiveState {
 };
 
 struct RestartPoint {
-  uint64_t output;  // offset in the entry
-  uint64_t input;   // offset in the compressed data, of the first whole byte
-  uint8_t bits;     // of the byte before it that belong here too, 0 to 7
-  uint8_t value;    // these bits
+  uint64_t output;      // offset in the entry
+  uint64_t input;       // offset in the compressed data, of the first whole byte
+  uint8_t bits;         // of the byte before it that belong here too, 0 to 7
+  uint8_t value;        // these bits
+  uint16_t headerBits;  // of the block that it is in; 0: it is between two blocks
 };
 
-// The beginning of the index. The window of point N is at kZipWindowsOffset + N * kZipWindowBytes; point 0 needs none.
+// The beginning of the index. At kZipWindowsOffset + N * kZipSlotBytes are the window of point N and the header of its block,
+// from bit 0 on; point 0 needs none.
 struct ZipIndex {
   uint64_t magic;
   ZipEntry entry;
@@ -62,7 +67,7 @@ struct ZipIndex {
   RestartPoint point[kZipMaxPoints];
 };
 
-constexpr uint64_t kZipIndexMagic = 0x31786469'70697a75;  // "uzipidx1"
+constexpr uint64_t kZipIndexMagic = 0x32786469'70697a75;  // "uzipidx2"
 static_assert(sizeof(ZipIndex) <= kZipWindowsOffset);
 
 // The archive is not what it says. The message follows a name: "its data is damaged".
@@ -94,7 +99,10 @@ class ZipIndexer {
  private:
   void refill();
   bool inflateOn();
-  void addPoint();
+  uint64_t inputBit() const;
+  void addPointWithinBlock();
+  void addPoint(uint64_t bit, uint16_t headerBits);
+  void readBits(uint64_t bit, uint8_t* into, uint16_t count) const;
   void check() const;
 
   const int archive_;
@@ -106,6 +114,9 @@ class ZipIndexer {
   z_stream stream_{};
   uint64_t loaded_ = 0;    // compressed bytes that were read from the archive
   uint64_t produced_ = 0;  // bytes of the entry
+  uint64_t blockBit_ = 0;  // where in the compressed data the present block begins, and where its header ends, in bits
+  uint64_t headerEndBit_ = 0;
+  uint64_t room_ = 0;  // for the output that comes next; 0: the usual
   uint32_t crc_ = 0;
 };
 

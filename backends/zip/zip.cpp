@@ -44,6 +44,17 @@ struct ZipBackend::Decoder {
   }
   static void giveBack(void*, void*) {}
 
+  // Has inflate read the header of a block, as much at a time as it can hold, and make nothing yet.
+  void enterBlock(const Bytef* header, uint32_t bits) {
+    Bytef nothing;
+    for (uint32_t done = 0; done < bits; done += 8) {
+      inflatePrime(&stream, static_cast<int>(std::min<uint32_t>(8, bits - done)), header[done / 8]);
+      stream.next_out = &nothing;
+      stream.avail_out = 0;
+      inflate(&stream, Z_NO_FLUSH);
+    }
+  }
+
   void open() {
     stream.zalloc = take;
     stream.zfree = giveBack;
@@ -180,12 +191,13 @@ ZipBackend::Decoder& ZipBackend::decoderFor(uint64_t offset) {
 void ZipBackend::restart(Decoder& decoder, uint32_t number) {
   const RestartPoint& point = index_->point[number];
   inflateReset(&decoder.stream);
-  if (number > 0) {
-    inflatePrime(&decoder.stream, point.bits, point.value);
-    const std::byte* window = reinterpret_cast<const std::byte*>(index_) + kZipWindowsOffset + number * kZipWindowBytes;
-    inflateSetDictionary(&decoder.stream, reinterpret_cast<const Bytef*>(window), kZipWindowBytes);
-  }
   decoder.stream.avail_in = 0;
+  if (number > 0) {
+    const Bytef* slot = reinterpret_cast<const Bytef*>(index_) + kZipWindowsOffset + number * kZipSlotBytes;
+    inflateSetDictionary(&decoder.stream, slot, kZipWindowBytes);
+    decoder.enterBlock(slot + kZipWindowBytes, point.headerBits);
+    inflatePrime(&decoder.stream, point.bits, point.value);
+  }
   decoder.loaded = point.input;
   decoder.position = point.output;
   decoder.started = true;

@@ -58,11 +58,72 @@ Bytes deflated(const Bytes& data, Compression how) {
   return out;
 }
 
+// One deflate block of any length (RFC 1951), as zlib makes none: literals and repetitions of the last byte, at random.
+class SingleBlock {
+ public:
+  SingleBlock(size_t length, bool dynamic, unsigned literalsIn1000, uint64_t seed) : dynamic_(dynamic) {
+    std::mt19937_64 random(seed);
+    put(1 | (dynamic ? 2 : 1) << 1, 3);
+    if (dynamic) putHeader();
+    while (data.size() < length) {
+      if (data.empty() || random() % 1000 < literalsIn1000) {
+        const auto byte = static_cast<uint8_t>(random());
+        putLiteral(byte);
+        data.push_back(static_cast<std::byte>(byte));
+      } else {
+        putRepetition();
+        data.insert(data.end(), dynamic ? 3 : 258, data.back());
+      }
+    }
+    dynamic ? putCode(510, 9) : putCode(0, 7);
+    put(0, 7);
+  }
+
+  Bytes data;
+  Bytes packed;
+
+ private:
+  // 257 + 1 codes for literals and lengths, one for distances; code lengths 8, 1 and 9 have codes of 1, 2 and 2 bits.
+  void putHeader() {
+    put(1, 5), put(0, 5), put(14, 4);
+    for (const int length : {16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1}) {
+      put(length == 8 ? 1 : length == 1 || length == 9 ? 2 : 0, 3);
+    }
+    for (int symbol = 0; symbol < 258; symbol++) symbol < 254 ? putCode(0, 1) : putCode(3, 2);
+    putCode(2, 2);
+  }
+  void putLiteral(uint8_t byte) {
+    if (dynamic_) return byte < 254 ? putCode(byte, 8) : putCode(508u + byte - 254, 9);
+    byte < 144 ? putCode(0x30u + byte, 8) : putCode(0x190u + byte - 144, 9);
+  }
+  void putRepetition() {
+    if (dynamic_) return putCode(511, 9), putCode(0, 1);
+    putCode(0xc5, 8), putCode(0, 5);
+  }
+  // Huffman codes begin with their highest bit, everything else with its lowest.
+  void putCode(unsigned code, int bits) {
+    while (bits-- > 0) put(code >> bits & 1, 1);
+  }
+  void put(unsigned value, int bits) {
+    for (int i = 0; i < bits; i++) {
+      byte_ |= (value >> i & 1) << filled_;
+      if (++filled_ < 8) continue;
+      packed.push_back(static_cast<std::byte>(byte_));
+      byte_ = 0, filled_ = 0;
+    }
+  }
+
+  const bool dynamic_;
+  unsigned byte_ = 0;
+  int filled_ = 0;
+};
+
 // An archive, as far as the backend looks at it, with its one entry.
 struct Archive {
   Archive(const Bytes& data, bool compressed, Compression how = {6, 8, Z_DEFAULT_STRATEGY})
+      : Archive(data, compressed, compressed ? deflated(data, how) : data) {}
+  Archive(const Bytes& data, bool compressed, const Bytes& packed)
       : file(checked(memfd_create("archive", MFD_CLOEXEC), "memfd_create")) {
-    const Bytes packed = compressed ? deflated(data, how) : data;
     write(someData(kBefore + packed.size() + kBehind, 99), 0);
     write(packed, kBefore);
     const auto crc = crc32_z(0, reinterpret_cast<const Bytef*>(data.data()), data.size());
@@ -159,13 +220,25 @@ TEST("restart points are in the middle of bytes too") {
       std::any_of(index.point, index.point + index.points, [](const RestartPoint& point) { return point.bits > 0; }));
 }
 
+TEST("a block of any length has places to start from") {
+  for (const bool dynamic : {false, true}) {
+    for (const unsigned literalsIn1000 : {1u, 500u, 1000u}) {
+      const SingleBlock block(9 * 1024 * 1024, dynamic, literalsIn1000, literalsIn1000 + 7);
+      const Archive archive(block.data, true, block.packed);
+      Disk disk(archive);
+      EXPECT(disk.contents().points >= 4);
+      compareRandomReads(disk, block.data, 40, 5);
+    }
+  }
+}
+
 TEST("the index of no entry is too large") {
   std::mt19937_64 random(17);
   for (int i = 0; i < 100000; i++) {
     const uint64_t bytes = 1 + random() % (uint64_t{1} << (1 + random() % 50));
     EXPECT((bytes - 1) / zipSpanBytes(bytes) + 1 <= kZipMaxPoints);
   }
-  static_assert(kZipWindowsOffset + kZipMaxPoints * kZipWindowBytes <= kZipIndexBytes);
+  static_assert(kZipWindowsOffset + kZipMaxPoints * kZipSlotBytes <= kZipIndexBytes);
 }
 
 TEST("a stored entry reads as it is") {

@@ -28,6 +28,7 @@ export interface ArchiveMember {
 }
 
 const LARGE = 0xffffffff;
+const LONGEST_MATCH = 258;
 
 /** A zip archive with these members, true or forged. */
 export function zipArchive(members: readonly ArchiveMember[]): Buffer {
@@ -137,4 +138,27 @@ export function integers(...fields: readonly (readonly [value: number, bytes: nu
       return buffer.subarray(0, bytes);
     }),
   );
+}
+
+/** Zeros, some MiB at least, in a single deflate block with fixed codes: a literal, then matches of 258 bytes at distance 1. */
+export function singleBlock(name: string, atLeast: number): ArchiveMember {
+  // Bits, first to last: last block 1, type 10; literal 0 00110000; then 11000101 00000 for each match.
+  const match = [1, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 0, 0];
+  const bits: number[] = [1, 1, 0, 0, 0, 1, 1, 0, 0, 0, 0];
+  let matches = 0;
+  for (; bits.length % 8 !== 0; matches++) bits.push(...match);
+  const eight = asBytes(Array.from({ length: 8 }, () => match).flat());
+  const repeats = Math.ceil(atLeast / (8 * LONGEST_MATCH));
+  const compressed = Buffer.concat([asBytes(bits), Buffer.alloc(repeats * eight.length, eight), Buffer.alloc(1)]);
+  const bytes = 1 + LONGEST_MATCH * (matches + 8 * repeats);
+  let crc = 0;
+  const zeros = Buffer.alloc(2 ** 20);
+  for (let at = 0; at < bytes; at += zeros.length) crc = crc32(zeros.subarray(0, bytes - at), crc);
+  return { name, data: Buffer.alloc(0), compressed, both: { bytes, crc } };
+}
+
+function asBytes(bits: readonly number[]): Buffer {
+  const bytes = Buffer.alloc(bits.length / 8);
+  bits.forEach((bit, index) => (bytes[index >> 3] = (bytes[index >> 3] ?? 0) | (bit << (index & 7))));
+  return bytes;
 }

@@ -3,9 +3,9 @@ import assert from 'node:assert/strict';
 import { randomBytes } from 'node:crypto';
 import { truncate, writeFile } from 'node:fs/promises';
 import { test } from 'node:test';
-import { zipArchive } from '../unit/zip-archive.js';
+import { singleBlock, zipArchive } from '../unit/zip-archive.js';
 import { DirectFile } from '../../src/backend/conformance/direct-file.js';
-import { Served, assertNothingLeft } from './harness.js';
+import { Served, assertNothingLeft, ok, shell } from './harness.js';
 
 const MIB = 2 ** 20;
 const imageBytes = 24 * MIB;
@@ -46,6 +46,17 @@ test('an entry of a zip archive as a block device', async (t) => {
       stderr,
       /^ublk-supervisor: opening archive \/tmp\/forged\.zip failed: its entry "a" cannot be served: .*\n?$/,
     );
+  });
+
+  await t.test('a single deflate block of 256 MiB is read at random places', async () => {
+    await writeFile('/tmp/block.zip', zipArchive([singleBlock('disk', 256 * MIB)]));
+    const { path, size } = await served.add({ name: 'block', backend: { type: 'zip', path: '/tmp/block.zip' } });
+    assert.ok(path && size > 256 * MIB);
+    const job = ['--name=block', `--filename=${path}`, '--readonly', '--rw=randread', '--bs=4k', '--direct=1'];
+    await ok('fio', [...job, '--ioengine=io_uring', '--iodepth=128', '--number_ios=500', '--size=256M', '--thread']);
+    await shell(`dd if=${path} bs=1M skip=200 count=8 status=none | cmp -n ${String(8 * MIB)} - /dev/zero`);
+    assert.equal((await served.device('block')).generation, 1);
+    await served.remove('block');
   });
 
   await t.test('an archive that was truncated fails reads, and nothing else', async () => {
