@@ -23,16 +23,16 @@ export const deviceName = z.string().regex(/^[a-z0-9][a-z0-9_.-]{0,62}$/, {
 });
 
 /** `least`: a duration, too. */
-const duration = (least: string): z.ZodPipe<z.ZodString, z.ZodTransform<number, string>> =>
-  z.string().transform((text, context) => {
+const duration = (least: string): z.ZodPipe<z.ZodString, z.ZodTransform<number, string>> => {
+  const expected = (given: unknown): string =>
+    `expected ${least} to 24h, such as 500ms, 60s, 5min or 1h, got ${show(given)}`;
+  return z.string({ error: ({ input }) => expected(input) }).transform((text, context) => {
     const milliseconds = parseDuration(text) ?? -1;
     if (milliseconds >= (parseDuration(least) ?? 0) && milliseconds <= LONGEST_WINDOW_MS) return milliseconds;
-    context.addIssue({
-      code: 'custom',
-      message: `expected ${least} to 24h, such as 500ms, 60s, 5min or 1h, got ${show(text)}`,
-    });
+    context.addIssue({ code: 'custom', message: expected(text) });
     return z.NEVER;
   });
+};
 
 const LARGEST_ID = 2 ** 32 - 2;
 
