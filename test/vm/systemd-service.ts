@@ -7,6 +7,8 @@ import { cli, ok, root, shell } from './harness.js';
 export const UNIT = 'ublk-supervisor.service';
 export const RUNTIME_DIR = '/run/ublk-supervisor';
 
+export const CONFIG = '/etc/ublk-supervisor/config.json';
+
 export const systemctl = (...args: string[]): Promise<string> => ok('systemctl', args);
 
 /** Puts the unit, what it runs and the configuration into their places; systemd has not read them yet. */
@@ -16,5 +18,5 @@ export async function installService(devices: readonly object[]): Promise<void> 
   await symlink(cli, '/usr/local/bin/ublk-supervisor');
   await copyFile(join(root, 'deploy', UNIT), `/etc/systemd/system/${UNIT}`);
   await mkdir('/etc/ublk-supervisor');
-  await writeFile('/etc/ublk-supervisor/config.json', JSON.stringify({ devices }));
+  await writeFile(CONFIG, JSON.stringify({ devices }));
 }

@@ -5,9 +5,9 @@ import assert from 'node:assert/strict';
 import { existsSync, readFileSync, readlinkSync } from 'node:fs';
 import { mkdir, symlink, writeFile } from 'node:fs/promises';
 import { test } from 'node:test';
-import { COMMAND_TIMEOUT_MS, assertNothingLeft, cli, hasEnded, ok, processesNamed } from './harness.js';
+import { COMMAND_TIMEOUT_MS, assertNothingLeft, cli, hasEnded, ok, processesNamed, run } from './harness.js';
 import { shell, waitFor } from './harness.js';
-import { RUNTIME_DIR, UNIT, installService, systemctl } from './systemd-service.js';
+import { CONFIG, RUNTIME_DIR, UNIT, installService, systemctl } from './systemd-service.js';
 
 /** deploy/ublk-supervisor.service, run by the systemd that is this guest's PID 1. */
 
@@ -91,6 +91,14 @@ test('the systemd unit', { timeout: 1_100_000 }, async (t) => {
     await systemctl('reload', UNIT);
     await becomes('ActiveState', 'active');
     await becomes('StatusText', '2 devices live');
+    const good = readFileSync(CONFIG, 'utf8');
+    await writeFile(CONFIG, '{ "devices": [ {} ] }');
+    const { code } = await run('systemctl', ['reload', UNIT]);
+    assert.notEqual(code, 0, 'systemctl says nothing of a refusal');
+    assert.match(await journal(), /ublk-supervisor: \S+\/config\.json: devices\[0\]\.name: expected a string/);
+    assert.equal(await show('ActiveState'), 'active');
+    await writeFile(CONFIG, good);
+    await systemctl('reload', UNIT);
   });
 
   await t.test('says what its devices do, and keeps the links of those that recover', async () => {
