@@ -74,8 +74,8 @@ export class Partitions {
   async drop(): Promise<void> {
     this.leave();
     await this.settled;
-    const failed = await this.#remove(() => true).catch(messageOf);
-    if (failed !== undefined) this.#warn(`removing partitions failed: ${failed}`);
+    const [failed] = await this.#remove(() => true);
+    if (failed !== undefined) this.#warn(`removing partitions failed: ${messageOf(failed)}`);
   }
 
   /** The device goes, and its partitions with it. */
@@ -104,17 +104,25 @@ export class Partitions {
   async #makeThem(): Promise<void> {
     const wanted = await this.#table();
     const there = new Map((await this.#present()).map((partition) => [partition.number, partition]));
+    const starts = new Map(wanted.map(({ number, start }) => [number, start]));
+    // First, as what comes may lie where they are.
+    const failures = await this.#remove((number) => starts.get(number) !== there.get(number)?.start);
     for (const { number, start, sectors, container } of wanted) {
       const { start: oldStart, sectors: oldSectors } = there.get(number) ?? {};
       const right = start === oldStart && (container || sectors === oldSectors);
-      if (!right) await this.#run('partx', '--update', '--nr', String(number));
+      if (right) continue;
+      await this.#run('partx', '--update', '--nr', String(number)).catch((error: unknown) => failures.push(error));
     }
-    const numbers = wanted.map(({ number }) => number);
-    await this.#remove((number) => !numbers.includes(number));
+    if (failures.length > 0) throw failures[0];
   }
 
-  async #remove(unwanted: (number: number) => boolean): Promise<void> {
-    for (const number of (await this.#numbers()).filter(unwanted)) await this.#run('delpart', String(number));
+  /** Of those that are left, because somebody uses them, it gives the errors. */
+  async #remove(unwanted: (number: number) => boolean): Promise<unknown[]> {
+    const failures: unknown[] = [];
+    for (const number of (await this.#numbers()).filter(unwanted)) {
+      await this.#run('delpart', String(number)).catch((error: unknown) => failures.push(error));
+    }
+    return failures;
   }
 
   /** What the table on the device says. */

@@ -1,6 +1,6 @@
 // run: full
 import assert from 'node:assert/strict';
-import { existsSync, readdirSync, readlinkSync, statSync } from 'node:fs';
+import { existsSync, readFileSync, readdirSync, readlinkSync, statSync } from 'node:fs';
 import { test } from 'node:test';
 import type { DeviceStatus } from '../../src/supervisor/status.js';
 import { Load, verifiedWrites } from './fio.js';
@@ -28,6 +28,12 @@ function partitionsOf(device: DeviceStatus): readonly number[] {
     .filter((name) => name.startsWith(`${node}p`))
     .map((name) => Number(name.slice(node.length + 1)))
     .sort((a, b) => a - b);
+}
+
+function sectorsOf(device: DeviceStatus, number: number): number {
+  const node = pathOf(device).slice('/dev/'.length);
+  const size = `/sys/block/${node}/${node}p${String(number)}/size`;
+  return existsSync(size) ? Number(readFileSync(size, 'latin1')) : 0;
 }
 
 /** Whether exactly these partitions are there, and links to them. */
@@ -79,6 +85,11 @@ test('partitions', { timeout: 1_100_000 }, async (t) => {
     await untilHas(empty, [1, 2, 3]);
     await shell(`sfdisk -q --no-reread --delete ${pathOf(empty)} 3`);
     await untilHas(empty, [1, 2]);
+    // The first grows to where the second was.
+    await shell(
+      `printf 'label: gpt\\n, 48M\\n, 16M\\n' | sfdisk -q --no-reread --no-tell-kernel --wipe never ${pathOf(empty)}`,
+    );
+    await waitFor('the larger first partition', () => sectorsOf(empty, 1) === 48 * 2048 && has(empty, [1, 2]), 120_000);
     await shell(`
       mkdir -p /run/repart.d
       printf '[Partition]\\nType=home\\nSizeMinBytes=8M\\nSizeMaxBytes=8M\\n' > /run/repart.d/10-more.conf
