@@ -97,15 +97,10 @@ void RamBackend::read(Responder& queue, const Request& request) {
     std::memcpy(request.data, data_ + request.offset, request.length);
     return queue.complete(request, request.length);
   }
-  for (uint64_t done = 0; done < request.length;) {
-    const uint64_t at = request.offset + done;
-    const uint64_t part = std::min<uint64_t>(kPageBytes - at % kPageBytes, request.length - done);
-    if (isPresent(at / kPageBytes)) {
-      std::memcpy(request.data + done, data_ + at, part);
-    } else {
-      std::memset(request.data + done, 0, part);
-    }
-    done += part;
+  std::byte* to = request.data;
+  for (const iovec& piece : pieces(queue, request)) {
+    std::memcpy(to, piece.iov_base, piece.iov_len);
+    to += piece.iov_len;
   }
   queue.complete(request, request.length);
 }

@@ -30,9 +30,8 @@ export interface DirectoryEntry {
 
 /** What is behind the end of an archive, padding or a signature, and the comment in it. */
 const LONGEST_TAIL = 2 ** 20;
+/** No entry in the directory is longer: its name, extra field and comment have 64 KiB each at most. */
 const PIECE = 256 * 1024;
-/** Of one entry in the directory, whose name, extra field and comment have 64 KiB each at most. */
-const LONGEST_ENTRY = 46 + 3 * 0xffff;
 const LARGEST_DIRECTORY = 2 ** 30;
 
 const END = Buffer.from('PK\x05\x06', 'latin1');
@@ -132,7 +131,7 @@ export async function* entriesOf(
   { start, end, shift }: Directory,
 ): AsyncGenerator<readonly DirectoryEntry[], void> {
   for (let position = start; position < end;) {
-    const length = Math.min(Math.max(PIECE, LONGEST_ENTRY), end - position);
+    const length = Math.min(PIECE, end - position);
     const piece = await readPiece(file, size, position, length);
     const entries: DirectoryEntry[] = [];
     let at = 0;

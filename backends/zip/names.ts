@@ -10,9 +10,12 @@ const CODE_PAGE_437 =
 
 /** Each name that an entry may be meant by, the likeliest first: many programs write UTF-8 and do not say so. */
 export function namesOf({ rawName, flags, unicodeName }: DirectoryEntry): readonly string[] {
-  const utf8 = isUtf8(rawName) ? [rawName.toString('utf8')] : [];
-  const others = (flags & UTF8) === 0 ? [fromCodePage437(rawName)] : [rawName.toString('utf8')];
-  return [...(unicodeName === null ? [] : [unicodeName]), ...utf8, ...others];
+  const saysSo = (flags & UTF8) !== 0;
+  return [
+    ...(unicodeName === null ? [] : [unicodeName]),
+    ...(saysSo || isUtf8(rawName) ? [rawName.toString('utf8')] : []),
+    ...(saysSo ? [] : [fromCodePage437(rawName)]),
+  ];
 }
 
 export const nameOf = (entry: DirectoryEntry): string => namesOf(entry)[0] ?? '';

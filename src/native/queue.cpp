@@ -323,20 +323,17 @@ void Queue::working() { Histogram::bump<uint32_t>(setup_.page->progress, 1); }
 
 void Queue::copyAndComplete(const Request& request, std::byte* memory, int32_t faultResult) {
   const bool read = request.operation == Operation::read;
-  prepareCopy(request, read ? IORING_OP_WRITE : IORING_OP_READ, memory, request.length);
-  tags_[request.tag].faultResult = faultResult;
-  complete(request, request.length);
+  copyAndComplete(request, read ? IORING_OP_WRITE : IORING_OP_READ, memory, request.length, faultResult);
 }
 
 void Queue::copyAndComplete(const Request& request, std::span<const iovec> pieces, int32_t faultResult) {
   const bool read = request.operation == Operation::read;
-  prepareCopy(request, read ? IORING_OP_WRITEV : IORING_OP_READV, pieces.data(), pieces.size());
-  tags_[request.tag].faultResult = faultResult;
-  complete(request, request.length);
+  copyAndComplete(request, read ? IORING_OP_WRITEV : IORING_OP_READV, pieces.data(), pieces.size(), faultResult);
 }
 
 // `length`: of `memory`, in bytes or pieces. Linked: the commit goes out only after the whole copy; a short copy cancels it.
-void Queue::prepareCopy(const Request& request, uint8_t opcode, const void* memory, size_t length) {
+void Queue::copyAndComplete(const Request& request, uint8_t opcode, const void* memory, size_t length,
+                            int32_t faultResult) {
   io_uring_sqe* sqe = nextSqe(Completion::copy, request.tag);
   sqe->opcode = opcode;
   sqe->flags = IOSQE_FIXED_FILE | IOSQE_IO_LINK | IOSQE_CQE_SKIP_SUCCESS;
@@ -344,6 +341,8 @@ void Queue::prepareCopy(const Request& request, uint8_t opcode, const void* memo
   sqe->addr = reinterpret_cast<uint64_t>(memory);
   sqe->len = static_cast<uint32_t>(length);
   sqe->off = requestDataOffset(setup_.index, request.tag);
+  tags_[request.tag].faultResult = faultResult;
+  complete(request, request.length);
 }
 
 void Queue::commitFault(uint16_t tag) {

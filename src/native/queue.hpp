@@ -95,7 +95,7 @@ class Queue final : public Responder {
   void begin(uint16_t tag, bool refused = false);
   void answer(const Request& request, int32_t committed);
   void noteFailure(uint16_t tag, int32_t error);
-  void prepareCopy(const Request& request, uint8_t opcode, const void* memory, size_t length);
+  void copyAndComplete(const Request& request, uint8_t opcode, const void* memory, size_t length, int32_t faultResult);
   void commitFault(uint16_t tag);
   void finish(uint16_t tag, Operation operation, uint32_t bytes, bool failed);
   void accountFinished();

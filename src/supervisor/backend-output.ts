@@ -37,6 +37,7 @@ export class BackendOutput {
     this.#socket.on('data', (piece: Buffer) => {
       this.#lines.write(piece);
       this.#socket.pause();
+      // A limit of how much is read in a second; nothing waits for it.
       setTimeout(() => this.#socket.resume(), PAUSE_MS).unref();
     });
   }

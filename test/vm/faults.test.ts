@@ -242,6 +242,7 @@ test('faults before a generation serves', async (t) => {
   await t.test('A8 one in JavaScript that has nothing to do gives its signs of life, again and again', async () => {
     const backend = { type: join(root, 'examples/ram-backend.js'), size: 2 ** 20 };
     await add('idle', { requestTimeout: IDLE_TIMEOUT, backend });
+    // To have nothing to do for so long is what is tested: there is nothing to wait for, and one that hangs is replaced meanwhile.
     await setTimeout(3 * IDLE_TIMEOUT_MS);
     assert.equal((await served.device('idle')).recoveries, 0);
     await remove('idle');

@@ -2,7 +2,7 @@ import { MessageChannel, Worker } from 'node:worker_threads';
 import { messageOf } from '../../errors.js';
 import { packageRoot } from '../../package-root.js';
 import type { Announced } from '../load.js';
-import { framesOf } from './frames.js';
+import { withFrames } from './frames.js';
 import {
   describeCall,
   type Call,
@@ -63,7 +63,7 @@ export class TestInstance {
       this.#settle(message.type === 'settled' ? message.id : OPENING, message);
     });
     this.#worker.on('error', (error) => {
-      this.#end([`its process died of: ${messageOf(error)}`, ...framesOf(error)].join('\n'));
+      this.#end(withFrames(`its process died of: ${messageOf(error)}`, error));
     });
     this.#worker.on('exit', (code) => {
       port1.close();

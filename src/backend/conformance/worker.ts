@@ -4,7 +4,7 @@ import { messageOf, reasonOf } from '../../errors.js';
 import { printable } from '../../printable.js';
 import type { BackendContext, BackendInstance } from '../define.js';
 import { announcedBy, assertSharedMemory, loadBackend, openInstance } from '../load.js';
-import { framesOf } from './frames.js';
+import { withFrames } from './frames.js';
 import {
   SETTLED,
   UNFILLED,
@@ -41,7 +41,7 @@ try {
   });
   tell({ type: 'opened', announced: announcedBy(instance) });
 } catch (error) {
-  tell({ type: 'refused', reason: [messageOf(error), ...framesOf(error)].join('\n') });
+  tell({ type: 'refused', reason: withFrames(messageOf(error), error) });
 }
 
 function tell(message: FromWorker): void {
@@ -107,7 +107,7 @@ function failureOf(error: unknown): string {
   const reason = reasonOf(error);
   const code: unknown = error instanceof Error && 'code' in error ? error.code : undefined;
   const named = typeof code === 'string' && !reason.includes(code) ? `${reason} (${code})` : reason;
-  return [named, ...framesOf(error)].join('\n');
+  return withFrames(named, error);
 }
 
 function intrusion(): { readonly fault?: string } {

@@ -117,13 +117,17 @@ Napi::Value mapShared(const Napi::CallbackInfo& info) {
   });
 }
 
+Napi::Array arrayOf(Napi::Env env, const int (&ends)[2]) {
+  Napi::Array pair = Napi::Array::New(env, 2);
+  for (uint32_t i = 0; i < 2; i++) pair.Set(i, ends[i]);
+  return pair;
+}
+
 Napi::Value socketPair(const Napi::CallbackInfo& info, int type) {
   return guarded(info.Env(), [&] {
     int ends[2];
     checked(socketpair(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends), "socketpair");
-    Napi::Array pair = Napi::Array::New(info.Env(), 2);
-    for (uint32_t i = 0; i < 2; i++) pair.Set(i, ends[i]);
-    return pair;
+    return arrayOf(info.Env(), ends);
   });
 }
 
@@ -136,9 +140,7 @@ Napi::Value outputPipe(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     int ends[2];
     checked(pipe2(ends, O_CLOEXEC | O_NONBLOCK), "pipe2");
-    Napi::Array pair = Napi::Array::New(info.Env(), 2);
-    for (uint32_t i = 0; i < 2; i++) pair.Set(i, ends[i]);
-    return pair;
+    return arrayOf(info.Env(), ends);
   });
 }
 
