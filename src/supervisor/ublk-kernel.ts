@@ -386,6 +386,8 @@ export class UblkKernel implements Kernel {
         // Who opened it during the write-back.
         await (await this.claim([id], 'stopping')).release();
         await this.#control('STOP_DEV', id, {});
+        // Its id would stay taken until the last claim goes, that of a stop of all devices for example.
+        await this.#claims.giveUp(id);
       }
     } catch (error) {
       // Never started or already gone: nothing to stop.

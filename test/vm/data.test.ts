@@ -223,6 +223,7 @@ test('data is where it was written', { timeout: 1_100_000 }, async (t) => {
     assert.deepEqual([recoveries, lastExit], [0, null], name);
   }
   assert.equal(await served.terminate(), 0);
+  assert.doesNotMatch(served.log, /still open/, 'the claims that a stop takes kept the ids of its devices');
   // Of the read whose memory was taken away.
   await assertNothingLeft(
     served.runtimeDir,

@@ -246,6 +246,7 @@ test('data outlives the device and the supervisor until it is deleted', async ()
   await stops(served, 'kept', '?data=remove');
   assert.ok(!existsSync(ramFile('kept')), 'del left the data');
   assert.equal(await served.terminate(), 0);
+  assert.doesNotMatch(served.log, /still open/);
   await assertNothingLeft(served.runtimeDir, expectedComplaints);
 });
 
