@@ -40,7 +40,7 @@ export function createApiServer(api: SupervisorApi, log: Log, peers: Peers = new
       maxHeaderSize: LARGEST_HEADERS,
       headersTimeout: REQUEST_TIMEOUT_MS,
       requestTimeout: REQUEST_TIMEOUT_MS,
-      connectionsCheckingInterval: 1_000,
+      connectionsCheckingInterval: 5_000,
       keepAliveTimeout: 5_000,
     },
     (request, response) => {

@@ -4,14 +4,15 @@ const GAP_MS = 50;
 const PHASES = 8;
 
 interface Watched {
-  readonly everyMs: number;
-  readonly look: () => void;
+  readonly look: () => number;
+  readonly phase: number;
   due: number;
 }
 
 /**
- * Looks at many things again and again, each in its interval, with one timer. They are spread over their interval, so that
- * none waits for all the others, but only over a few moments of it: each time that we wake costs as much as a few looks.
+ * Looks at many things again and again with one timer; each look says in how many milliseconds the next one is due. They
+ * are spread over their interval, so that none waits for all the others, but only over a few moments of it: each time that
+ * we wake costs as much as a few looks.
  */
 export class Rounds {
   readonly #now: () => number;
@@ -26,11 +27,10 @@ export class Rounds {
     this.#now = now;
   }
 
-  /** Returns how to end it. The process may end meanwhile. */
-  watch(everyMs: number, look: () => void): () => void {
-    const partMs = everyMs / PHASES;
-    const part = Math.ceil(this.#now() / partMs) + PHASES - 1 - (this.#begun++ % PHASES);
-    const watched: Watched = { everyMs, look, due: part * partMs };
+  /** The first look comes within `firstMs`. Returns how to end it. The process may end meanwhile. */
+  watch(firstMs: number, look: () => number): () => void {
+    const phase = (PHASES - 1 - (this.#begun++ % PHASES)) / PHASES;
+    const watched: Watched = { look, phase, due: dueAfter(this.#now(), firstMs, phase) };
     this.#watched.add(watched);
     this.#wake(watched.due);
     return () => {
@@ -41,14 +41,11 @@ export class Rounds {
   #turn(): void {
     const now = this.#now();
     this.#next = Infinity;
-    for (const watched of this.#watched) {
-      if (watched.due > now) continue;
-      // Whole intervals, also after a standstill: else all would be due together from then on.
-      watched.due += watched.everyMs * Math.ceil((now - watched.due + 1) / watched.everyMs);
-      watched.look();
-    }
     let first = Infinity;
-    for (const { due } of this.#watched) first = Math.min(first, due);
+    for (const watched of this.#watched) {
+      if (watched.due <= now) watched.due = dueAfter(now, watched.look(), watched.phase);
+      if (this.#watched.has(watched)) first = Math.min(first, watched.due);
+    }
     if (first !== Infinity) this.#wake(first);
   }
 
@@ -64,4 +61,9 @@ export class Rounds {
       Math.max(GAP_MS, due - this.#now()),
     ).unref();
   }
+}
+
+/** The next moment of that phase of the interval, whenever the last one was: what was missed is not made up for. */
+function dueAfter(now: number, everyMs: number, phase: number): number {
+  return (Math.floor(now / everyMs - phase) + 1 + phase) * everyMs;
 }

@@ -4,6 +4,8 @@ import { stateOfProcess, type ProcessState } from './processes.js';
 import type { Rounds } from './rounds.js';
 import { describeRequest, isFlush, requestStatus } from './requests.js';
 
+const FIRST_LOOK_MS = 1_000;
+
 /** What was seen of a queue at one moment. */
 export interface QueueSight {
   /** Its process has its requests from the kernel. One that has not owes nobody an answer. */
@@ -44,6 +46,8 @@ export interface Finding {
   readonly stall: Stall | null;
   /** Queues that are to give a sign of life. */
   readonly ask: readonly number[];
+  /** In how many milliseconds to look again. */
+  readonly nextMs: number;
 }
 
 interface QueueState {
@@ -54,6 +58,8 @@ interface QueueState {
   /** For so long it answered nothing of what it has. */
   readonly silentMs: number;
   readonly overtaken: boolean;
+  /** It has no requests, had none since it was looked at last, and owes no sign of life. */
+  readonly quiet: boolean;
 }
 
 /**
@@ -70,23 +76,31 @@ interface QueueState {
 export class HangDetector {
   readonly #timeoutMs: number;
   readonly #intervalMs: number;
+  readonly #quietIntervalMs: number;
   readonly #javascript: boolean;
-  #last: { readonly now: number; readonly queues: readonly (QueueState | undefined)[] } | null = null;
+  #last: {
+    readonly now: number;
+    readonly queues: readonly (QueueState | undefined)[];
+    readonly nextMs: number;
+  } | null = null;
 
-  /** `intervalMs`: how far two observations are apart when nothing stands still. */
-  constructor(options: { readonly timeoutMs: number; readonly intervalMs: number; readonly javascript: boolean }) {
-    this.#timeoutMs = options.timeoutMs;
-    this.#intervalMs = options.intervalMs;
+  constructor(options: { readonly timeoutMs: number; readonly javascript: boolean }) {
+    const { timeoutMs } = options;
+    this.#timeoutMs = timeoutMs;
+    // A sixteenth of a long time-out is precise enough; and looks at what is quiet are the most of what an idle supervisor does.
+    this.#intervalMs = Math.min(5000, Math.max(Math.min(1000, timeoutMs / 4), timeoutMs / 16));
+    this.#quietIntervalMs = Math.max(this.#intervalMs, Math.min(15_000, timeoutMs / 4));
     this.#javascript = options.javascript;
   }
 
   observe({ now, queues }: Observation): Finding {
     const before = this.#last;
-    const elapsed = before === null ? 0 : Math.min(now - before.now, 2 * this.#intervalMs);
+    const elapsed = before === null ? 0 : Math.min(now - before.now, 2 * before.nextMs);
     const states = queues.map((sight, queue) =>
-      sight.serving ? next(before?.queues[queue], sight, elapsed) : undefined,
+      sight.serving ? this.#next(before?.queues[queue], sight, elapsed) : undefined,
     );
-    this.#last = { now, queues: states };
+    const nextMs = states.every((state) => state?.quiet === true) ? this.#quietIntervalMs : this.#intervalMs;
+    this.#last = { now, queues: states, nextMs };
     const findings = queues.flatMap((sight, queue) => {
       return this.#judge(queue, sight, states[queue], before?.queues[queue]) ?? [];
     });
@@ -96,6 +110,22 @@ export class HangDetector {
       hang: findings.find(isHang) ?? null,
       stall: findings.find((finding) => !isHang(finding)) ?? null,
       ask: states.flatMap((state, queue) => (state !== undefined && isDue(state) ? [queue] : [])),
+      nextMs,
+    };
+  }
+
+  #next(before: QueueState | undefined, sight: QueueSight, elapsed: number): QueueState {
+    const { progress, answered, busy, overdue } = sight;
+    const still = before?.progress === progress;
+    const silent = busy && before?.answered === answered;
+    const stillMs = still ? before.stillMs + elapsed : 0;
+    return {
+      progress,
+      answered,
+      stillMs,
+      silentMs: silent ? before.silentMs + elapsed : 0,
+      overtaken: overdue.some(({ overtaken }) => overtaken),
+      quiet: !busy && before?.answered === answered && stillMs < this.#timeoutMs / 2,
     };
   }
 
@@ -133,19 +163,6 @@ export class HangDetector {
   }
 }
 
-function next(before: QueueState | undefined, sight: QueueSight, elapsed: number): QueueState {
-  const { progress, answered, busy, overdue } = sight;
-  const still = before?.progress === progress;
-  const silent = busy && before?.answered === answered;
-  return {
-    progress,
-    answered,
-    stillMs: still ? before.stillMs + elapsed : 0,
-    silentMs: silent ? before.silentMs + elapsed : 0,
-    overtaken: overdue.some(({ overtaken }) => overtaken),
-  };
-}
-
 function describe(request: OutstandingRequest): string {
   return `a ${describeRequest(requestStatus(request))} is unanswered after ${(request.ageMs / 1000).toFixed(1)} s`;
 }
@@ -167,9 +184,7 @@ export function watchForHangs(options: {
   readonly onStall: (stall: Stall | null) => void;
 }): () => void {
   const { rounds, pids, pages, timeoutMs, javascript, onHang, onFailed, onStall } = options;
-  // A sixteenth of a long time-out is precise enough, and looks at what is idle are the most of what it costs.
-  const intervalMs = Math.min(5000, Math.max(Math.min(1000, timeoutMs / 4), timeoutMs / 16));
-  const detector = new HangDetector({ timeoutMs, intervalMs, javascript });
+  const detector = new HangDetector({ timeoutMs, javascript });
   const signs = new Float64Array(SIGNS.count * pids.length);
   const sightOf = (pid: number, queue: number): QueueSight => {
     const sign = (which: number): number => signs[queue * SIGNS.count + which] ?? 0;
@@ -183,17 +198,18 @@ export function watchForHangs(options: {
       process: () => stateOfProcess(pid),
     };
   };
-  const end = rounds.watch(intervalMs, () => {
+  const end = rounds.watch(FIRST_LOOK_MS, () => {
     pages.signsOfLife(signs);
     onFailed(pids.map((_, queue) => signs[queue * SIGNS.count + SIGNS.failed] ?? 0));
-    const { hang, stall, ask } = detector.observe({ now: performance.now(), queues: pids.map(sightOf) });
+    const { hang, stall, ask, nextMs } = detector.observe({ now: performance.now(), queues: pids.map(sightOf) });
     if (hang !== null) {
       end();
       onHang(hang);
-      return;
+      return nextMs;
     }
     onStall(stall);
     for (const queue of ask) pages.ask(queue);
+    return nextMs;
   });
   return end;
 }

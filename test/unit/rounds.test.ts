@@ -36,10 +36,14 @@ t.test('each is looked at in its interval, a part of them at each of a few momen
     rounds.watch(1000, () => {
       looks[index] = (looks[index] ?? 0) + 1;
       inTurn.set(time.now, (inTurn.get(time.now) ?? 0) + 1);
+      return 1000;
     });
   });
   let often = 0;
-  rounds.watch(100, () => (often += 1));
+  rounds.watch(100, () => {
+    often += 1;
+    return 100;
+  });
   time.pass(10_050);
   t.ok(looks.every((count) => count === 10));
   t.equal(often, 100);
@@ -67,8 +71,12 @@ t.test('what is ended is not looked at again, and nothing to look at needs no ti
   const endA = rounds.watch(100, () => {
     looks.push('a');
     endA();
+    return 100;
   });
-  const endB = rounds.watch(100, () => looks.push('b'));
+  const endB = rounds.watch(100, () => {
+    looks.push('b');
+    return 100;
+  });
   time.pass(200);
   endB();
   time.pass(500);
@@ -77,7 +85,10 @@ t.test('what is ended is not looked at again, and nothing to look at needs no ti
   time.pass(1000);
   t.equal(timers().length, 0);
   t.ok(made < 10, String(made));
-  const end = rounds.watch(100, () => looks.push('c'));
+  const end = rounds.watch(100, () => {
+    looks.push('c');
+    return 100;
+  });
   time.pass(150);
   t.ok(looks.includes('c'), 'and one again when there is');
   end();

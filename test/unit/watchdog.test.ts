@@ -21,7 +21,7 @@ function watch(
   sight: (index: number) => Partial<QueueSight>,
   { javascript = false, jump }: { javascript?: boolean; jump?: { at: number; ms: number } } = {},
 ): (Finding & { index: number })[] {
-  const detector = new HangDetector({ timeoutMs: TIMEOUT_MS, intervalMs: 1000, javascript });
+  const detector = new HangDetector({ timeoutMs: TIMEOUT_MS, javascript });
   return Array.from({ length: count }, (_, index) => {
     const now = index * 1000 + (jump && index >= jump.at ? jump.ms : 0);
     return { index, ...detector.observe({ now, queues: [{ ...idle(index), ...sight(index) }] }) };
