@@ -18,6 +18,8 @@ interface Held {
   /** Has the device open with O_EXCL. */
   readonly process: Promise<HeldProcess>;
   owners: number;
+  /** Nobody had it open when that was looked for. */
+  unopened: boolean;
 }
 
 /**
@@ -38,8 +40,12 @@ export class Claims {
     this.#hold = hold;
   }
 
-  /** All of them or none. Who claims what is claimed already shares it. Rejects with `IN_USE` and who the users are. */
-  async take(ids: readonly number[], purpose: ClaimedFor): Promise<Claim> {
+  /**
+   * All of them or none. Who claims what is claimed already shares it; with `once`, also what was found of its openers. Each
+   * search reads the descriptors of all processes, hundreds of which are ours where there are hundreds of devices. Rejects
+   * with `IN_USE` and who the users are.
+   */
+  async take(ids: readonly number[], purpose: ClaimedFor, { once = false } = {}): Promise<Claim> {
     const taken = new Map<number, () => Promise<void>>();
     const claim = {
       release: async (): Promise<void> => {
@@ -50,7 +56,7 @@ export class Claims {
     try {
       for (;;) {
         const refused = await this.#takeFree(ids, taken);
-        const opened = ids.length === 0 ? [] : await this.#opened(ids);
+        const opened = await this.#opened(once ? ids.filter((id) => this.#held.get(id)?.unopened !== true) : ids);
         if (refused.length === 0 && opened.length === 0) return claim;
         if (performance.now() > deadline) throw await this.inUse([...new Set([...refused, ...opened])], purpose);
         await setTimeout(POLL_MS);
@@ -104,7 +110,7 @@ export class Claims {
   }
 
   #begin(id: number): Held {
-    const held = { process: this.#hold(id), owners: 0 };
+    const held = { process: this.#hold(id), owners: 0, unopened: false };
     this.#held.set(id, held);
     const watch = async ({ pid, ended }: HeldProcess): Promise<void> => {
       this.#pids.add(pid);
@@ -128,9 +134,13 @@ export class Claims {
 
   /** Which of them somebody has open without having claimed it. */
   async #opened(ids: readonly number[]): Promise<number[]> {
+    if (ids.length === 0) return [];
+    const claims = ids.map((id) => this.#held.get(id));
     const open = await this.#openBlockDevices();
     const openers = await Promise.all(ids.map((id) => openersOf(id, open, this.#pids)));
-    return ids.filter((_, index) => openers[index]?.length !== 0);
+    const isOpen = (index: number): boolean => openers[index]?.length !== 0;
+    for (const [index, claim] of claims.entries()) if (claim) claim.unopened = !isOpen(index);
+    return ids.filter((_, index) => isOpen(index));
   }
 
   /** To be thrown, as somebody uses each of them. */

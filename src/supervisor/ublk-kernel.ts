@@ -373,7 +373,8 @@ export class UblkKernel implements Kernel {
   }
 
   claim(ids: readonly number[], purpose: ClaimedFor): Promise<Claim> {
-    return this.#claims.take(ids, purpose);
+    // A stop is refused by the kernel, or looks again, when somebody comes later.
+    return this.#claims.take(ids, purpose, { once: purpose === 'stopping' });
   }
 
   async stopDevice(id: number, { force, served }: StopOptions): Promise<void> {
@@ -384,7 +385,7 @@ export class UblkKernel implements Kernel {
       else if (this.#has('SAFE_STOP_DEV')) await this.#tryStop(id);
       else {
         // Who opened it during the write-back.
-        await (await this.claim([id], 'stopping')).release();
+        await (await this.#claims.take([id], 'stopping')).release();
         await this.#control('STOP_DEV', id, {});
         // Its id would stay taken until the last claim goes, that of a stop of all devices for example.
         await this.#claims.giveUp(id);
