@@ -1,7 +1,7 @@
 import { mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { SupervisorError, errnoOf, reasonOf } from '../errors.js';
-import { version } from '../version.js';
+import { packageRoot } from '../package-root.js';
 import type { Register } from './common-options.js';
 import { print } from './output.js';
 
@@ -10,7 +10,7 @@ const SIZE = 2 ** 26;
 export const newBackendCommand: Register = (program) => {
   program
     .command('new-backend')
-    .description('write the beginnings of a backend in TypeScript, with a test and a configuration')
+    .description('write the beginnings of a backend, with a test and a configuration')
     .argument('<name>', 'what to call it')
     .option('--directory <dir>', 'what directory to make for it (default: its name)')
     .action(async (name: string, { directory = name }: { readonly directory?: string }) => {
@@ -21,7 +21,7 @@ export const newBackendCommand: Register = (program) => {
       try {
         // It must not be there yet, so nothing can be overwritten.
         await mkdir(directory);
-        for (const [file, text] of Object.entries(skeleton(name))) {
+        for (const [file, text] of Object.entries(skeleton(name, stripsTypes ? 'ts' : 'js'))) {
           await writeFile(join(directory, file), text);
           print(join(directory, file));
         }
@@ -33,16 +33,15 @@ export const newBackendCommand: Register = (program) => {
       }
       print(`next: cd ${directory} && npm install && npm test`);
       if (!stripsTypes) {
-        print(
-          `Node ${process.version} does not run TypeScript: use Node 22.18 or later, or compile with tsc and name ${name}.js`,
-        );
+        print(`it is JavaScript, as Node ${process.version} does not run TypeScript; Node 22.18 and later do`);
       }
     });
 };
 
-function skeleton(name: string): Readonly<Record<string, string>> {
+function skeleton(name: string, language: 'ts' | 'js'): Readonly<Record<string, string>> {
+  const [typeImport, type] = language === 'ts' ? [', type BackendInstance', ': Promise<BackendInstance>'] : ['', ''];
   return {
-    [`${name}.ts`]: `import { defineBackend, type BackendInstance } from 'ublk-supervisor';
+    [`${name}.${language}`]: `import { defineBackend${typeImport} } from 'ublk-supervisor';
 import { z } from 'zod';
 
 /** The rules are in ublk-supervisor-backend(7). */
@@ -52,11 +51,11 @@ export default defineBackend({
     /** Bytes. */
     size: z.int().multipleOf(4096),
   }),
-  async open({ size }, context): Promise<BackendInstance> {
+  async open({ size }, context)${type} {
     // Each queue's process has an instance of its own, and another one after a crash: what they share is not in
     // variables. Put your store in the place of this memory.
     const disk = context.sharedMemory('disk', size);
-    const flush = async (): Promise<void> => {
+    const flush = async () => {
       // All writes that were answered are on stable storage when this is.
     };
     return {
@@ -84,24 +83,28 @@ export default defineBackend({
   },
 });
 `,
-    [`${name}.test.ts`]: `import { test } from 'node:test';
+    [`${name}.test.${language}`]: `import { test } from 'node:test';
 import { testBackend } from 'ublk-supervisor/testing';
 
 test('${name} keeps the rules of a backend', async () => {
-  await testBackend(new URL('${name}.ts', import.meta.url), { size: ${String(SIZE)} });
+  await testBackend(new URL('${name}.${language}', import.meta.url), { size: ${String(SIZE)} });
 });
 `,
-    'config.json': json({ devices: [{ name, queues: 2, backend: { type: `./${name}.ts`, size: SIZE } }] }),
+    'config.json': json({ devices: [{ name, queues: 2, backend: { type: `./${name}.${language}`, size: SIZE } }] }),
     'package.json': json({
       name,
       private: true,
       type: 'module',
       scripts: {
-        test: 'node --test',
+        // By name: a Node that does not run TypeScript would else find nothing to test, and say that all is well.
+        test: `node --test ${name}.test.${language}`,
         start: 'ublk-supervisor start config.json',
       },
-      dependencies: { 'ublk-supervisor': `^${version}`, zod: '^4.6.7' },
+      // What runs here, and not what the registry has by that name.
+      dependencies: { 'ublk-supervisor': `file:${packageRoot}`, zod: '^4.6.7' },
     }),
+    // npm copies it. It would else link to it, and install what it needs into it.
+    '.npmrc': 'install-links=true\n',
   };
 }
 

@@ -1,5 +1,5 @@
-import { mkdirSync, readFileSync, symlinkSync } from 'node:fs';
-import { join } from 'node:path';
+import { lstatSync, mkdirSync, readFileSync, statSync, symlinkSync } from 'node:fs';
+import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { execa } from 'execa';
 import t, { type Test } from 'tap';
@@ -16,7 +16,7 @@ async function run(
   file: string,
   ...args: string[]
 ): Promise<{ exitCode: number | undefined; all: string }> {
-  const env = { PATH: '/usr/bin:/bin' };
+  const env = { PATH: `${dirname(process.execPath)}:/usr/bin:/bin` };
   const { exitCode, all } = await execa(file, args, { cwd, reject: false, all: true, extendEnv: false, env });
   return { exitCode, all };
 }
@@ -42,12 +42,12 @@ t.setTimeout(180_000);
 
 t.test('the skeleton passes its own test, test-backend, tsc and check', async (t) => {
   const directory = installed(t);
-  t.match(await run(directory, process.execPath, main, 'new-backend', 'my-disk'), {
+  const node = await typedNode();
+  t.match(await run(directory, node, main, 'new-backend', 'my-disk'), {
     exitCode: 0,
     all: /^my-disk\/my-disk\.ts\nmy-disk\/my-disk\.test\.ts\n.*\nnext: cd my-disk && npm install && npm test/s,
   });
   const own = join(directory, 'my-disk');
-  const node = await typedNode();
   t.match(await run(own, node, '--test'), { exitCode: 0, all: /pass 1/ });
   t.match(await run(own, node, main, 'test-backend', './my-disk.ts', 'size=4194304'), {
     exitCode: 0,
@@ -74,6 +74,21 @@ t.test('the skeleton passes its own test, test-backend, tsc and check', async (t
   t.equal(dependencies(join(own, 'package.json')).zod, dependencies(join(root, 'package.json')).zod);
   const { devices } = await loadConfig(join(own, 'config.json'));
   t.match(devices, [{ name: 'my-disk', backend: { type: 'module', path: join(own, 'my-disk.ts') } }]);
+});
+
+t.test('its last line is all that it takes, on this node too, and leaves what is installed alone', async (t) => {
+  const directory = t.testdir();
+  const name = stripsTypes ? 'my-disk.ts' : 'my-disk.js';
+  const made = await run(directory, process.execPath, main, 'new-backend', 'my-disk');
+  t.match(made, { exitCode: 0, all: new RegExp(`my-disk/${name}\n`) });
+  const [next] = /(?<=\nnext: ).*/.exec(made.all) ?? [''];
+  const modified = (): number => statSync(join(root, 'node_modules')).mtimeMs;
+  const before = modified();
+  t.match(await run(directory, '/bin/sh', '-c', next), { exitCode: 0, all: /pass 1/ });
+  t.equal(modified(), before);
+  t.notOk(lstatSync(join(directory, 'my-disk/node_modules/ublk-supervisor')).isSymbolicLink());
+  const { devices } = await loadConfig(join(directory, 'my-disk/config.json'));
+  t.match(devices, [{ backend: { path: join(directory, 'my-disk', name) } }]);
 });
 
 t.test('nothing is overwritten', async (t) => {
