@@ -4,7 +4,8 @@ import { packageRoot } from './package-root.js';
 
 const BY_GROUP = 0o020;
 const BY_ALL = 0o002;
-const STICKY = 0o1000;
+/** Mode of a folder in which only the owner of a file may replace it, such as /tmp. */
+export const STICKY = 0o1000;
 
 export interface TrustOptions {
   /** A sticky folder that everybody may write to, such as /tmp, will do: nobody can replace what belongs to another. */
