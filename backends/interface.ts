@@ -42,7 +42,7 @@ export interface Inheritance {
   readonly blockSize: number | null;
   /** null: it is not known. */
   readonly announced:
-    | (Pick<OpenBackend, 'size' | 'facts'> & {
+    | (Pick<OpenBackend, 'size' | 'facts' | 'maxQueues'> & {
         readonly blockSize: number | null;
         readonly identity?: string | undefined;
       })
@@ -66,6 +66,8 @@ export interface BackendModule {
   /** Absolute. */
   readonly path: string;
   readonly options: Readonly<Record<string, unknown>>;
+  /** What paths in its options are relative to. Absolute. */
+  readonly directory: string;
   /** Directory of the device's shared memory. */
   readonly sharedMemory: string;
 }
@@ -77,6 +79,8 @@ export interface OpenBackend {
   readonly facts: BackendFacts;
   /** Logical block size that the backend insists on: no request is for a part of a block. Left out, any will do. */
   readonly blockSize?: number;
+  /** It serves no more hardware queues. Left out, any number. */
+  readonly maxQueues?: number | undefined;
   /** What the configuration had left to it. */
   readonly choices?: readonly Choice[];
   /**

@@ -11,11 +11,11 @@ const SECTOR = 512;
 export default defineBackend({
   name: 'encrypting-backend',
   options: z.looseObject({
-    keyFile: z.string().describe('absolute path of 64 random bytes that only their owner may read'),
+    keyFile: z.string().describe('path of 64 random bytes that only their owner may read'),
     backend: z.string().describe('the other backend, relative to this file; all other options are for it'),
   }),
   async open({ keyFile, backend, ...options }, context) {
-    const key = await readKey(keyFile);
+    const key = await readKey(context.resolve(keyFile));
     const { default: definition } = await import(new URL(backend, import.meta.url).href);
     /** @type {import('ublk-supervisor').BackendInstance} */
     const inner = await definition.open(definition.options?.parse(options) ?? options, context);

@@ -33,6 +33,13 @@ export interface ServedDevice extends AsyncDisposable {
    * are refused because they crashed the backend are given to it again.
    */
   recover(options?: { readonly clearQuarantine?: boolean }): Promise<DeviceStatus>;
+  /** Resolves when new queue processes serve the device; of a backend in JavaScript with its code as it is now. */
+  restart(): Promise<DeviceStatus>;
+  /**
+   * Resolves when the device has `size` bytes. Rejects with `IN_USE` when that is less than now and somebody has it open or
+   * mounted, unless `force`.
+   */
+  resize(size: number, options?: { readonly force?: boolean }): Promise<DeviceStatus>;
   /**
    * Takes the device away and keeps its data. Rejects with `IN_USE`, and goes on serving, while somebody has it open or
    * mounted. Disposal does the same.
@@ -41,8 +48,10 @@ export interface ServedDevice extends AsyncDisposable {
 }
 
 export interface Serving<Name extends string = string> extends AsyncDisposable {
-  /** By name. */
+  /** By name, those of the options. */
   readonly devices: Readonly<Record<Name, ServedDevice>>;
+  /** Resolves when one more device is live. Rejects, and leaves nothing of it, when it cannot be. */
+  add(device: DeviceInput): Promise<ServedDevice>;
   status(): Status;
   /** Stops every device, or none if one of them is in use; then ends the supervisor. Disposal does the same. */
   stop(options?: StopOptions): Promise<void>;
@@ -86,6 +95,7 @@ function serving<Name extends string>(
       Name,
       ServedDevice
     >,
+    add: async (device) => servedDevice(supervisor, (await supervisor.add(device)).name),
     status: () => supervisor.status(),
     stop,
     [Symbol.asyncDispose]: () => stop(),
@@ -115,6 +125,8 @@ function servedDevice(supervisor: SupervisorApi, name: string): ServedDevice {
     },
     status,
     recover: (options) => supervisor.recover(name, options),
+    restart: () => supervisor.restart(name),
+    resize: (size, { force = false } = {}) => supervisor.resize(name, { size, force }),
     stop,
     [Symbol.asyncDispose]: () => stop(),
   };

@@ -11,7 +11,7 @@ import { trustedPath } from './trusted.js';
 
 const { ENOENT } = constants.errno;
 
-/** A backend's path instead of its name; the rest is for the module to check. */
+/** A backend's path instead of its name; the rest is for the module to check. `directory`: what paths are relative to. */
 export const moduleOptions = z
   .looseObject({
     type: z
@@ -19,7 +19,7 @@ export const moduleOptions = z
       .regex(/^(\/|\.\.?\/).*\.[cm]?[jt]s$/, { error: 'expected a path such as ./my-backend.js' })
       .describe('path of a backend in JavaScript or TypeScript, relative to the configuration: ./my-backend.js'),
   })
-  .transform(({ type, ...options }) => ({ type: 'module' as const, path: type, options }));
+  .transform(({ type, ...options }) => ({ type: 'module' as const, path: type, options, directory: '/' }));
 
 /** The directory of a device's shared memory. */
 export function sharedMemoryOf(device: string): string {
@@ -42,7 +42,7 @@ async function removeSharedMemory(directory: string): Promise<void> {
 export const moduleBackend: Backend<z.infer<typeof moduleOptions>> = {
   name: 'module',
   options: moduleOptions,
-  async open({ path, options }, { device, user, inherited }) {
+  async open({ path, options, directory }, { device, user, inherited }) {
     const module = await trustedPath(path);
     await ensureSharedMemoryDirectory();
     const sharedMemory = sharedMemoryOf(device);
@@ -52,13 +52,14 @@ export const moduleBackend: Backend<z.infer<typeof moduleOptions>> = {
     const remove = (): Promise<void> => removeSharedMemory(sharedMemory);
     try {
       // A device that exists goes on, even while its author is in the middle of changing the module.
-      const announced =
-        inherited?.announced ?? announcedBy(await probe({ device, module, options, sharedMemory }, user));
+      const load = { device, module, options, directory, sharedMemory };
+      const announced = inherited?.announced ?? announcedBy(await probe(load, user));
       return {
         size: announced.size,
         ...(announced.blockSize === null ? {} : { blockSize: announced.blockSize }),
         facts: announced.facts,
-        module: { path: module, options, sharedMemory },
+        ...(announced.maxQueues === undefined ? {} : { maxQueues: announced.maxQueues }),
+        module: { path: module, options, directory, sharedMemory },
         files: [],
         created,
         dataPaths: ['copy'] as const,
@@ -73,7 +74,7 @@ export const moduleBackend: Backend<z.infer<typeof moduleOptions>> = {
 };
 
 function announcedBy(opened: OpenedMessage): NonNullable<Inheritance['announced']> {
-  const { size, blockSize, flush, discard, writeZeroes, readOnly, rotational, idempotentWrites } = opened;
+  const { size, blockSize, maxQueues, flush, discard, writeZeroes, readOnly, rotational, idempotentWrites } = opened;
   const facts = { volatileCache: flush, fua: flush, discard, writeZeroes, readOnly, rotational, idempotentWrites };
-  return { size, blockSize, facts };
+  return { size, blockSize, facts, ...(maxQueues === null ? {} : { maxQueues }) };
 }

@@ -18,6 +18,11 @@ export interface BackendContext {
   /** Aborted when the queue drains: finish what is under way, `close` comes next. */
   readonly signal: AbortSignal;
   /**
+   * The absolute form of a path in the options: relative to the configuration file, or to where the command ran that added
+   * or tests the backend. The process itself runs in /.
+   */
+  resolve(path: string): string;
+  /**
    * Memory that all instances of the device share and that outlives them: zeros when it is first asked for, gone with
    * the device. `name`: 1 to 63 of a-z, 0-9, "_", "." and "-". `size`: bytes, the same in every instance.
    */
@@ -59,6 +64,8 @@ export interface BackendInstance {
 
 export interface BackendDefinition<Options = unknown> {
   readonly name: string;
+  /** It serves no more hardware queues than so many, at least 1. Left out: any number. */
+  readonly maxQueues?: number;
   /** Checks the backend's part of the configuration, without `type`. Left out: there are no options. */
   readonly options?: z.ZodType<Options>;
   open(options: Options, context: BackendContext): Eventually<BackendInstance>;

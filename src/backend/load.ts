@@ -11,6 +11,8 @@ export interface Announced {
   readonly size: number;
   /** null: what the configuration says. */
   readonly blockSize: number | null;
+  /** null: any number. */
+  readonly maxQueues: number | null;
   readonly readOnly: boolean;
   readonly rotational: boolean;
   readonly idempotentWrites: boolean;
@@ -47,6 +49,12 @@ export async function loadBackend(path: string): Promise<BackendDefinition> {
       `loading backend ${path} failed: its default export is no backend; export default defineBackend({ name, open })`,
     );
   }
+  const { maxQueues } = definition;
+  if (maxQueues !== undefined && (!Number.isSafeInteger(maxQueues) || maxQueues < 1)) {
+    throw refused(
+      `loading backend ${path} failed: its maxQueues is ${String(maxQueues)}; expected 1 or more, or nothing`,
+    );
+  }
   return definition as BackendDefinition;
 }
 
@@ -79,10 +87,11 @@ export async function openInstance(
   return instance as BackendInstance;
 }
 
-export function announcedBy(instance: BackendInstance): Announced {
+export function announcedBy(definition: BackendDefinition, instance: BackendInstance): Announced {
   return {
     size: instance.size,
     blockSize: instance.blockSize ?? null,
+    maxQueues: definition.maxQueues ?? null,
     readOnly: instance.readOnly === true || instance.write === undefined,
     rotational: instance.rotational === true,
     idempotentWrites: instance.idempotentWrites !== false,

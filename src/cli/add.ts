@@ -1,4 +1,3 @@
-import { resolve } from 'node:path';
 import {
   clientOf,
   runtimeDirOption,
@@ -36,16 +35,12 @@ export const addCommand: Register = (program) => {
     .addOption(runtimeDirOption())
     .action(async (type: string, settings: readonly Setting[], options: AddOptions) => {
       const { name, number: id, queues, depth, blockSize, dataPath, readOnly } = options;
-      const backend = Object.fromEntries([...settings, ['type', type] as const].map(absolute));
+      const backend = { ...Object.fromEntries(settings), type };
+      // The supervisor is in another directory.
+      const directory = process.cwd();
       // What was not given is left out by JSON.stringify, and gets the schema's default.
-      const device = { name, id, queues, depth, blockSize, readOnly, dataPath, backend };
+      const device = { name, id, queues, depth, blockSize, readOnly, dataPath, directory, backend };
       const { path } = await clientOf(options).add(device);
       print(path ?? '');
     });
 };
-
-/** Paths are relative to this command's directory; the supervisor is in another. */
-function absolute([key, value]: Setting): Setting {
-  const isPath = key === 'path' || (key === 'type' && String(value).startsWith('.'));
-  return [key, isPath ? resolve(String(value)) : value];
-}

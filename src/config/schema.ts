@@ -93,6 +93,11 @@ const device = z
       .describe('whether partitions of the device are devices too, /dev/ublkbNpM; kept as its partition table is'),
     user: user.optional().describe('user name or uid that the queue processes run as; by default as the supervisor'),
     backend: backendOptions.describe('what stores the data'),
+    directory: z
+      .string()
+      .regex(/^\//, { error: 'expected an absolute path' })
+      .optional()
+      .describe('what paths of the backend are relative to; left out, the directory of the configuration'),
     // Nobody is alive so often that less would be one.
     requestTimeout: duration('100ms')
       .prefault('60s')
@@ -111,7 +116,7 @@ const device = z
       message: `expected a multiple of blockSize ${String(blockSize)}, got ${String(backend.size)}`,
     });
   })
-  .transform(({ id, blockSize, user, requestTimeout, recovery: { window, ...rest }, ...others }): DeviceConfig => {
+  .transform(({ id, blockSize, user, requestTimeout, recovery: { window, ...rest }, ...others }) => {
     return {
       ...others,
       id,
@@ -140,7 +145,7 @@ export type DeviceInput = z.input<typeof device>;
 /** Checks a configuration that is no text; `source` names it in errors, paths in it are relative to `directory`. */
 export function checkConfig(input: unknown, source: string, directory: string): Config {
   const { devices } = validate(config, input, source);
-  return { devices: devices.map((one) => withAbsolutePath(one, directory)) };
+  return { devices: devices.map((one) => withAbsolutePaths(one, directory)) };
 }
 
 /**
@@ -156,7 +161,7 @@ export function parseConfig(text: string, source: string): Config {
  * `CONFIG`, one line per problem.
  */
 export function parseDevice(input: unknown): DeviceConfig {
-  return withAbsolutePath(validate(device, input, 'device'), '.');
+  return withAbsolutePaths(validate(device, input, 'device'), process.cwd());
 }
 
 /** The inverse of `parseDevice`. */
@@ -166,16 +171,22 @@ export function deviceInput(config: DeviceConfig): object {
   return {
     ...rest,
     user: user?.uid,
-    backend: backend.type === 'module' ? { ...backend.options, type: backend.path } : backend,
+    ...(backend.type === 'module'
+      ? { directory: backend.directory, backend: { ...backend.options, type: backend.path } }
+      : { backend }),
     requestTimeout: `${String(requestTimeoutMs)}ms`,
     recovery: { ...policy, window: `${String(windowMs)}ms` },
   };
 }
 
-function withAbsolutePath(config: DeviceConfig, directory: string): DeviceConfig {
-  const { backend } = config;
-  if (!('path' in backend)) return config;
-  return { ...config, backend: { ...backend, path: resolve(directory, backend.path) } };
+function withAbsolutePaths(
+  { directory: own, backend, ...config }: z.output<typeof device>,
+  directoryOfAll: string,
+): DeviceConfig {
+  if (!('path' in backend)) return { ...config, backend };
+  const directory = resolve(own ?? directoryOfAll);
+  const path = resolve(directory, backend.path);
+  return { ...config, backend: backend.type === 'module' ? { ...backend, path, directory } : { ...backend, path } };
 }
 
 /** The JSON Schema of what a person writes, for editors. */

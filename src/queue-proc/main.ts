@@ -1,7 +1,8 @@
 import { Socket } from 'node:net';
+import { resolve } from 'node:path';
 import process from 'node:process';
 import { announcedBy, loadBackend, openInstance } from '../backend/load.js';
-import type { BackendContext, BackendInstance } from '../backend/define.js';
+import type { BackendContext, BackendDefinition, BackendInstance } from '../backend/define.js';
 import { messageOf } from '../errors.js';
 import { dropPrivileges, inheritedQueue, inheritQueue } from '../native/binding.js';
 import type { InheritedQueue, RequestIdentity, User } from '../native/binding.js';
@@ -56,7 +57,7 @@ function probeUser(): User | undefined {
   return uid === undefined || gid === undefined ? undefined : { uid, gid };
 }
 
-async function load({ device, module, options, sharedMemory: directory }: LoadMessage): Promise<void> {
+async function load({ device, module, options, directory, sharedMemory: memory }: LoadMessage): Promise<void> {
   const say = (level: 'info' | 'warn' | 'error') => (message: string) => {
     tell({ type: 'log', level, message: clipped(message) });
   };
@@ -66,20 +67,22 @@ async function load({ device, module, options, sharedMemory: directory }: LoadMe
     queues: inherited?.queues ?? 1,
     log: { info: say('info'), warn: say('warn'), error: say('error') },
     signal: draining.signal,
-    sharedMemory: (name, size) => sharedMemory(directory, name, size),
+    resolve: (path) => resolve(directory, path),
+    sharedMemory: (name, size) => sharedMemory(memory, name, size),
   };
   try {
-    const instance = await openInstance(await loadBackend(module), options, context);
+    const definition = await loadBackend(module);
+    const instance = await openInstance(definition, options, context);
     if (inherited) serve(instance, inherited);
-    else await probe(instance);
+    else await probe(definition, instance);
   } catch (error) {
     tell({ type: 'ending', ...described(error) });
     process.exit(EXIT_UNLOADABLE);
   }
 }
 
-async function probe(instance: BackendInstance): Promise<void> {
-  const announced = announcedBy(instance);
+async function probe(definition: BackendDefinition, instance: BackendInstance): Promise<void> {
+  const announced = announcedBy(definition, instance);
   draining.abort();
   await instance.close?.();
   tell({ type: 'opened', ...announced });

@@ -10,6 +10,7 @@ const opened = z.strictObject({
   type: z.literal('opened'),
   size: z.number(),
   blockSize: z.number().nullable(),
+  maxQueues: z.int().min(1).nullable(),
   readOnly: z.boolean(),
   rotational: z.boolean(),
   idempotentWrites: z.boolean(),

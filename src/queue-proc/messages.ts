@@ -4,6 +4,8 @@ export interface LoadMessage {
   /** Absolute path of the backend's module. */
   readonly module: string;
   readonly options: Readonly<Record<string, unknown>>;
+  /** What paths in them are relative to. Absolute. */
+  readonly directory: string;
   /** Directory of the device's shared memory. */
   readonly sharedMemory: string;
 }

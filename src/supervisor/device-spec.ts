@@ -1,5 +1,5 @@
 import { blockSizeOfNew } from '../../backends/disk-image.js';
-import type { BackendFacts, Choice, Inheritance } from '../../backends/interface.js';
+import type { BackendFacts, BackendModule, Choice, Inheritance } from '../../backends/interface.js';
 import type { DeviceConfig } from '../config/types.js';
 import { SupervisorError } from '../errors.js';
 import type { Served } from './hand-over.js';
@@ -18,6 +18,10 @@ export function deviceSpec(
     throw refuse(
       `backend ${config.backend.type} cannot take a write twice, which recovery mode reissue may do; use fail-inflight`,
     );
+  }
+  const { maxQueues = config.queues } = backend;
+  if (config.queues > maxQueues) {
+    throw refuse(`its backend serves ${String(maxQueues)} queues at most, not ${String(config.queues)}; change queues`);
   }
   const choices = [...(backend.choices ?? [])];
   let blockSize = backend.blockSize ?? config.blockSize;
@@ -111,9 +115,13 @@ export function unopenedSpec(config: DeviceConfig, { found, announced, nursery }
     backend: {
       name: backend.type === 'module' ? backend.path : backend.type,
       files: [],
-      module: backend.type === 'module' ? { path: backend.path, options: backend.options, sharedMemory: '' } : null,
+      module: backend.type === 'module' ? moduleOf(backend) : null,
     },
   };
+}
+
+function moduleOf({ path, options, directory }: Omit<BackendModule, 'sharedMemory'>): BackendModule {
+  return { path, options, directory, sharedMemory: '' };
 }
 
 const NO_FACTS: BackendFacts = {

@@ -85,7 +85,8 @@ function differences(a: DeviceConfig, b: DeviceConfig): string[] {
 function flat(config: DeviceConfig): Map<string, Value> {
   const { requestTimeoutMs, backend, recovery, ...device } = config;
   const { windowMs, ...policy } = recovery;
-  const { type, ...rest } = backend.type === 'module' ? { type: backend.path, ...backend.options } : backend;
+  const { type, ...rest } =
+    backend.type === 'module' ? { type: backend.path, directory: backend.directory, ...backend.options } : backend;
   return new Map<string, Value>([
     ...entries('', device),
     ['requestTimeout', requestTimeoutMs],

@@ -226,8 +226,9 @@ export class UblkKernel implements Kernel {
       output?.handedOver();
     }
     if (module !== null) {
-      const { path, options, sharedMemory } = module;
-      for (const channel of channels) channel.load({ device: spec.name, module: path, options, sharedMemory });
+      const { path, options, directory, sharedMemory } = module;
+      const load = { device: spec.name, module: path, options, directory, sharedMemory };
+      for (const channel of channels) channel.load(load);
     }
     return record.generation;
   }

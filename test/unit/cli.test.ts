@@ -259,8 +259,8 @@ t.test('add asks for what was given, no more, and prints only the path', async (
   t.strictSame(result, { code: 0, out: '/dev/ublkb3', err: '' });
   await cli('add', 'null', 'size=1M', '--name', 'b', '--runtime-dir', directory);
   t.strictSame(asked, [
-    'POST /v1/devices {"name":"a","id":3,"queues":2,"depth":64,"blockSize":512,"readOnly":true,"dataPath":"copy","backend":{"size":"1M","type":"ram"}}',
-    'POST /v1/devices {"name":"b","backend":{"size":"1M","type":"null"}}',
+    `POST /v1/devices {"name":"a","id":3,"queues":2,"depth":64,"blockSize":512,"readOnly":true,"dataPath":"copy","directory":"${process.cwd()}","backend":{"size":"1M","type":"ram"}}`,
+    `POST /v1/devices {"name":"b","directory":"${process.cwd()}","backend":{"size":"1M","type":"null"}}`,
   ]);
 });
 

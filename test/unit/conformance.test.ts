@@ -89,6 +89,30 @@ t.test('every check is made of a disk of one block, and of one of odd length', a
   }
 });
 
+t.test('a backend that serves one queue has one instance, which knows where paths are relative to', async (t) => {
+  const single = `import assert from 'node:assert/strict';
+    export default {
+      name: 'single',
+      maxQueues: 1,
+      open(options, context) {
+        assert.equal(context.queues, 1);
+        assert.equal(context.resolve('store/disk'), process.cwd() + '/store/disk');
+        const disk = context.sharedMemory('disk', 65536);
+        return {
+          size: 65536,
+          read: (buffer, offset) => disk.copy(buffer, 0, offset, offset + buffer.length),
+          write: (buffer, offset) => buffer.copy(disk, offset),
+        };
+      },
+    };`;
+  const directory = t.testdir({
+    'single.mjs': single,
+    'none.mjs': single.replace('maxQueues: 1', 'maxQueues: 0'),
+  });
+  await testBackend(join(directory, 'single.mjs'), {}, { runs: 1 });
+  await t.rejects(testBackend(join(directory, 'none.mjs')), { message: /its maxQueues is 0; expected 1 or more/ });
+});
+
 t.test('testBackend() rejects with all that is wrong', async (t) => {
   await testBackend(faulty.href, {}, { runs: 1 });
   await t.rejects(testBackend('/nowhere/disk.js'), {

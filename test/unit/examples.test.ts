@@ -2,7 +2,7 @@ import { randomBytes } from 'node:crypto';
 import { chmodSync, readFileSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
-import { join } from 'node:path';
+import { join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { execa } from 'execa';
 import t, { type Test } from 'tap';
@@ -93,7 +93,8 @@ t.test('encrypting-backend.js stores nothing in the clear', async (t) => {
   const module = (await import(join(root, 'examples/encrypting-backend.js'))) as { default: BackendDefinition };
   const stored = Buffer.alloc(8192);
   const options = { keyFile, backend: './ram-backend.js', size: stored.length };
-  const instance = await module.default.open(options, { sharedMemory: () => stored } as unknown as BackendContext);
+  const context = { sharedMemory: () => stored, resolve } as unknown as BackendContext;
+  const instance = await module.default.open(options, context);
   const clear = Buffer.alloc(1024, 'text ');
   t.equal(await instance.write?.(clear, 512, { fua: false }), 1024);
   const sectors = [0, 1, 2, 3].map((sector) => stored.toString('latin1', sector * 512, (sector + 1) * 512));

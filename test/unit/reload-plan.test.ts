@@ -14,11 +14,11 @@ const a = deviceConfig('a');
 const b = deviceConfig('b');
 const js: DeviceConfig = {
   ...deviceConfig('js'),
-  backend: { type: 'module', path: '/m.js', options: { key: [1], size: 5 } },
+  backend: { type: 'module', path: '/m.js', directory: '/', options: { key: [1], size: 5 } },
 };
 const withOptions = (options: Record<string, unknown>): DeviceConfig => ({
   ...js,
-  backend: { type: 'module', path: '/m.js', options },
+  backend: { type: 'module', path: '/m.js', directory: '/', options },
 });
 const recovery = (change: Partial<DeviceConfig['recovery']>): DeviceConfig => ({
   ...a,
@@ -53,7 +53,12 @@ t.test('each field can change, or is refused by name', (t) => {
     [a, recovery({ mode: 'fail-io' }), 'refuse', ['recovery.mode']],
     [a, { ...a, backend: { type: 'ram', size: SIZE } }, 'refuse', ['backend.type']],
     [a, ofSize(2 * SIZE), 'refuse', ['backend.size']],
-    [js, { ...js, backend: { type: 'module', path: '/n.js', options: {} } }, 'refuse', ['backend.type']],
+    [
+      js,
+      { ...js, backend: { type: 'module', path: '/n.js', directory: '/', options: {} } },
+      'refuse',
+      ['backend.type'],
+    ],
     [a, { ...a, queues: 3, requestTimeoutMs: 1 }, 'refuse', ['queues', 'requestTimeout']],
   ];
   for (const [now, wanted, action, changes] of cases) {

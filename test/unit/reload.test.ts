@@ -41,7 +41,7 @@ async function rigOn(model: ModelKernel, devices: DeviceConfig[], left: readonly
         if (options.type !== 'module') throw new TypeError(`no backend ${options.type}`);
         const { size, discard } = options.options;
         if (size === 'broken') throw new SupervisorError('it does not load', { code: 'BACKEND' });
-        const module = { path: options.path, options: options.options, sharedMemory: '' };
+        const module = { path: options.path, options: options.options, directory: '/', sharedMemory: '' };
         const changed = { ...facts, discard: discard !== false };
         return Promise.resolve({ ...backend, dataPaths: ['copy'], facts: changed, module, size: Number(size) });
       },
@@ -54,7 +54,7 @@ async function rigOn(model: ModelKernel, devices: DeviceConfig[], left: readonly
 
 const js = (options: Record<string, unknown>): DeviceConfig => ({
   ...deviceConfig('js'),
-  backend: { type: 'module', path: '/m.js', options: { size: 8192, ...options } },
+  backend: { type: 'module', path: '/m.js', directory: '/', options: { size: 8192, ...options } },
 });
 const [a, b] = [deviceConfig('a'), deviceConfig('b')];
 const patient = (config: DeviceConfig): DeviceConfig => ({ ...config, requestTimeoutMs: 7 });

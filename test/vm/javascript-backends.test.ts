@@ -45,8 +45,8 @@ test('every backend in JavaScript', { timeout: 1_100_000 }, async (t) => {
     { name: 'async-ram', backend: { type: '/run/backends/async-ram.mjs' }, expected: usual },
     {
       name: 'encrypting',
-      settings: { queues: 1 },
-      backend: { type: example('encrypting'), keyFile: '/run/key', backend: './ram-backend.js', size: SIZE },
+      settings: { queues: 1, directory: '/run' },
+      backend: { type: example('encrypting'), keyFile: './key', backend: './ram-backend.js', size: SIZE },
       expected: { ...plain, writeZeroes: false },
     },
     {

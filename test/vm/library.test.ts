@@ -56,6 +56,20 @@ test('two at a time; each device can be stopped by itself, and one in use is ref
   const { a2 } = second.devices;
   assert.equal(new Set([a.path, b.path, a2.path]).size, 3);
 
+  const c = await second.add({ name: 'c', backend: { type: 'null', size: '1MiB' } });
+  await assert.rejects(second.add({ name: 'c', backend: ram }), { code: 'EXISTS' });
+  assert.equal((await c.restart()).generation, 2);
+  assert.equal((await c.resize(2 ** 21)).size, 2 ** 21);
+  assert.equal((await ok('blockdev', ['--getsize64', c.path])).trim(), String(2 ** 21));
+  await c.stop();
+  const instance = '{ size: 4096, read: (buffer) => buffer.fill(0).length }';
+  await writeFile('/run/single.mjs', `export default { name: 'single', maxQueues: 1, open: () => (${instance}) };`);
+  await assert.rejects(
+    second.add({ name: 'single', queues: 2, backend: { type: '/run/single.mjs' } }),
+    /its backend serves 1 queues at most, not 2; change queues/,
+  );
+  assert.throws(() => c.status(), { code: 'NOT_FOUND' });
+
   const { path } = b;
   await b.stop();
   await b.stop();

@@ -161,25 +161,37 @@ async function openDevice({ module, options, supervisor }: BlockDiskSettings): P
   }
 }
 
-/** What a backend announces is known only when it was opened, and one that cannot take a write twice is refused. */
+/**
+ * What a backend announces is known only when it was opened; one that cannot take a write twice, or serves a single queue,
+ * is refused.
+ */
 async function addDevice(
   supervisor: SupervisorApi,
   backend: DeviceInput['backend'],
 ): Promise<{ readonly path: string; readonly idempotentWrites: boolean }> {
-  const add = async (mode: 'reissue' | 'fail-inflight'): Promise<string> => {
-    const queues = Math.min(QUEUES, availableParallelism());
+  const add = async (queues: number, mode: 'reissue' | 'fail-inflight'): Promise<string> => {
     const recovery = { mode, maxRestarts: MOST_RESTARTS };
-    const device: DeviceInput = { name: NAME, queues, blockSize: 512, backend, recovery };
+    const directory = process.cwd();
+    const device: DeviceInput = { name: NAME, queues, blockSize: 512, directory, backend, recovery };
     const { path } = await supervisor.add(device);
     if (path === null) throw new Error('the device is gone');
     return path;
   };
-  try {
-    return { path: await add('reissue'), idempotentWrites: true };
-  } catch (error) {
-    if (!(error instanceof SupervisorError && error.code === 'CONFIG')) throw error;
-    return { path: await add('fail-inflight'), idempotentWrites: false };
+  const most = Math.min(QUEUES, availableParallelism());
+  const ways = [most, 1].flatMap((queues) => [
+    { queues, idempotentWrites: true },
+    { queues, idempotentWrites: false },
+  ]);
+  let refused: unknown;
+  for (const { queues, idempotentWrites } of ways) {
+    try {
+      return { path: await add(queues, idempotentWrites ? 'reissue' : 'fail-inflight'), idempotentWrites };
+    } catch (error) {
+      if (!(error instanceof SupervisorError && error.code === 'CONFIG')) throw error;
+      refused ??= error;
+    }
   }
+  throw refused;
 }
 
 /** What the kernel made of it. */
@@ -189,6 +201,7 @@ async function announcedBy(path: string, idempotentWrites: boolean): Promise<Ann
   return {
     size: Number(await read('size')) * SECTOR,
     blockSize: Number(await read('queue/logical_block_size')),
+    maxQueues: null,
     readOnly: (await read('ro')) === '1',
     rotational: (await read('queue/rotational')) === '1',
     idempotentWrites,

@@ -6,7 +6,7 @@ import { QUEUES } from './operations.js';
 
 export type WorkerDiskSettings = Omit<InstanceSettings, 'queue' | 'queues' | 'memory'>;
 
-/** A disk without a kernel: an instance of the backend for each queue. */
+/** A disk without a kernel: an instance of the backend for each queue, or as many as it serves. */
 export class WorkerDisk implements Disk {
   readonly choosesQueue = true;
   readonly #settings: WorkerDiskSettings;
@@ -34,7 +34,7 @@ export class WorkerDisk implements Disk {
   }
 
   call(queue: number, request: Request): Promise<Uint8Array> {
-    return this.#instance(queue).call(request);
+    return this.#instance(queue % this.#instances.length).call(request);
   }
 
   async inspect(): Promise<void> {
@@ -76,6 +76,7 @@ async function openAll(settings: WorkerDiskSettings, memory: Map<string, SharedA
       opened.push(instance);
       const [first = instance] = opened;
       assertSame(first.announced, instance.announced);
+      if (opened.length === first.announced.maxQueues) break;
     }
     return opened;
   } catch (error) {

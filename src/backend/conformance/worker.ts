@@ -1,3 +1,4 @@
+import { resolve } from 'node:path';
 import { inspect } from 'node:util';
 import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads';
 import { messageOf, reasonOf } from '../../errors.js';
@@ -23,23 +24,25 @@ const draining = new AbortController();
 /** Nobody may touch these buffers any more. */
 const settled: { readonly call: Call; readonly buffer: Buffer }[] = [];
 
-const context: BackendContext = {
+const context: Omit<BackendContext, 'queues'> = {
   device: 'test',
   queue,
-  queues,
   log: { info: say('info'), warn: say('warn'), error: say('error') },
   signal: draining.signal,
+  resolve: (path) => resolve(path),
   sharedMemory,
 };
 
 try {
-  const instance = await openInstance(await loadBackend(module), options, context);
+  const definition = await loadBackend(module);
+  const { maxQueues = queues } = definition;
+  const instance = await openInstance(definition, options, { ...context, queues: Math.min(queues, maxQueues) });
   parentPort?.on('message', (message: ToWorker) => {
     if (message.type === 'drain') draining.abort();
     else if (message.type === 'inspect') tell({ type: 'settled', id: message.id, ...intrusion() });
     else void serve(instance, message.id, message.call);
   });
-  tell({ type: 'opened', announced: announcedBy(instance) });
+  tell({ type: 'opened', announced: announcedBy(definition, instance) });
 } catch (error) {
   tell({ type: 'refused', reason: withFrames(messageOf(error), error) });
 }
