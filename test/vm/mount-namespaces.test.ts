@@ -75,20 +75,35 @@ test('G2 mount namespaces', { timeout: 1_100_000 }, async (t) => {
     await ok('e2fsck', ['-fn', '/run/outside.img']);
   });
 
-  await t.test('a nursery that starts while the device is mounted does not keep it mounted', async () => {
-    await ok('mkfs.ext4', ['-q', '/dev/ublkb1']);
-    await shell('mkdir -p "/mnt/in side"');
-    await inNamespace('mount', '/dev/ublkb1', '/mnt/in side');
-    const [nursery = assert.fail()] = processesNamed('ublk-nursery');
-    process.kill(nursery, 'SIGKILL');
-    process.kill(zygoteOf(await served.device('inside')), 'SIGKILL');
-    const inside = await served.untilLive('inside', 1, 60_000);
-    assert.match(mountsOf(served.pid), /\/dev\/ublkb1 /);
-    assert.doesNotMatch(mountsOf(zygoteOf(inside)), /\/dev\/ublkb/);
-    await inNamespace('umount', '/mnt/in side');
-    assert.equal(await isClaimed('/dev/ublkb1'), false);
-    assert.equal((await served.api('DELETE', '/v1/devices/inside')).status, 200);
-  });
+  await t.test(
+    'a nursery that starts while the device is mounted does not keep it mounted, nor what is on it',
+    async () => {
+      await ok('mkfs.ext4', ['-q', '/dev/ublkb1']);
+      await shell('mkdir -p "/mnt/in side" /mnt/overlay /mnt/loop /mnt/above; modprobe loop');
+      await inNamespace('mount', '/dev/ublkb1', '/mnt/in side');
+      const onTop = `cd "/mnt/in side"
+      mkdir upper work
+      mount -t overlay -o "lowerdir=/usr:/etc,upperdir=$PWD/upper,workdir=$PWD/work" overlay /mnt/overlay
+      echo a > /mnt/overlay/file
+      truncate -s 8M image
+      mkfs.ext4 -q image
+      mount -o loop image /mnt/loop
+      mkdir /mnt/loop/above
+      mount -t overlay -o "lowerdir=/etc:/mnt/loop/above" overlay /mnt/above`;
+      await inNamespace('bash', '-ec', onTop);
+      const [nursery = assert.fail()] = processesNamed('ublk-nursery');
+      process.kill(nursery, 'SIGKILL');
+      process.kill(zygoteOf(await served.device('inside')), 'SIGKILL');
+      const inside = await served.untilLive('inside', 1, 60_000);
+      assert.match(mountsOf(served.pid), /\/dev\/ublkb1 /);
+      assert.match(mountsOf(served.pid), / \/mnt\/above /);
+      assert.doesNotMatch(mountsOf(zygoteOf(inside)), /\/dev\/ublkb| \/mnt\/(overlay|loop|above) /);
+      await inNamespace('umount', '/mnt/above', '/mnt/loop', '/mnt/overlay', '/mnt/in side');
+      // What umount detaches a loop device from is let go of a moment later.
+      await waitFor('the device being free', async () => !(await isClaimed('/dev/ublkb1')));
+      assert.equal((await served.api('DELETE', '/v1/devices/inside')).status, 200);
+    },
+  );
 
   await t.test('what ends with the namespace of a mount is not what serves it', async () => {
     await ok('mkfs.ext4', ['-q', '/dev/ublkb2']);

@@ -1,9 +1,7 @@
 // Who has block devices open, as far as /proc and /sys tell.
 #include <dirent.h>
 #include <fcntl.h>
-#include <linux/openat2.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
@@ -15,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-#include "../file_descriptor.hpp"
+#include "../cached_path.hpp"
 #include "bindings.hpp"
 
 namespace ublk::addon {
@@ -72,14 +70,6 @@ std::vector<Opener> findOpeners() {
     });
   });
   return openers;
-}
-
-// A name that the kernel has in its caches, as it has of every file that is open; nothing is asked of a file system.
-FileDescriptor openCached(const std::string& path) {
-  open_how how{};
-  how.flags = O_PATH | O_CLOEXEC;
-  how.resolve = RESOLVE_CACHED;
-  return FileDescriptor(static_cast<int>(syscall(SYS_openat2, AT_FDCWD, path.c_str(), &how, sizeof how)));
 }
 
 std::vector<Loop> findLoops() {
