@@ -1,13 +1,18 @@
-import { readdirSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { messageOf } from '../errors.js';
 import { ublkDeviceInfo } from '../native/binding.js';
 import type { Check, CheckResult } from '../supervisor/preflight.js';
+import { deviceLimit, raiseTo } from '../supervisor/device-limit.js';
 import type { DeviceStatus } from '../supervisor/status.js';
 import { featureFlag } from '../supervisor/ublk-features.js';
+import { formatSize } from '../units.js';
 
 /** Rings and request buffers of a device with many deep queues. */
 const COMFORTABLE_MEMLOCK = 64 * 2 ** 20;
+/** What a container has that asked for nothing else. */
+const CONTAINER_SHARED_MEMORY = 64 * 2 ** 20;
+const SHARED_MEMORY = '/dev/shm';
+const CHAR_DEVICES = '/sys/class/ublk-char';
 
 export const memlockCheck: Check = {
   id: 'memlock',
@@ -54,8 +59,8 @@ export function devicesCheck(ownIds: ReadonlySet<number> | undefined): Check {
     id: 'devices',
     subject: 'ublk devices',
     probe: (host) => {
-      if (!host.stat('/sys/class/ublk-char')) return null;
-      const ids = readdirSync('/sys/class/ublk-char').map((name) => Number(name.replace('ublkc', '')));
+      if (!host.stat(CHAR_DEVICES)) return null;
+      const ids = host.list(CHAR_DEVICES).map((name) => Number(name.replace('ublkc', '')));
       const foreign = ids.filter((id) => !ownIds?.has(id)).sort((a, b) => a - b);
       const own = ids.length - foreign.length;
       const summary = `${String(own)} of this supervisor, ${String(foreign.length)} of others`;
@@ -68,6 +73,38 @@ export function devicesCheck(ownIds: ReadonlySet<number> | undefined): Check {
     },
   };
 }
+
+export const deviceLimitCheck: Check = {
+  id: 'device-limit',
+  subject: 'number of ublk devices',
+  probe: (host) => {
+    const limit = deviceLimit(host);
+    if (limit === null) return { status: 'ok', detail: 'not limited by this kernel' };
+    const used = host.list(CHAR_DEVICES).length;
+    const detail = `${String(used)} of the ${String(limit)} that this kernel takes, those of others included`;
+    return used < limit ? { status: 'ok', detail } : { status: 'warn', detail, advice: raiseTo(2 * limit) };
+  },
+};
+
+export const sharedMemoryCheck: Check = {
+  id: 'shared-memory',
+  subject: SHARED_MEMORY,
+  probe: (host) => {
+    const bytes = host.capacity(SHARED_MEMORY);
+    if (bytes === undefined) {
+      const detail = 'is missing; RAM disks and shared memory of backends are there';
+      return {
+        status: 'warn',
+        detail,
+        advice: `run: mkdir -p ${SHARED_MEMORY}; mount -t tmpfs tmpfs ${SHARED_MEMORY}`,
+      };
+    }
+    const detail = `${bytes === Infinity ? 'memory without a limit' : formatSize(bytes)} for RAM disks and shared memory of backends`;
+    if (bytes > CONTAINER_SHARED_MEMORY) return { status: 'ok', detail };
+    const advice = `run: mount -o remount,size=2G ${SHARED_MEMORY}; or give the container more (docker run --shm-size 2g)`;
+    return { status: 'warn', detail, advice };
+  },
+};
 
 /** `served`: the devices of the supervisor that runs here. */
 export function swapCheck(served: readonly Pick<DeviceStatus, 'name' | 'path' | 'backend'>[]): Check {

@@ -5,7 +5,8 @@ import { runtimeDirectory } from '../supervisor/runtime-dir.js';
 import type { DeviceStatus } from '../supervisor/status.js';
 import { createClient } from './client.js';
 import { runtimeDirOption, type Register, type RuntimeDirOption } from './common-options.js';
-import { devicesCheck, memlockCheck, runtimeDirCheck, swapCheck } from './doctor-checks.js';
+import { deviceLimitCheck, devicesCheck, memlockCheck, runtimeDirCheck } from './doctor-checks.js';
+import { sharedMemoryCheck, swapCheck } from './doctor-checks.js';
 import { CliExit } from './exit-codes.js';
 import { printColoured, printJson } from './output.js';
 
@@ -25,7 +26,9 @@ export const doctorCommand: Register = (program) => {
       const checks = [
         ...preflightChecks,
         memlockCheck,
+        sharedMemoryCheck,
         runtimeDirCheck(runtimeDir),
+        deviceLimitCheck,
         devicesCheck(devices && new Set(devices.flatMap(({ id }) => id ?? []))),
         swapCheck(devices ?? []),
       ];

@@ -2,8 +2,10 @@ import { setTimeout } from 'node:timers/promises';
 import type { Config } from '../config/types.js';
 import { messageOf } from '../errors.js';
 import { descriptorShortage } from './descriptor-limit.js';
+import { deviceLimit, deviceShortage } from './device-limit.js';
 import { DaemonExit } from './exit-codes.js';
 import type { Log } from './device-log.js';
+import { thisHost } from './host.js';
 import { takeNotifier, type Notifier } from './notify.js';
 import { assertReplaceable, replaceSelf } from './replacement.js';
 import type { DeviceChange } from './status.js';
@@ -44,8 +46,9 @@ export async function runDaemon(options: DaemonOptions): Promise<number> {
   const end = await withSupervisor(daemon, async (supervisor, ended) => {
     const signals = listenForSignals(supervisor, notifier, log);
     const stopWatching = watch ? watchModules(supervisor, log) : () => undefined;
-    const shortage = descriptorShortage(config.devices);
-    if (shortage !== null) log.warn({}, shortage);
+    const { length } = config.devices;
+    const shortages = [descriptorShortage(config.devices), deviceShortage(length, deviceLimit(thisHost))];
+    for (const shortage of shortages) if (shortage !== null) log.warn({}, shortage);
     try {
       const failures = await supervisor.start(config);
       const live = config.devices.length - failures.length;

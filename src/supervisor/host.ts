@@ -1,4 +1,4 @@
-import { accessSync, constants, readFileSync, statSync, type Stats } from 'node:fs';
+import { accessSync, constants, readFileSync, readdirSync, statSync, statfsSync, type Stats } from 'node:fs';
 import { release } from 'node:os';
 import { ioUringErrno, ublkFeatures } from '../native/binding.js';
 import { packageRoot } from '../package-root.js';
@@ -13,6 +13,10 @@ export interface Host {
   /** undefined: it does not exist. */
   stat(path: string): Pick<Stats, 'mode' | 'isDirectory'> | undefined;
   writable(path: string): boolean;
+  /** Names in a directory; none where there is no such directory. */
+  list(path: string): readonly string[];
+  /** Bytes that the file system of `path` holds, Infinity: without a limit; undefined: there is none. */
+  capacity(path: string): number | undefined;
   ublkFeatures(): bigint;
   ioUringErrno(): number;
 }
@@ -34,6 +38,22 @@ export const thisHost: Host = {
       return true;
     } catch {
       return false;
+    }
+  },
+  list(path) {
+    try {
+      return readdirSync(path);
+    } catch {
+      return [];
+    }
+  },
+  capacity(path) {
+    try {
+      const { blocks, bsize } = statfsSync(path);
+      // So a tmpfs without a limit says it.
+      return blocks === 0 ? Infinity : blocks * bsize;
+    } catch {
+      return undefined;
     }
   },
   ublkFeatures,

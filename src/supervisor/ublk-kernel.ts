@@ -44,6 +44,7 @@ import type {
   StopOptions,
 } from './kernel.js';
 import type { OperationStatus, QueueStatus } from './status.js';
+import { DEVICE_LIMIT } from './device-limit.js';
 import { dataPathFeature, featureFlag, hasFeature, ublkFeatureTable } from './ublk-features.js';
 import type { ControlAnswer, HeldProcess, Zygote } from './zygote.js';
 import type { ZygoteKeeper } from './zygote-keeper.js';
@@ -665,8 +666,8 @@ async function reasonOf(command: ControlCommand, id: number, code: string): Prom
     return `id ${String(id)} is taken${by}; choose another id or delete that device`;
   }
   if (command === 'ADD_DEV' && code === 'EACCES') {
-    const limit = await readFile('/sys/module/ublk_drv/parameters/ublks_max', 'utf8').catch(() => '?');
-    return `the limit of ${limit.trim()} ublk devices is reached; raise ublk_drv's parameter ublks_max`;
+    const limit = await readFile(DEVICE_LIMIT, 'utf8').catch(() => '?');
+    return `the limit of ${limit.trim()} ublk devices is reached; raise it: echo 1024 > ${DEVICE_LIMIT}`;
   }
   if (command === 'START_USER_RECOVERY' && code === 'EBUSY') {
     return 'the kernel does not let go of its dead queue processes; should recover not help, stop it with --force';

@@ -1,6 +1,7 @@
 import t from 'tap';
-import { swapCheck } from '../../src/cli/doctor-checks.js';
+import { deviceLimitCheck, sharedMemoryCheck, swapCheck } from '../../src/cli/doctor-checks.js';
 import { SupervisorError } from '../../src/errors.js';
+import { deviceShortage } from '../../src/supervisor/device-limit.js';
 import { daemonExitCode } from '../../src/supervisor/exit-codes.js';
 import type { Host } from '../../src/supervisor/host.js';
 import { assertReady, preflightChecks, runChecks } from '../../src/supervisor/preflight.js';
@@ -24,6 +25,8 @@ interface Machine {
   readonly features?: bigint;
   readonly ioUringErrno?: number;
   readonly packageRoot?: string;
+  readonly listing?: readonly string[];
+  readonly capacity?: number | undefined;
 }
 
 /** A machine that can serve ublk, but for what is said. */
@@ -35,6 +38,8 @@ function host(machine: Machine = {}): Host {
     features = 0xffn,
     ioUringErrno = 0,
     packageRoot = '/usr/lib/node_modules/ublk-supervisor/',
+    listing = [],
+    capacity,
   } = machine;
   const files = new Map(Object.entries({ ...rootFiles, ...machine.files }));
   for (const path of machine.without ?? []) files.delete(path);
@@ -44,6 +49,8 @@ function host(machine: Machine = {}): Host {
     readText: (path) => files.get(path),
     stat: (path) => (files.has(path) ? { mode, isDirectory: () => false } : undefined),
     writable: (path) => writable && files.has(path),
+    list: () => listing,
+    capacity: () => capacity,
     ublkFeatures: () => features,
     ioUringErrno: () => ioUringErrno,
   };
@@ -128,6 +135,28 @@ t.test('a control device that everybody may write to is a warning', async (t) =>
   t.strictSame(warnings, [
     '/dev/ublk-control: writable by everybody, who can then reach ublk kernel code; chmod 0600 /dev/ublk-control',
   ]);
+});
+
+t.test('the number of devices that the kernel takes', async (t) => {
+  const files = { '/sys/module/ublk_drv/parameters/ublks_max': '64\n' };
+  const listing = Array.from({ length: 64 }, (_, id) => `ublkc${String(id)}`);
+  const check = (machine: Machine) => deviceLimitCheck.probe(host({ files, ...machine }));
+  t.match(check({ listing: listing.slice(1) }), { status: 'ok', detail: /^63 of the 64 / });
+  t.match(check({ listing }), { status: 'warn', detail: /^64 of the 64 /, advice: /echo 128 > .*ublks_max$/ });
+  for (const release of ['6.15.0', '7.2.12'])
+    t.match(check({ listing, release }), { status: 'ok', detail: /not limited/ });
+  t.equal(deviceShortage(64, 64), null);
+  t.equal(deviceShortage(1000, null), null);
+  t.match(deviceShortage(65, 64), /^65 devices are configured, and this kernel takes 64; run: echo 65 > .*ublks_max$/);
+});
+
+t.test('a /dev/shm that is as small as that of a container', (t) => {
+  const check = (capacity?: number) => sharedMemoryCheck.probe(host({ capacity }));
+  t.match(check(64 * 2 ** 20), { status: 'warn', detail: /^64M /, advice: /remount,size=.*--shm-size/ });
+  t.match(check(), { status: 'warn', detail: /missing/, advice: /mount -t tmpfs/ });
+  t.match(check(2 ** 30), { status: 'ok', detail: /^1G / });
+  t.match(check(Infinity), { status: 'ok' });
+  t.end();
 });
 
 t.test('swap is warned of on devices that may need the memory which is to be swapped out', (t) => {
