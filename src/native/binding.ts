@@ -376,6 +376,7 @@ interface Binding {
   writeAtOnce(fd: number, bytes: Uint8Array): number;
   takesDirectIo(fd: number, bytes: number): Promise<boolean>;
   directIoAlignment(fd: number): Promise<DirectIoAlignment | null>;
+  makeNode(path: string, block: boolean, major: number, minor: number): void;
   parkFiles(fds: readonly number[]): number;
   parkedFiles(socket: number): readonly number[];
   fallocate(fd: number, mode: number, offset: number, length: number): Promise<void>;
@@ -466,6 +467,13 @@ function rethrowTranslated(error: unknown): never {
 /** Takes an exclusive flock(2) without waiting; false when somebody else has it. It goes with the last dup of `fd`. */
 export async function flock(fd: number): Promise<boolean> {
   return binding().flock(fd).catch(rethrowTranslated);
+}
+
+/** Makes the node of a block or char device, which root alone may open. */
+export function makeNode(path: string, block: boolean, major: number, minor: number): void {
+  translated(() => {
+    binding().makeNode(path, block, major, minor);
+  });
 }
 
 /**

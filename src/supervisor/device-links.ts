@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { deviceNumber } from '../device-number.js';
 import { messageOf } from '../errors.js';
 import type { Log } from './device-log.js';
+import { ensureNode, removeStaleNodes } from './device-nodes.js';
 import type { DeviceState } from './machine.js';
 import type { DeviceChange } from './status.js';
 
@@ -32,6 +33,7 @@ export class DeviceLinks {
 
   /** Removes the links of devices that do not exist, which supervisors left that were killed. */
   removeStale(): void {
+    this.#try('removing stale nodes', removeStaleNodes);
     if (!existsSync(DIRECTORY)) return;
     this.#try('removing stale links', () => {
       assertSafe();
@@ -67,6 +69,7 @@ export class DeviceLinks {
         rmSync(join(DIRECTORY, name));
         this.#targets.delete(name);
       }
+      removeStaleNodes();
     });
     for (const number of numbers) {
       const name = `${device}-part${String(number)}`;
@@ -83,6 +86,7 @@ export class DeviceLinks {
     if (this.#targets.get(name) === target) return;
     makeDirectory();
     assertSafe();
+    ensureNode(node);
     assertDevice(node, size);
     const found = TARGET.exec(targetOf(name) ?? '')?.[1];
     const path = join(DIRECTORY, name);

@@ -1,5 +1,6 @@
 import { getSystemErrorMap } from 'node:util';
 import { SupervisorError, messageOf } from '../errors.js';
+import { typeOfDev } from './device-nodes.js';
 import { thisHost, type Host } from './host.js';
 import { hasFeature, ublkFeatureTable } from './ublk-features.js';
 
@@ -23,7 +24,9 @@ export interface Check {
 
 const CONTROL_DEVICE = '/dev/ublk-control';
 /** What device commands, queue processes and their limits take, by number; a container may have left some out. */
-const CAPABILITIES = { CAP_SETPCAP: 8n, CAP_IPC_LOCK: 14n, CAP_SYS_ADMIN: 21n, CAP_SYS_RESOURCE: 24n };
+const REQUIRED = { CAP_SETPCAP: 8n, CAP_SYS_ADMIN: 21n, CAP_SYS_RESOURCE: 24n };
+const CAP_SYS_PTRACE = 19n;
+const CAP_MKNOD = 27n;
 
 /** Releases whose ADD_DEV oopses and never returns. */
 const KNOWN_BAD: readonly RegExp[] = [/^6\.18\.[45](?![0-9])/, /^6\.17\.0-101[58]-azure$/, /^6\.17\.0-1017-aws$/];
@@ -60,19 +63,26 @@ export const preflightChecks: readonly Check[] = [
     id: 'privilege',
     subject: 'privilege',
     probe: (host) => {
-      const effective = /^CapEff:\s*([0-9a-f]+)$/m.exec(host.readText('/proc/self/status') ?? '')?.[1];
-      const given = BigInt(`0x${effective ?? '0'}`);
-      const missing = Object.entries(CAPABILITIES).filter(([, bit]) => ((given >> bit) & 1n) === 0n);
-      if (missing.length > 0) {
-        const names = missing.map(([name]) => name).join(', ');
-        return fail('EPERM', `without ${names}`, 'run as root, in a container with these capabilities');
+      const missing = missingOf(REQUIRED, host);
+      if (missing !== '') {
+        return fail('EPERM', `without ${missing}`, 'run as root, in a container with these capabilities');
       }
       if (!/^\s*0\s+0\s+4294967295\s*$/.test(host.readText('/proc/self/uid_map') ?? '')) {
         return fail('EPERM', 'this is a user namespace, where ublk refuses everybody', 'run outside of it');
       }
-      return ok(Object.keys(CAPABILITIES).join(', '));
+      return ok(Object.keys(REQUIRED).join(', '));
     },
   },
+  {
+    id: 'openers',
+    subject: 'who has a device open',
+    probe: (host) => {
+      if (missingOf({ CAP_SYS_PTRACE }, host) === '') return ok('seen of all users');
+      const detail = 'without CAP_SYS_PTRACE programs of other users are not seen, which a stop then may cut off';
+      return warn(detail, 'run in a container or a service that has it');
+    },
+  },
+  { id: 'dev', subject: '/dev', probe: probeDev },
   { id: 'place', subject: 'installation', probe: probePlace },
   { id: 'io-uring', subject: 'io_uring', probe: probeIoUring },
   { id: 'features', subject: 'ublk features', probe: probeFeatures },
@@ -119,6 +129,28 @@ function probeDriver(host: Host): CheckResult {
   return index.includes('/ublk_drv.ko')
     ? fail('NO_UBLK', 'the module is not loaded', 'run: modprobe ublk_drv')
     : fail('NO_UBLK', `Linux ${host.release} has none`, 'boot a kernel 6.4 or later with CONFIG_BLK_DEV_UBLK');
+}
+
+/** Which of these capabilities this process lacks; an empty text: none. */
+function missingOf(capabilities: Readonly<Record<string, bigint>>, host: Host): string {
+  const effective = /^CapEff:\s*([0-9a-f]+)$/m.exec(host.readText('/proc/self/status') ?? '')?.[1];
+  const given = BigInt(`0x${effective ?? '0'}`);
+  const missing = Object.entries(capabilities).filter(([, bit]) => ((given >> bit) & 1n) === 0n);
+  return missing.map(([name]) => name).join(', ');
+}
+
+/** Where it is not the kernel's, the nodes of new devices have to be made. */
+function probeDev(host: Host): CheckResult {
+  const type = typeOfDev(host.readText('/proc/self/mountinfo') ?? '') ?? 'a directory';
+  if (type === 'devtmpfs') return ok(type);
+  const lacking = missingOf({ CAP_MKNOD }, host);
+  if (lacking === '' && host.writable('/dev')) return ok(`${type} of its own, in which the nodes of devices are made`);
+  const why = lacking === '' ? 'it is not writable' : `without ${lacking}`;
+  return fail(
+    'EPERM',
+    `${type} of its own, where the nodes of new devices do not appear and cannot be made: ${why}`,
+    "bind the machine's /dev into the container (docker run -v /dev:/dev), or give it CAP_MKNOD",
+  );
 }
 
 /** ld.so(8) takes what LD_PRELOAD names apart at blanks and colons, and looks for its own variables. */

@@ -23,6 +23,7 @@ import type { BackendReport } from '../queue-proc/message-schema.js';
 import { BackendChannel } from './backend-channel.js';
 import { BackendOutput } from './backend-output.js';
 import { Claims } from './claims.js';
+import { ensureNode, removeStaleNodes } from './device-nodes.js';
 import { stateOf } from './found-devices.js';
 import { parentOf } from './processes.js';
 import { FailureReports } from './failure-reports.js';
@@ -301,6 +302,7 @@ export class UblkKernel implements Kernel {
       backend: spec.backend.module === null ? spec.backend.name : '',
     };
     const before = this.#record(granted.id).zygote;
+    ensureNode(`ublkc${String(granted.id)}`);
     const zygote = await this.#zygoteOf(granted.id, this.nursery(spec.nursery));
     try {
       for (;;) {
@@ -337,6 +339,7 @@ export class UblkKernel implements Kernel {
 
   async startDevice({ id }: GrantedDevice, signal: AbortSignal): Promise<void> {
     await this.#serve('START_DEV', id, signal);
+    ensureNode(`ublkb${String(id)}`);
     await this.#noticeDeathsSoon(id);
   }
 
@@ -456,6 +459,7 @@ export class UblkKernel implements Kernel {
       if (performance.now() > deadline) return false;
       await setTimeout(REMOVAL_POLL_MS);
     }
+    removeStaleNodes();
     return true;
   }
 

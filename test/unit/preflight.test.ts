@@ -9,8 +9,16 @@ import { assertReady, preflightChecks, runChecks } from '../../src/supervisor/pr
 type Files = Readonly<Record<string, string>>;
 
 const control = '/dev/ublk-control';
+const withCapabilities = (effective: string): Files => ({
+  '/proc/self/status': `Name:\tnode\nCapEff:\t${effective}\n`,
+});
+const withDev = (type: string): Files => ({
+  '/proc/self/mountinfo': `21 1 0:5 / /dev rw - devtmpfs udev rw\n30 21 0:40 / /dev rw,nosuid - ${type} x rw\n31 30 0:41 / /dev/shm rw - tmpfs x rw\n`,
+});
 const rootFiles: Files = {
-  '/proc/self/status': 'Name:\tnode\nCapEff:\t000001ffffffffff\n',
+  ...withCapabilities('000001ffffffffff'),
+  ...withDev('devtmpfs'),
+  '/dev': '',
   '/proc/self/uid_map': '         0          0 4294967295\n',
   '/proc/sys/kernel/io_uring_disabled': '0\n',
   [control]: '',
@@ -109,14 +117,16 @@ t.test('one line and the documented exit code for whatever is missing', async (t
     message: /ublk-control is missing/,
   });
   t.match(refusal({ writable: false }), { exit: 77, message: /permission denied \(EACCES\); run as root/ });
-  t.match(refusal({ files: { '/proc/self/status': 'CapEff:\t0000000000000000\n' } }), {
-    exit: 77,
-    message: /CAP_SYS_ADMIN/,
-  });
-  t.match(refusal({ files: { '/proc/self/status': 'CapEff:\t000001fffeffffff\n' } }), {
+  t.match(refusal({ files: withCapabilities('0000000000000000') }), { exit: 77, message: /CAP_SYS_ADMIN/ });
+  t.match(refusal({ files: withCapabilities('000001fffeffffff') }), {
     exit: 77,
     message: /without CAP_SYS_RESOURCE; run as root/,
   });
+  t.match(refusal({ files: { ...withDev('tmpfs'), ...withCapabilities('000001fff7ffffff') } }), {
+    exit: 77,
+    message: /^\/dev: tmpfs of its own, .*: without CAP_MKNOD; bind the machine's \/dev .*CAP_MKNOD$/,
+  });
+  t.match(refusal({ files: withDev('tmpfs'), without: ['/dev'] }), { exit: 77, message: /: it is not writable; bind/ });
   t.match(refusal({ packageRoot: '/opt/my programs/ublk-supervisor/' }), { message: /no path has a blank/ });
   t.match(refusal({ files: { '/proc/self/uid_map': '0 1000 1\n' } }), { exit: 77, message: /user namespace/ });
   t.match(refusal({ files: { '/proc/sys/kernel/io_uring_disabled': '2\n' } }), {
@@ -134,6 +144,21 @@ t.test('a control device that everybody may write to is a warning', async (t) =>
   assertReady((warning) => warnings.push(warning), host({ mode: 0o20666 }));
   t.strictSame(warnings, [
     '/dev/ublk-control: writable by everybody, who can then reach ublk kernel code; chmod 0600 /dev/ublk-control',
+  ]);
+});
+
+t.test('what a device can do without is a warning, or nothing', async (t) => {
+  const warningsOf = (machine: Machine): string[] => {
+    const warnings: string[] = [];
+    assertReady((warning) => warnings.push(warning), host(machine));
+    return warnings;
+  };
+  t.strictSame(warningsOf({ files: withDev('tmpfs') }), [], "nodes are made in a /dev that is nobody else's");
+  t.strictSame(warningsOf({ files: { '/proc/self/mountinfo': '' } }), [], 'nor where it is a directory');
+  t.strictSame(warningsOf({ files: withCapabilities('000001fff7ffffff') }), [], 'none are made in a devtmpfs');
+  t.strictSame(warningsOf({ files: withCapabilities('000001ffffffbfff') }), [], 'CAP_IPC_LOCK: the limit is lifted');
+  t.match(warningsOf({ files: withCapabilities('000001fffff7ffff') }), [
+    /^who has a device open: without CAP_SYS_PTRACE .*; run/,
   ]);
 });
 

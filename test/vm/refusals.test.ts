@@ -14,6 +14,7 @@ import {
   run,
   shell,
   supervisorCommand,
+  waitFor,
   zygoteOf,
 } from './harness.js';
 import type { Finished } from './harness.js';
@@ -70,6 +71,7 @@ test('D4 who may not serve ublk devices is told why', async () => {
   const refusals = await Promise.all([
     startUnder('setpriv', '--reuid', '65534', '--regid', '65534', '--clear-groups'),
     startUnder('setpriv', '--bounding-set', '-sys_admin'),
+    startUnder('setpriv', '--bounding-set', '-setpcap,-sys_resource'),
   ]);
   assertRefused(refusals[0], 77, /: \/dev\/ublk-control: permission denied \(EACCES\); run as root$/);
   assertRefused(
@@ -77,7 +79,85 @@ test('D4 who may not serve ublk devices is told why', async () => {
     77,
     /: privilege: without CAP_SYS_ADMIN; run as root, in a container with these capabilities$/,
   );
+  assertRefused(refusals[2], 77, /: privilege: without CAP_SETPCAP, CAP_SYS_RESOURCE; run as root, in a container /);
   assertNothingMade();
+});
+
+/** Becomes what its arguments say in a mount namespace with a /dev that nobody makes nodes in, and the /dev/shm of a container. */
+const containerDev = [
+  'unshare',
+  '--mount',
+  '--propagation',
+  'private',
+  'bash',
+  '-ec',
+  `mkdir -p /run/dev
+  mount -t tmpfs -o mode=755 tmpfs /run/dev
+  cp -a /dev/{null,zero,full,random,urandom,ublk-control} /run/dev
+  mkdir /run/dev/shm
+  mount -t tmpfs -o size=64M shm /run/dev/shm
+  mount --move /run/dev /dev
+  exec "$@"`,
+  'bash',
+] as const;
+
+test('D4 a container whose /dev is its own has to be allowed to make nodes', async () => {
+  const [wrapper, ...args] = containerDev;
+  const refused = await startUnder(wrapper, ...args, 'setpriv', '--bounding-set', '-mknod');
+  assertRefused(refused, 77, /: \/dev: tmpfs of its own, [^\n]*: without CAP_MKNOD; bind the machine's \/dev [^\n]*$/);
+  assertNothingMade();
+});
+
+test('a container whose /dev is its own, without CAP_IPC_LOCK', async (t) => {
+  const devices = [{ name: 'inside', queues: 2, partitions: true, backend: { type: 'ram', size: '16MiB' } }];
+  const under = [
+    ...containerDev,
+    'setpriv',
+    '--bounding-set',
+    '-ipc_lock',
+    'sh',
+    '-c',
+    'ulimit -l 64; exec "$@"',
+    'sh',
+  ];
+  const served = await Served.start(devices, { under });
+  const inside = (...args: readonly string[]): Promise<Finished> =>
+    run('nsenter', ['--mount', `--target=${String(served.pid)}`, ...args]);
+  const nodes = async (): Promise<string[]> =>
+    (await inside('ls', '/dev')).stdout.split('\n').filter((name) => /^ublk[bc]/.test(name));
+  const { id, queues } = await served.device('inside');
+  const [block, char] = [`ublkb${String(id)}`, `ublkc${String(id)}`];
+
+  await t.test('its devices are served, and those of a device that is recovered', async () => {
+    assert.deepEqual(await nodes(), [block, char]);
+    const write = ['dd', 'if=/dev/urandom', `of=/dev/ublk/by-name/inside`, 'bs=64k', 'count=16', 'oflag=direct'];
+    assert.equal((await inside(...write)).code, 0);
+    process.kill(queues[0]?.pid ?? assert.fail('no process'), 'SIGKILL');
+    await served.untilLive('inside', 1);
+    assert.equal((await inside(...write)).code, 0);
+  });
+
+  await t.test('their partitions are there as long as they are', async () => {
+    const partition = (script: string): Promise<Finished> =>
+      inside('sh', '-c', `echo '${script}' | sfdisk --quiet --label dos --no-reread /dev/${block}`);
+    await partition('size=4M');
+    await waitFor('the partition', async () => (await nodes()).includes(`${block}p1`));
+    assert.equal((await inside('dd', `if=/dev/${block}p1`, 'of=/dev/null', 'bs=64k', 'count=4')).code, 0);
+    await inside('wipefs', '--all', '--force', `/dev/${block}`);
+    await waitFor('the partition going', async () => !(await nodes()).includes(`${block}p1`));
+  });
+
+  await t.test('doctor says what is so there', async () => {
+    const { stdout } = await inside(process.execPath, cli, 'doctor', '--runtime-dir', served.runtimeDir);
+    assert.match(stdout, /^ok +\/dev: tmpfs of its own, in which the nodes of devices are made$/m);
+    assert.match(stdout, /^warn +\/dev\/shm: 64M for RAM disks [^\n]*; run: mount -o remount,size=/m);
+  });
+
+  await t.test('nodes go with their devices', async () => {
+    assert.equal((await served.api('DELETE', '/v1/devices/inside')).status, 200);
+    assert.deepEqual(await nodes(), []);
+    assert.equal(await served.terminate(), 0);
+  });
 });
 
 test('D4 without io_uring', async () => {

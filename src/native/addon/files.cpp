@@ -4,6 +4,7 @@
 #include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -136,6 +137,17 @@ Napi::Value writeAtOnce(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), static_cast<double>(written));
 }
 
+// makeNode(path, block, major, minor): a device's node, which root alone may open.
+Napi::Value makeNode(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const std::string path = info[0].As<Napi::String>();
+    const mode_t type = info[1].As<Napi::Boolean>() ? S_IFBLK : S_IFCHR;
+    const dev_t number = makedev(info[2].As<Napi::Number>().Uint32Value(), info[3].As<Napi::Number>().Uint32Value());
+    checked(mknod(path.c_str(), type | 0600, number), "mknod");
+    return info.Env().Undefined();
+  });
+}
+
 // parkFiles(fds): fd of a socket that has them.
 Napi::Value park(const Napi::CallbackInfo& info) {
   return guarded(info.Env(),
@@ -158,6 +170,7 @@ void exportFiles(Napi::Env env, Napi::Object exports) {
   exports.Set("directIoAlignment", Napi::Function::New(env, directIoAlignment));
   exports.Set("takesDirectIo", Napi::Function::New(env, takesDirectIo));
   exports.Set("fallocate", Napi::Function::New(env, fallocateFile));
+  exports.Set("makeNode", Napi::Function::New(env, makeNode));
   exports.Set("parkFiles", Napi::Function::New(env, park));
   exports.Set("parkedFiles", Napi::Function::New(env, parked));
 }
