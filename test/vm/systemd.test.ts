@@ -164,9 +164,13 @@ test('the systemd unit', { timeout: 1_100_000 }, async (t) => {
     const serving = processesNamed('ublk/');
     assert.equal(serving.length, 2);
     await ok('mount', [`${LINKS}/disk`, '/mnt/disk']);
+    const before = await journal();
     await systemctl('stop', '--no-block', UNIT);
     await becomes('ActiveState', 'failed');
     assert.equal(await show('Result'), 'timeout');
+    const said = (await journal()).slice(before.length);
+    assert.match(said, /in use by a mount at \/mnt\/disk[^\n]*; still serving/);
+    assert.doesNotMatch(said, /device (disk|other) is /, 'who looks whether a device is in use has touched it');
     await Promise.all(['disk', 'other'].map(isReadable));
     assert.deepEqual(processesNamed('ublk/'), serving);
     await systemctl('start', UNIT);
