@@ -1,8 +1,8 @@
 export interface UblkFeature {
   readonly bit: number;
   readonly name: string;
-  /** The first kernel that has it. */
-  readonly since: string;
+  /** The first kernel that has it; null: it is newer than this program. */
+  readonly since: string | null;
   readonly description: string;
   /** Without it no device can be served. */
   readonly required?: boolean;
@@ -29,9 +29,11 @@ const table = [
   { bit: 16, name: 'INTEGRITY', since: '7.0', description: 'protection information' },
   { bit: 17, name: 'SAFE_STOP_DEV', since: '7.0', description: 'a device in use refuses to stop' },
   { bit: 18, name: 'NO_AUTO_PART_SCAN', since: '7.0', description: 'no partition scan at start' },
+  { bit: 19, name: 'SHMEM_ZC', since: '7.1', description: 'no copying of memory that client and server share' },
+  { bit: 20, name: 'IO_DESC_SIZE', since: '7.3', description: 'request descriptors of a chosen size' },
 ] as const satisfies readonly UblkFeature[];
 
-export const ublkFeatureTable: readonly UblkFeature[] = table;
+export const ublkFeatureTable: readonly (UblkFeature & { readonly since: string })[] = table;
 
 /** The UBLK_F_ flag of that name. */
 export function featureFlag(name: (typeof table)[number]['name']): bigint {
@@ -42,6 +44,15 @@ export function featureFlag(name: (typeof table)[number]['name']): bigint {
 
 export function hasFeature(features: bigint, { bit }: UblkFeature): boolean {
   return ((features >> BigInt(bit)) & 1n) === 1n;
+}
+
+/** The table, and what this kernel has beyond it. */
+export function featuresWith(offered: bigint): readonly UblkFeature[] {
+  const newer = Array.from({ length: 64 - table.length }, (_none, index): UblkFeature => {
+    const bit = table.length + index;
+    return { bit, name: `bit ${String(bit)}`, since: null, description: 'newer than this program' };
+  });
+  return [...table, ...newer.filter((feature) => hasFeature(offered, feature))];
 }
 
 /** What the kernel has to have for a data path. */

@@ -5,6 +5,7 @@ import { deviceShortage } from '../../src/supervisor/device-limit.js';
 import { daemonExitCode } from '../../src/supervisor/exit-codes.js';
 import type { Host } from '../../src/supervisor/host.js';
 import { assertReady, preflightChecks, runChecks } from '../../src/supervisor/preflight.js';
+import { featuresWith, hasFeature, ublkFeatureTable } from '../../src/supervisor/ublk-features.js';
 
 type Files = Readonly<Record<string, string>>;
 
@@ -137,6 +138,22 @@ t.test('one line and the documented exit code for whatever is missing', async (t
   t.match(refusal({ ioUringErrno: 1 }), { exit: 77, message: /\(EPERM\).*seccomp/ });
   t.match(refusal({ ioUringErrno: 12 }), { exit: 71, message: /\(ENOMEM\).*LimitMEMLOCK/ });
   t.match(refusal({ features: 0b10111n }), { exit: 69, message: /lacks USER_RECOVERY, CMD_IOCTL_ENCODE; boot/ });
+});
+
+t.test('what a kernel offers is listed, whatever it is', async (t) => {
+  const bits = [3n, 20n, 21n, 63n];
+  const offered = bits.reduce((sum, bit) => sum | (1n << bit), 0n);
+  const listed = featuresWith(offered);
+  t.strictSame(
+    listed.filter((feature) => hasFeature(offered, feature)).map(({ name }) => name),
+    ['USER_RECOVERY', 'IO_DESC_SIZE', 'bit 21', 'bit 63'],
+  );
+  t.strictSame(
+    listed.length,
+    ublkFeatureTable.length + 2,
+    'what only a newer kernel has is listed where it is offered',
+  );
+  t.ok(ublkFeatureTable.every(({ bit }, index) => bit === index));
 });
 
 t.test('a control device that everybody may write to is a warning', async (t) => {

@@ -85,11 +85,13 @@ test('the command line', async (t) => {
   await t.test('features, doctor, check and schema', async () => {
     await writeFile('/run/bad.json', '{ "devices": [{}], "more": 1 }');
     const [features, doctor] = await both(supervisorCommand('features', '--json'), served.command('doctor', '--json'));
-    const offered = new Map(
-      (JSON.parse(features.stdout) as { features: { feature: string; offered: boolean }[] }).features.map(
-        ({ feature, offered }) => [feature, offered],
-      ),
-    );
+    const { bits, features: listed } = JSON.parse(features.stdout) as {
+      bits: string;
+      features: { feature: string; offered: boolean }[];
+    };
+    const offered = new Map(listed.map(({ feature, offered }) => [feature, offered]));
+    const ones = BigInt(bits).toString(2).replaceAll('0', '').length;
+    assert.equal([...offered.values()].filter(Boolean).length, ones, 'every feature of this kernel is listed');
     assert.equal(offered.get('USER_RECOVERY'), true);
     const release = (await ok('uname', ['-r'])).trim();
     assert.equal(offered.get('QUIESCE'), !/^6\.1[0-5]\./.test(release), 'QUIESCE is in kernels from 6.16 on');
