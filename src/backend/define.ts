@@ -33,7 +33,8 @@ type Eventually<Value> = Value | PromiseLike<Value>;
 
 /**
  * One instance in one queue process. Offsets and lengths are bytes and multiples of the block size, within the device.
- * A buffer is valid until its call settles. Calls overlap; the kernel never has two of them write the same block.
+ * A buffer is valid until its call settles. Calls overlap; two of them write the same block if a client does so past the page
+ * cache, and then either may be what is stored.
  *
  * `read` and `write` answer with the number of bytes transferred, which has to be the buffer's length. To fail a request
  * throw or reject: an error whose `code` is an errno's name (`ENOSPC`) reaches the client as that errno, everything else

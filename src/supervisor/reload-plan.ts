@@ -23,7 +23,7 @@ export interface PlanEntry {
 type Value = string | number | boolean | undefined;
 
 /** What can change while a device is served; everything else the kernel, or the data, was fixed with. */
-const CHANGEABLE: ReadonlySet<string> = new Set([
+export const CHANGEABLE: ReadonlySet<string> = new Set([
   'partitions',
   'requestTimeout',
   'recovery.auto',

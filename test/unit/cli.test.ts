@@ -7,6 +7,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { execa } from 'execa';
 import t, { type Test } from 'tap';
+import { eventful as device, status } from './device-status.js';
 
 const root = fileURLToPath(new URL('../../../', import.meta.url));
 const main = join(root, 'dist/programs/ublk-supervisor.js');
@@ -49,57 +50,6 @@ async function standIn(t: Test, document: object, status = 200): Promise<{ direc
   t.teardown(() => server.close());
   return { directory, asked };
 }
-
-const operation = { count: 7, bytes: 28_672, errors: 1, p50us: 10, p99us: 90 };
-const queue = (index: number): object => {
-  return {
-    index,
-    pid: 100 + index,
-    depth: 128,
-    inflight: 1,
-    read: operation,
-    write: operation,
-    flush: operation,
-    discard: operation,
-    writeZeroes: operation,
-  };
-};
-const device = {
-  name: 'scratch',
-  id: 3,
-  path: '/dev/ublkb3',
-  state: 'live',
-  reason: null,
-  backend: 'ram',
-  size: 512 * 2 ** 20,
-  blockSize: 4096,
-  choices: [{ what: 'blockSize', value: 4096, why: 'the data is new' }],
-  dataPath: 'copy',
-  generation: 2,
-  recoveries: 1,
-  lastExit: { queue: 1, pid: 99, code: null, signal: 'SIGKILL', reason: null, at: '2026-01-01T00:00:00.000Z' },
-  lastCrash: {
-    device: 'scratch',
-    backend: 'ram',
-    generation: 1,
-    cause: 'signal',
-    inflight: 2,
-    requests: [{ queue: 1, operation: 'writeZeroes', sector: 16, sectors: 8, ageMs: 12.4 }],
-    pauseMs: 93.4,
-    file: '/var/lib/ublk-supervisor/crashes/20260101T000000000Z-scratch-1.json',
-  },
-  quarantine: [{ operation: 'read', sector: 8, sectors: 1, crashes: 3 }],
-  lastBackendError: {
-    queue: 1,
-    request: { operation: 'write', sector: 64, sectors: 8 },
-    message: 'Error: no such luck',
-    stack: '',
-    at: '2026-01-01T00:00:00.000Z',
-  },
-  lastPauseMs: 93.4,
-  queues: [queue(0), queue(1)],
-};
-const status = { supervisor: { pid: 42, version: '0.1.0', kernel: '6.12.0' }, devices: [device] };
 
 // Some fifty child processes, on machines that may have other things to do.
 t.setTimeout(180_000);
