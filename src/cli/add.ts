@@ -24,7 +24,12 @@ export const addCommand: Register = (program) => {
     .command('add')
     .description('add a device and print its path when it is usable; the device is not added to the configuration file')
     .argument('<type>', 'backend: file, ram, zip, null or the path of one of your own')
-    .argument('[key=value...]', "the backend's settings, such as size=512MiB", setting, [])
+    .argument(
+      '[key=value...]',
+      "the backend's settings, such as size=512MiB, date='\"20240131\"' (text) or cache='{\"size\":4096}'",
+      setting,
+      [],
+    )
     .requiredOption('--name <name>', 'what to call the device')
     .option('-n, --number <id>', 'N of /dev/ublkbN', wholeNumber)
     .option('-q, --queues <count>', 'hardware queues', wholeNumber)

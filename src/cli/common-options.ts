@@ -1,4 +1,6 @@
 import { InvalidArgumentError, Option, type Command } from 'commander';
+import { parseJson } from '../config/json.js';
+import { messageOf } from '../errors.js';
 import { runtimeDirectory } from '../supervisor/runtime-dir.js';
 import { createClient, type Client } from './client.js';
 
@@ -23,20 +25,33 @@ export function wholeNumber(text: string): number {
   return Number(text);
 }
 
-export type Setting = readonly [key: string, value: string | number | boolean];
+export type Setting = readonly [key: string, value: unknown];
 
-/** One more `key=value` of a backend. Plain decimal numbers, `true` and `false` are what they look like, but in `"`. */
+/**
+ * One more `key=value` of a backend. Plain decimal numbers, `true` and `false` are what they look like, and what begins as
+ * JSON does, with `"`, `{` or `[`, is that. Everything else is text.
+ */
 export function setting(text: string, earlier: readonly Setting[]): readonly Setting[] {
   const split = text.indexOf('=');
   if (split < 1) throw new InvalidArgumentError('Expected key=value.');
   const key = text.slice(0, split);
   if (key === 'type' || earlier.some(([known]) => known === key)) throw new InvalidArgumentError('It is given twice.');
-  return [...earlier, [key, valueOf(text.slice(split + 1))]];
+  return [...earlier, [key, valueOf(key, text.slice(split + 1))]];
 }
 
-function valueOf(text: string): Setting[1] {
-  const [, quoted] = /^"(.*)"$/s.exec(text) ?? [];
-  if (quoted !== undefined) return quoted;
+/** The inverse of `setting`. */
+export function settingText([key, value]: Setting): string {
+  return `${key}=${JSON.stringify(value)}`;
+}
+
+function valueOf(key: string, text: string): unknown {
+  if (/^["{[]/.test(text)) {
+    try {
+      return parseJson(text, key);
+    } catch (error) {
+      throw new InvalidArgumentError(`${messageOf(error)}; text that begins so goes into double quotes.`);
+    }
+  }
   if (text === 'true' || text === 'false') return text === 'true';
   return /^-?(0|[1-9][0-9]*)(\.[0-9]+)?$/.test(text) && Math.abs(Number(text)) <= Number.MAX_SAFE_INTEGER
     ? Number(text)

@@ -5,7 +5,7 @@ import { realpath } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { SupervisorError, errnoOf, reasonOf } from '../errors.js';
 import { packageRoot, programPath } from '../package-root.js';
-import type { Setting } from './common-options.js';
+import { settingText, type Setting } from './common-options.js';
 import { CliExit } from './exit-codes.js';
 
 /**
@@ -34,13 +34,16 @@ export async function testInVirtualMachine(
     throw new SupervisorError(message, { code: 'BACKEND', errno: errnoOf(error), cause: error });
   });
   const command = [process.execPath, programPath('ublk-supervisor'), 'test-backend', path];
-  const options = settings.map(([key, value]) => `${key}=${String(value)}`);
   const seeded = seed === undefined ? [] : ['--seed', String(seed)];
-  const child = spawn(vm, ['sh', '-c', TRUST, 'sh', path, ...command, ...options, '--device', ...seeded], {
-    // Of /tmp the guest sees the part only that it is started from.
-    cwd: path.startsWith('/tmp/') ? dirname(path) : packageRoot,
-    stdio: ['ignore', 'inherit', 'inherit'],
-  });
+  const child = spawn(
+    vm,
+    ['sh', '-c', TRUST, 'sh', path, ...command, ...settings.map(settingText), '--device', ...seeded],
+    {
+      // Of /tmp the guest sees the part only that it is started from.
+      cwd: path.startsWith('/tmp/') ? dirname(path) : packageRoot,
+      stdio: ['ignore', 'inherit', 'inherit'],
+    },
+  );
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => child.kill(signal));
   const [code] = (await once(child, 'exit')) as [number | null];
   return code ?? CliExit.failure;

@@ -16,7 +16,7 @@ export const testBackendCommand: Register = (program) => {
     .command('test-backend')
     .description('check that a backend in JavaScript keeps the rules; OVERWRITES what it stores')
     .argument('<module>', "the backend's module, such as ./my-backend.js")
-    .argument('[key=value...]', "the backend's options; numbers, true and false are given to it as such", setting, [])
+    .argument('[key=value...]', "the backend's options, as with add", setting, [])
     .option('--seed <number>', 'choose the same random operations again', wholeNumber)
     .option('--device', 'through a real block device, whose processes are killed meanwhile; needs ublk and root')
     .addOption(new Option('--vm', "as --device, in the virtual machine of the project's checkout").conflicts('device'))

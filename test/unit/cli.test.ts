@@ -7,6 +7,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { execa } from 'execa';
 import t, { type Test } from 'tap';
+import { setting, settingText } from '../../src/cli/common-options.js';
 import { eventful as device, status } from './device-status.js';
 
 const root = fileURLToPath(new URL('../../../', import.meta.url));
@@ -66,6 +67,9 @@ t.test('usage errors: 2, and 64 for the daemon, with one line of reason', async 
     [2, ['add', 'ram', 'size=1M'], /'--name <name>' not specified/],
     [2, ['add', 'ram', 'size', '--name', 'a'], /Expected key=value/],
     [2, ['add', 'ram', 'size=1M', 'size=2M', '--name', 'a'], /given twice/],
+    [2, ['add', './b.js', 'cache={"size":1MiB}', '--name', 'a'], /cache:1:10: not JSON: .*; text that begins so goes/],
+    [2, ['add', './b.js', 'cache={"a":1,"a":2}', '--name', 'a'], /cache:1:8: duplicate key "a"/],
+    [2, ['add', './b.js', 'key="2024', '--name', 'a'], /key:1:1: not JSON: /],
     [2, ['add', 'ram', '--name', 'a', '-q', 'two'], /Expected a whole number/],
     [2, ['add', 'ram', '--name', 'a', '-d', '-1'], /whole number|missing/],
     [2, ['test-backend'], /missing required argument 'module'/],
@@ -212,6 +216,34 @@ t.test('add asks for what was given, no more, and prints only the path', async (
     `POST /v1/devices {"name":"a","id":3,"queues":2,"depth":64,"blockSize":512,"readOnly":true,"dataPath":"copy","directory":"${process.cwd()}","backend":{"size":"1M","type":"ram"}}`,
     `POST /v1/devices {"name":"b","directory":"${process.cwd()}","backend":{"size":"1M","type":"null"}}`,
   ]);
+});
+
+t.test('values of a backend: numbers, true and false, JSON, and text', async (t) => {
+  const given: readonly (readonly [string, unknown])[] = [
+    ['20240131', 20_240_131],
+    ['"20240131"', '20240131'],
+    ['"true"', 'true'],
+    ['"a \\"b\\""', 'a "b"'],
+    ['-1.5', -1.5],
+    ['007', '007'],
+    ['1e5', '1e5'],
+    ['12345678901234567890', '12345678901234567890'],
+    ['false', false],
+    ['null', 'null'],
+    ['1MiB', '1MiB'],
+    ['a=b', 'a=b'],
+    ['', ''],
+    ['{"size":4096,"kinds":["a",1,null]}', { size: 4096, kinds: ['a', 1, null] }],
+    ['[]', []],
+  ];
+  for (const [text, value] of given) {
+    const [read] = setting(`key=${text}`, []);
+    t.strictSame(read, ['key', value], text);
+    t.strictSame(setting(settingText(['key', value]), []), [['key', value]], 'and back');
+  }
+  const { directory, asked } = await standIn(t, device, 201);
+  await cli('add', '/b.js', 'date="20240131"', 'cache={"size":4096}', '--name', 'a', '--runtime-dir', directory);
+  t.match(asked, [/"backend":\{"date":"20240131","cache":\{"size":4096\},"type":"\/b.js"\}\}$/]);
 });
 
 t.test('del removes the data, stop keeps it', async (t) => {
