@@ -123,6 +123,8 @@ export interface Backend<Options extends { readonly type: string }> {
    * libuv's threads; `remove` has nothing to remove.
    */
   readonly mayHang?: true;
+  /** The most that an open one can have as `dataPaths`. */
+  readonly dataPaths: readonly DataPath[];
   /** Fails with a `SupervisorError` and leaves nothing behind. */
   open(options: Options, context: OpenContext): Promise<OpenBackend>;
 }

@@ -11,7 +11,7 @@ export const filePath = z
   .refine((path) => path !== '' && printable(path) === path, {
     error: ({ input }) => `expected a path without control characters, got ${JSON.stringify(input)}`,
   })
-  .refine((path) => !/^(~|[a-z]+:\/\/)/.test(path), {
+  .refine((path) => !/^(~|[a-z][a-z0-9+.-]*:\/\/)/i.test(path), {
     error: ({ input }) =>
       `expected a path, from / or from here (a shell would make one of ~), got ${JSON.stringify(input)}`,
   });

@@ -1,6 +1,6 @@
 import * as z from 'zod';
 import { fileBackend, fileOptions } from './file/file.js';
-import type { Backend, OpenBackend, OpenContext } from './interface.js';
+import type { Backend, DataPath, OpenBackend, OpenContext } from './interface.js';
 import { moduleBackend, moduleOptions } from './module/module.js';
 import { nullBackend, nullOptions } from './null/null.js';
 import { ramBackend, ramOptions } from './ram/ram.js';
@@ -27,6 +27,12 @@ const backends = {
 export function mayHang(options: BackendOptions): boolean {
   const backend: Backend<BackendOptions> = backends[options.type];
   return backend.mayHang === true;
+}
+
+/** Those that the backend which `options.type` names can have. */
+export function dataPathsOf(options: BackendOptions): readonly DataPath[] {
+  const backend: Backend<BackendOptions> = backends[options.type];
+  return backend.dataPaths;
 }
 
 /** Opens the backend that `options.type` names. */

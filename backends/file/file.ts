@@ -18,11 +18,15 @@ export const fileOptions = z.strictObject({
   sync: z.boolean().default(false).describe('every write is on stable storage before it is answered'),
 });
 
+// User-copy would be the copy path with one more operation: its data, too, goes through a buffer.
+const dataPaths = ['zero-copy', 'copy'] as const;
+
 /** A file or block device of the user's, which is never removed. */
 export const fileBackend: Backend<z.infer<typeof fileOptions>> = {
   name: 'file',
   options: fileOptions,
   mayHang: true,
+  dataPaths,
   async open(options, context) {
     const readOnly = options.readOnly || context.readOnly;
     const opened = await openStore({ ...options, readOnly }, context.blockSize, context.inherited);
@@ -45,8 +49,7 @@ export const fileBackend: Backend<z.infer<typeof fileOptions>> = {
       identity: store.identity,
       // Even a file that was made a moment ago is the user's, who named it.
       created: false,
-      // User-copy would be the copy path with one more operation: its data, too, goes through a buffer.
-      dataPaths: store.takesClientMemory ? ['zero-copy', 'copy'] : ['copy'],
+      dataPaths: store.takesClientMemory ? dataPaths : ['copy'],
       check: () => store.check(),
       close: () => store.close(),
       remove: () => Promise.resolve(),

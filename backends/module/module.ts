@@ -10,6 +10,7 @@ import { probe } from './probe.js';
 import { trustedPath } from './trusted.js';
 
 const { ENOENT } = constants.errno;
+const dataPaths = ['copy'] as const;
 
 /** A backend's path instead of its name; the rest is for the module to check. `directory`: what paths are relative to. */
 export const moduleOptions = z
@@ -42,6 +43,7 @@ async function removeSharedMemory(directory: string): Promise<void> {
 export const moduleBackend: Backend<z.infer<typeof moduleOptions>> = {
   name: 'module',
   options: moduleOptions,
+  dataPaths,
   async open({ path, options, directory }, { device, user, inherited }) {
     const module = await trustedPath(path);
     await ensureSharedMemoryDirectory();
@@ -62,7 +64,7 @@ export const moduleBackend: Backend<z.infer<typeof moduleOptions>> = {
         module: { path: module, options, directory, sharedMemory },
         files: [],
         created,
-        dataPaths: ['copy'] as const,
+        dataPaths,
         close: () => Promise.resolve(),
         remove,
       };

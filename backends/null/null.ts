@@ -7,10 +7,14 @@ export const nullOptions = z.strictObject({
   size: deviceSize.describe('size of the device'),
 });
 
+// With user-copy a write moves no data at all, and no per-tag buffers are needed.
+const dataPaths = ['user-copy', 'copy'] as const;
+
 /** Reads zeros, forgets writes. For measuring everything but a store. */
 export const nullBackend: Backend<z.infer<typeof nullOptions>> = {
   name: 'null',
   options: nullOptions,
+  dataPaths,
   open(options) {
     const ofSize = (size: number): OpenBackend => ({
       size,
@@ -25,8 +29,7 @@ export const nullBackend: Backend<z.infer<typeof nullOptions>> = {
       },
       files: [],
       created: false,
-      // With user-copy a write moves no data at all, and no per-tag buffers are needed.
-      dataPaths: ['user-copy', 'copy'] as const,
+      dataPaths,
       close: () => Promise.resolve(),
       remove: () => Promise.resolve(),
       resize: (wanted) => Promise.resolve(ofSize(wanted)),

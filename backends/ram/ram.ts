@@ -9,6 +9,8 @@ import { openRamFile } from './ram-file.js';
 /** Its bitmap of written pages takes half a GiB at once; eight times as much could not be mapped any more. */
 const LARGEST_RAM_DISK = 2 ** 44;
 
+const dataPaths = ['user-copy', 'copy'] as const;
+
 const atMost = (size: number): string =>
   `expected at most ${formatSize(LARGEST_RAM_DISK)} for a RAM disk, got ${String(size)} bytes`;
 
@@ -28,6 +30,7 @@ const tooLarge = (device: string, size: number): SupervisorError =>
 export const ramBackend: Backend<z.infer<typeof ramOptions>> = {
   name: 'ram',
   options: ramOptions,
+  dataPaths,
   async open(options, context) {
     const file = await openRamFile(context.device, options.size, context.inherited);
     const room = await roomInSharedMemory();
@@ -50,7 +53,7 @@ export const ramBackend: Backend<z.infer<typeof ramOptions>> = {
         : {
             warning: `${SHARED_MEMORY_DIRECTORY} holds ${formatSize(room)} at most; what is written beyond that fails with ENOSPC`,
           }),
-      dataPaths: ['user-copy', 'copy'] as const,
+      dataPaths,
       close: () => {
         file.close();
         return Promise.resolve();

@@ -15,6 +15,7 @@ import { entryReader } from './entry-reader.js';
 /** Names in an archive can be 64 KiB long. */
 const LONGEST_REASON = 300;
 const SECTOR = 512;
+const dataPaths = ['copy'] as const;
 const KEPT = 'what was opened is served, for as long as there is a process of ours that has it open';
 
 export const zipOptions = z.strictObject({
@@ -32,6 +33,7 @@ export const zipBackend: Backend<z.infer<typeof zipOptions>> = {
   name: 'zip',
   options: zipOptions,
   mayHang: true,
+  dataPaths,
   async open({ path, entry: wanted }, { device, blockSize: wantedBlockSize, inherited }) {
     const refuse = (reason: string, cause: unknown): SupervisorError =>
       new SupervisorError(`opening archive ${path} failed: ${printable(reason).slice(0, LONGEST_REASON)}`, {
@@ -77,7 +79,7 @@ export const zipBackend: Backend<z.infer<typeof zipOptions>> = {
           ? {}
           : { warning: `archive ${path} is gone, or another file by now; ${KEPT}` }),
         created: false,
-        dataPaths: ['copy'] as const,
+        dataPaths,
         close: async () => {
           closeSync(index);
           await archive.close();

@@ -83,7 +83,8 @@ function typeName(expected: string): string {
   return TYPE_NAMES[expected] ?? expected;
 }
 
-function oneOf(values: readonly unknown[]): string {
+/** `"a", "b" or "c"` */
+export function oneOf(values: readonly unknown[]): string {
   const shown = values.map((value) => show(value));
   return shown.length === 1 ? shown.join() : `${shown.slice(0, -1).join(', ')} or ${shown.slice(-1).join()}`;
 }

@@ -1,8 +1,8 @@
 import { dirname, normalize, resolve } from 'node:path';
 import * as z from 'zod';
-import { backendOptions } from '../../backends/registry.js';
+import { backendOptions, dataPathsOf } from '../../backends/registry.js';
 import { parseJson } from './json.js';
-import { show, validate } from './problems.js';
+import { oneOf, show, validate } from './problems.js';
 import type { Config, DeviceConfig } from './types.js';
 import { parseDuration } from '../units.js';
 import { userOf } from '../native/binding.js';
@@ -107,6 +107,13 @@ const device = z
       .default(false)
       .describe('whether a queue process that crashes may leave a core dump, with the data of its requests in it'),
     recovery: recovery.prefault({}),
+  })
+  .superRefine(({ backend, dataPath }, context) => {
+    const choices = ['auto', ...dataPathsOf(backend)];
+    if (choices.includes(dataPath)) return;
+    const name = backend.type === 'module' ? 'a backend in JavaScript' : `backend ${backend.type}`;
+    const message = `expected ${oneOf(choices)} for ${name}, got ${show(dataPath)}`;
+    context.addIssue({ code: 'custom', path: ['dataPath'], message });
   })
   .superRefine(({ backend, blockSize }, context) => {
     if (blockSize === undefined || !('size' in backend) || (backend.size ?? 0) % blockSize === 0) return;
