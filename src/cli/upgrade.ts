@@ -8,7 +8,9 @@ interface UpgradeOptions extends RuntimeDirOption {
 }
 
 const SUCCESSOR_POLL_MS = 50;
-/** For a supervisor to start and to recover what has to be; on a busy machine that takes a while. */
+/** Between two questions, of the time that one takes: the status of hundreds of devices costs whoever is adopting them a second. */
+const SUCCESSOR_REST = 4;
+/** For a supervisor to start, and then to take over one more device; hundreds of them take a while on a busy machine. */
 const SUCCESSOR_DEADLINE_MS = 300_000;
 /** Codes of a question that the one did not answer any more, and the other not yet. */
 const IN_BETWEEN: ReadonlySet<string> = new Set(['NOT_RUNNING', 'ECONNRESET', 'EPIPE']);
@@ -29,12 +31,17 @@ export const upgradeCommand: Register = (program) => {
 
 /** The supervisor that answered does not listen any more. */
 async function untilAdopted(client: Client, names: readonly string[]): Promise<void> {
-  const deadline = performance.now() + SUCCESSOR_DEADLINE_MS;
+  let deadline = performance.now() + SUCCESSOR_DEADLINE_MS;
+  let missing = names.length;
   for (;;) {
+    const asked = performance.now();
     try {
       const { devices } = await client.status();
       const adopted = devices.filter(({ state }) => state !== 'adopting').map(({ name }) => name);
-      if (names.every((name) => adopted.includes(name))) return;
+      const left = names.filter((name) => !adopted.includes(name)).length;
+      if (left === 0) return;
+      if (left < missing) deadline = performance.now() + SUCCESSOR_DEADLINE_MS;
+      missing = left;
     } catch (error) {
       if (!(error instanceof SupervisorError && IN_BETWEEN.has(error.code))) throw error;
     }
@@ -43,6 +50,6 @@ async function untilAdopted(client: Client, names: readonly string[]): Promise<v
         'upgrading the supervisor failed: its successor does not serve every device; see its log and status';
       throw new SupervisorError(message, { code: 'TIMEOUT' });
     }
-    await setTimeout(SUCCESSOR_POLL_MS);
+    await setTimeout(Math.max(SUCCESSOR_POLL_MS, SUCCESSOR_REST * (performance.now() - asked)));
   }
 }
