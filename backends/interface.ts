@@ -61,6 +61,9 @@ export interface OpenContext {
   readonly user?: User | undefined;
 }
 
+/** What is known before anything is opened. */
+export type LookContext = Pick<OpenContext, 'device' | 'blockSize' | 'readOnly'>;
+
 /** What the queue processes of a backend in JavaScript load. */
 export interface BackendModule {
   /** Absolute. */
@@ -125,6 +128,11 @@ export interface Backend<Options extends { readonly type: string }> {
   readonly mayHang?: true;
   /** The most that an open one can have as `dataPaths`. */
   readonly dataPaths: readonly DataPath[];
+  /**
+   * Rejects with a `SupervisorError` when `open` would, as far as names and stat(2) tell: opens and makes nothing. Resolves with
+   * what no other device may have; null: there is no such thing. Left out: there is nothing to look at.
+   */
+  look?(options: Options, context: LookContext): Promise<string | null>;
   /** Fails with a `SupervisorError` and leaves nothing behind. */
   open(options: Options, context: OpenContext): Promise<OpenBackend>;
 }

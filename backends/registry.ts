@@ -1,6 +1,6 @@
 import * as z from 'zod';
 import { fileBackend, fileOptions } from './file/file.js';
-import type { Backend, DataPath, OpenBackend, OpenContext } from './interface.js';
+import type { Backend, DataPath, LookContext, OpenBackend, OpenContext } from './interface.js';
 import { moduleBackend, moduleOptions } from './module/module.js';
 import { nullBackend, nullOptions } from './null/null.js';
 import { ramBackend, ramOptions } from './ram/ram.js';
@@ -33,6 +33,18 @@ export function mayHang(options: BackendOptions): boolean {
 export function dataPathsOf(options: BackendOptions): readonly DataPath[] {
   const backend: Backend<BackendOptions> = backends[options.type];
   return backend.dataPaths;
+}
+
+/** Whether `lookAtBackend` has anything to look at. */
+export function canLook(options: BackendOptions): boolean {
+  const backend: Backend<BackendOptions> = backends[options.type];
+  return backend.look !== undefined;
+}
+
+/** As `Backend.look`. */
+export async function lookAtBackend(options: BackendOptions, context: LookContext): Promise<string | null> {
+  const backend: Backend<BackendOptions> = backends[options.type];
+  return (await backend.look?.(options, context)) ?? null;
 }
 
 /** Opens the backend that `options.type` names. */

@@ -4,5 +4,5 @@ import { fileURLToPath } from 'node:url';
 export const packageRoot = fileURLToPath(new URL('../../', import.meta.url));
 
 /** The program of that name, as `scripts/bundle` makes it. */
-export const programPath = (name: 'queue-proc' | 'store-proc' | 'ublk-supervisor'): string =>
+export const programPath = (name: 'look-proc' | 'queue-proc' | 'store-proc' | 'ublk-supervisor'): string =>
   `${packageRoot}dist/programs/${name}.js`;

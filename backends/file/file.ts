@@ -1,6 +1,7 @@
 import * as z from 'zod';
 import type { Backend, OpenBackend } from '../interface.js';
 import { deviceSize, filePath } from '../options.js';
+import { lookAtStore } from './look.js';
 import { openStore, type Store } from './store.js';
 
 export const fileOptions = z.strictObject({
@@ -27,6 +28,9 @@ export const fileBackend: Backend<z.infer<typeof fileOptions>> = {
   options: fileOptions,
   mayHang: true,
   dataPaths,
+  async look(options, { readOnly, blockSize }) {
+    return lookAtStore({ ...options, readOnly: options.readOnly || readOnly }, blockSize);
+  },
   async open(options, context) {
     const readOnly = options.readOnly || context.readOnly;
     const opened = await openStore({ ...options, readOnly }, context.blockSize, context.inherited);

@@ -1,5 +1,6 @@
 import { constants } from 'node:fs';
 import { open, readlink, type FileHandle } from 'node:fs/promises';
+import { basename } from 'node:path';
 import { errnoOf } from '../../src/errors.js';
 
 /** Of open(2): a reference to what is there, which waits for nothing and needs no permission. Node does not name it. */
@@ -22,7 +23,7 @@ export interface Located extends AsyncDisposable {
 /**
  * Walks an absolute path, directory by directory. A symbolic link is followed only in a directory that nobody but root
  * and this user can write to: others could point it at any file, which the supervisor may open as root.
- * Rejects with the error of the system call that failed.
+ * Rejects with the error of the system call that failed, or says in words what is in the way.
  */
 export async function locate(path: string): Promise<Located> {
   const names = path.split('/').filter((name) => name !== '');
@@ -79,7 +80,10 @@ async function openPath(path: string, mayBeMissing: boolean): Promise<FileHandle
   try {
     return await open(path, O_PATH | constants.O_NOFOLLOW);
   } catch (error) {
-    if (mayBeMissing && errnoOf(error) === ENOENT) return null;
+    if (errnoOf(error) === ENOENT) {
+      if (mayBeMissing) return null;
+      throw new Error(`there is no directory ${basename(path)} on the way to it (ENOENT)`, { cause: error });
+    }
     throw error;
   }
 }

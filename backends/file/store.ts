@@ -1,10 +1,9 @@
-import { close, constants, fstat, fsync, ftruncate, type BigIntStats, type Stats } from 'node:fs';
+import { close, constants, fstat, fsync, ftruncate, type BigIntStats } from 'node:fs';
 import { open, stat, unlink, type FileHandle } from 'node:fs/promises';
 import { promisify } from 'node:util';
 import { HOW_TO_SERVE, blockSizeOf, blockSizeOfNew, containerOf, readerOf } from '../disk-image.js';
 import type { ChosenBlockSize } from '../disk-image.js';
 import type { Choice, Inheritance } from '../interface.js';
-import { SupervisorError, errnoOf, reasonOf } from '../../src/errors.js';
 import {
   directIoAlignment,
   fallocate,
@@ -16,6 +15,7 @@ import {
 } from '../../src/native/binding.js';
 import { describeBlockDevice } from './block-device.js';
 import { locate, pathOf } from './locate.js';
+import { assertHoldsABlock, assertMayBeMade, assertOfSize, blockDeviceOf, named, refusal } from './refusal.js';
 import { otherUserOf } from './users.js';
 
 const closed = promisify(close);
@@ -23,7 +23,6 @@ const statOf = promisify(fstat);
 const truncateTo = promisify(ftruncate);
 const synced = promisify(fsync);
 
-const EBUSY = 16;
 const PUT_BACK = 'put that back, or remove the device and add it anew';
 const PAGE = 4096;
 const SECTOR = 512;
@@ -77,7 +76,7 @@ export async function openStore(
   blockSize: number | null,
   inherited?: Inheritance,
 ): Promise<Store> {
-  const { path, size, readOnly } = options;
+  const { path } = options;
   const promised = inherited?.size ?? null;
   return named('opening', path, async () => {
     const [fd] = inherited?.files ?? [];
@@ -85,7 +84,7 @@ export async function openStore(
     await using place = await locate(path);
     if (promised !== null) await assertIs(path, place.found, inherited?.announced?.identity);
     if (place.found !== null) return await openFound(place.found, options, blockSize, promised);
-    if (size === undefined || readOnly) throw refusal(path, 'there is no such file; give a size to create it');
+    assertMayBeMade(path, options);
     const { O_RDWR, O_CREAT, O_EXCL } = constants;
     await using created = await open(place.path, O_RDWR | O_CREAT | O_EXCL, 0o600);
     try {
@@ -108,13 +107,7 @@ async function openFound(
 ): Promise<Store> {
   const { path, sync } = asked;
   const status = await found.stat();
-  if (!status.isFile() && !status.isBlockDevice()) {
-    throw refusal(path, `it is ${kindOf(status)}; name a file or a block device`);
-  }
-  const device = status.isBlockDevice() ? await describeBlockDevice(status.rdev) : null;
-  if (device?.name.startsWith('ublkb') === true) {
-    throw refusal(path, 'it is a ublk device, and two that wait for each other never end; name what is below it');
-  }
+  const device = await blockDeviceOf(path, status);
   const readOnly = asked.readOnly || device?.readOnly === true;
   const options = { ...asked, readOnly };
   const { blockSize, choices } = await chosenBlockSize(pathOf(found), options, wantedBlockSize);
@@ -178,13 +171,10 @@ async function describe(
   const device = status.isBlockDevice() ? await describeBlockDevice(Number(status.rdev)) : null;
   const readOnly = options.readOnly || device?.readOnly === true;
   const present = device?.size ?? Number(status.size);
-  if (promised === null && present !== (wanted ?? present)) {
-    throw refusal(path, `it has ${String(present)} bytes, not the ${String(wanted)} configured; change one of them`);
-  }
-  if (promised !== null) assertHolds(path, promised, present, 'opening');
+  if (promised === null) assertOfSize(path, present, wanted);
+  else assertHolds(path, promised, present, 'opening');
+  assertHoldsABlock(path, present, store.blockSize);
   const behind = present % store.blockSize;
-  if (behind === present)
-    throw refusal(path, `it has ${String(present)} bytes, which is less than one block of ${String(store.blockSize)}`);
   const canDiscard = !readOnly && (device?.canDiscard ?? (await canPunchHoles(fd, present)));
   const ofSize = (bytes: number): Store => ({
     ...store,
@@ -328,33 +318,4 @@ function identityOf(status: BigIntStats): string {
   if (status.isBlockDevice()) return `block device ${String(status.rdev)}`;
   const { ino, dev, birthtimeNs } = status;
   return `inode ${String(ino)} of ${String(dev)}, made at ${String(birthtimeNs)}`;
-}
-
-function kindOf(status: Stats): string {
-  if (status.isDirectory()) return 'a directory';
-  if (status.isFIFO()) return 'a FIFO';
-  if (status.isSocket()) return 'a socket';
-  return 'a character device';
-}
-
-/** Gives what the system refused the one form of errors. */
-async function named<Result>(operation: string, path: string, action: () => Promise<Result>): Promise<Result> {
-  try {
-    return await action();
-  } catch (error) {
-    if (error instanceof SupervisorError && error.errno === undefined) throw error;
-    const inUse = errnoOf(error) === EBUSY;
-    const reason = inUse ? 'it is mounted or in use (EBUSY); unmount or close it' : reasonOf(error);
-    throw refusal(path, reason, operation, inUse ? 'IN_USE' : 'BACKEND', error);
-  }
-}
-
-function refusal(
-  path: string,
-  reason: string,
-  operation = 'opening',
-  code = 'BACKEND',
-  cause?: unknown,
-): SupervisorError {
-  return new SupervisorError(`${operation} ${path} failed: ${reason}`, { code, errno: errnoOf(cause), cause });
 }

@@ -1,9 +1,9 @@
-import { close, closeSync, constants } from 'node:fs';
+import { close, closeSync, constants, type Stats } from 'node:fs';
 import { open, stat, type FileHandle } from 'node:fs/promises';
 import { promisify } from 'node:util';
 import * as z from 'zod';
 import { show } from '../../src/config/problems.js';
-import { SupervisorError, messageOf, reasonOf } from '../../src/errors.js';
+import { SupervisorError, errnoOf, messageOf, reasonOf } from '../../src/errors.js';
 import { indexZipEntry } from '../../src/native/binding.js';
 import { printable } from '../../src/printable.js';
 import { HOW_TO_SERVE, blockSizeOf, containerOf } from '../disk-image.js';
@@ -34,13 +34,16 @@ export const zipBackend: Backend<z.infer<typeof zipOptions>> = {
   options: zipOptions,
   mayHang: true,
   dataPaths,
+  async look({ path }, { device }) {
+    try {
+      assertIsFile(await stat(path));
+    } catch (error) {
+      throw refusal(path, device, reasonOf(error), error);
+    }
+    // Any number of devices may read it.
+    return null;
+  },
   async open({ path, entry: wanted }, { device, blockSize: wantedBlockSize, inherited }) {
-    const refuse = (reason: string, cause: unknown): SupervisorError =>
-      new SupervisorError(`opening archive ${path} failed: ${printable(reason).slice(0, LONGEST_REASON)}`, {
-        code: 'BACKEND',
-        device,
-        cause,
-      });
     const left = inherited?.files ?? [];
     let archive: FileHandle;
     try {
@@ -49,7 +52,7 @@ export const zipBackend: Backend<z.infer<typeof zipOptions>> = {
       // Not to wait for a writer, if it is a pipe.
       archive = await open(place, constants.O_RDONLY | constants.O_NONBLOCK);
     } catch (error) {
-      throw refuse(reasonOf(error), error);
+      throw refusal(path, device, reasonOf(error), error);
     } finally {
       for (const fd of left) await promisify(close)(fd);
     }
@@ -88,15 +91,24 @@ export const zipBackend: Backend<z.infer<typeof zipOptions>> = {
       };
     } catch (error) {
       await archive.close();
-      throw refuse(messageOf(error), error);
+      throw refusal(path, device, messageOf(error), error);
     }
   },
 };
 
+function refusal(path: string, device: string, reason: string, cause: unknown): SupervisorError {
+  const message = `opening archive ${path} failed: ${printable(reason).slice(0, LONGEST_REASON)}`;
+  return new SupervisorError(message, { code: 'BACKEND', errno: errnoOf(cause), device, cause });
+}
+
+function assertIsFile(status: Stats): void {
+  if (!status.isFile()) throw new Error('it is not a regular file');
+}
+
 /** `known`: the identity of what the users of the device have; undefined: there are none, or it is not known. */
 async function entryOf(archive: FileHandle, wanted: string | undefined, known: string | undefined) {
   const status = await archive.stat();
-  if (!status.isFile()) throw new Error('it is not a regular file');
+  assertIsFile(status);
   const entry = await findEntry(archive, status.size, wanted);
   const { name, bytes, crc } = entry;
   // Wherever it is, the same data is as good.

@@ -1,4 +1,4 @@
-import { messageOf } from '../errors.js';
+import { messageOf, SupervisorError } from '../errors.js';
 import type { Register } from './common-options.js';
 import { checkExitCode } from './exit-codes.js';
 import { printError } from './output.js';
@@ -10,8 +10,13 @@ export const checkCommand: Register = (program) => {
     .argument('<config>', 'configuration file; see ublk-supervisor.json(5)')
     .action(async (path: string) => {
       const { loadConfig } = await import('../config/load.js');
+      const { problemsOfStores } = await import('./check-stores.js');
       try {
-        await loadConfig(path);
+        const { devices } = await loadConfig(path);
+        const problems = await problemsOfStores(devices);
+        if (problems.length > 0) {
+          throw new SupervisorError(problems.map((problem) => `${path}: ${problem}`).join('\n'), { code: 'CONFIG' });
+        }
       } catch (error) {
         printError(messageOf(error));
         process.exitCode = checkExitCode(error);

@@ -1,6 +1,6 @@
 import { once } from 'node:events';
 import { readFileSync, readdirSync } from 'node:fs';
-import { mkdtemp, rm } from 'node:fs/promises';
+import { link, mkdir, mkdtemp, readdir, rm, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:http';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -53,7 +53,7 @@ async function standIn(t: Test, document: object, status = 200): Promise<{ direc
 }
 
 // Some fifty child processes, on machines that may have other things to do.
-t.setTimeout(180_000);
+t.setTimeout(300_000);
 
 t.test('usage errors: 2, and 64 for the daemon, with one line of reason', async (t) => {
   const cases: readonly [code: number, args: string[], reason: RegExp][] = [
@@ -149,6 +149,81 @@ t.test('C1 a broken configuration: 78 from check and start alike, and nothing is
     err: /^ublk-supervisor: reading configuration \/none failed: .*\(ENOENT\)$/,
   });
   t.throws(() => readdirSync(directory), { code: 'ENOENT' });
+});
+
+t.test('check looks at the files of devices, and makes and opens none', async (t) => {
+  const directory = await shortDirectory(t);
+  const at = (name: string): string => join(directory, name);
+  await mkdir(at('folder'));
+  await writeFile(at('disk.img'), Buffer.alloc(8192));
+  await writeFile(at('empty.img'), '');
+  await link(at('disk.img'), at('same.img'));
+  await execa('mkfifo', [at('pipe')]);
+  const check = async (...backends: object[]): Promise<Result> => {
+    const devices = backends.map((backend, index) => ({ name: `d${String(index)}`, backend }));
+    await writeFile(at('config.json'), JSON.stringify({ devices }));
+    return await cli('check', at('config.json'));
+  };
+  const file = (path: string, options: object = {}): object => ({ type: 'file', path, ...options });
+  const zip = (path: string): object => ({ type: 'zip', path });
+  const bad = await check(
+    file('none.img'),
+    file('none-read.img', { size: 8192, readOnly: true }),
+    file('folder/none/new.img', { size: 8192 }),
+    file('folder'),
+    file('pipe'),
+    file('/dev/null'),
+    file('disk.img', { size: 16_384 }),
+    file('empty.img'),
+    file('same.img/more'),
+    zip('none.zip'),
+    zip('folder'),
+    zip('pipe'),
+  );
+  const problems = [
+    `opening ${at('none.img')} failed: there is no such file; give a size to create it`,
+    `opening ${at('none-read.img')} failed: there is no such file; give a size to create it`,
+    `opening ${at('folder/none/new.img')} failed: there is no directory none on the way to it (ENOENT)`,
+    `opening ${at('folder')} failed: it is a directory; name a file or a block device`,
+    `opening ${at('pipe')} failed: it is a FIFO; name a file or a block device`,
+    'opening /dev/null failed: it is a character device; name a file or a block device',
+    `opening ${at('disk.img')} failed: it has 8192 bytes, not the 16384 configured; change one of them`,
+    `opening ${at('empty.img')} failed: it has 0 bytes, which is less than one block of 512`,
+    `opening ${at('same.img/more')} failed: not a directory (ENOTDIR)`,
+    `opening archive ${at('none.zip')} failed: no such file or directory (ENOENT)`,
+    `opening archive ${at('folder')} failed: it is not a regular file`,
+    `opening archive ${at('pipe')} failed: it is not a regular file`,
+  ];
+  const lines = problems.map(
+    (problem, index) => `ublk-supervisor: ${at('config.json')}: devices[${String(index)}].backend: ${problem}`,
+  );
+  t.strictSame(bad.err.split('\n'), lines);
+  t.match(bad, { code: 78, out: '' });
+
+  const twice = await check(
+    file('disk.img'),
+    file('same.img'),
+    file('new.img', { size: 4096 }),
+    file(at('folder/../new.img'), { size: 4096 }),
+  );
+  t.match(twice, { code: 78 });
+  t.strictSame(
+    [...twice.err.matchAll(/devices\[(\d)\]\.backend: .*same as that of devices\[(\d)\]/g)].map(([, a, b]) => [a, b]),
+    [
+      ['1', '0'],
+      ['3', '2'],
+    ],
+  );
+  const good = await check(file('disk.img'), file('empty.img', { size: 8192 }), file('new.img', { size: 4096 }));
+  t.strictSame(good, { code: 0, out: '', err: '' });
+  t.strictSame((await readdir(directory)).sort(), [
+    'config.json',
+    'disk.img',
+    'empty.img',
+    'folder',
+    'pipe',
+    'same.img',
+  ]);
 });
 
 t.test('a good configuration passes check silently', async (t) => {

@@ -109,6 +109,15 @@ test('the command line', async (t) => {
       lines.length > 1 && lines.every((line) => line.startsWith('ublk-supervisor: /run/bad.json: ')),
       bad.stderr,
     );
+    const above = { name: 'a', backend: { type: 'file', path: '/dev/ublkb5' } };
+    await writeFile('/run/device.json', JSON.stringify({ devices: [above] }));
+    assert.deepEqual(await supervisorCommand('check', '/run/device.json'), {
+      code: 78,
+      stdout: '',
+      stderr:
+        'ublk-supervisor: /run/device.json: devices[0].backend: opening /dev/ublkb5 failed: ' +
+        'it is a ublk device, and two that wait for each other never end; name what is below it',
+    });
     const { properties } = JSON.parse(schema.stdout) as { properties: object };
     assert.ok('devices' in properties);
   });

@@ -6,7 +6,7 @@ import { truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { DirectFile } from '../../src/backend/conformance/direct-file.js';
-import { Served, assertNothingLeft, hasEnded, processesNamed, shell, waitFor } from './harness.js';
+import { Served, assertNothingLeft, hasEnded, processesNamed, shell, supervisorCommand, waitFor } from './harness.js';
 
 /** A file system that does not answer, be it for hours, concerns the devices on it alone, however many they are. */
 
@@ -135,6 +135,14 @@ test('file systems that hang', { timeout: 1_200_000 }, async (t) => {
     for (const { status } of await Promise.all(adding)) assert.notEqual(status, 201);
     // It is still frozen.
     hang();
+    await writeFile('/run/hung.json', JSON.stringify({ devices }));
+    const { code, stderr } = await supervisorCommand('check', '/run/hung.json');
+    assert.equal(code, 78, stderr);
+    const lines = stderr.split('\n').map((line) => /devices\[(\d)\]\.backend: (looking at|opening)/.exec(line)?.[0]);
+    assert.deepEqual(
+      lines,
+      HUNG.map((_name, index) => `devices[${String(index + 1)}].backend: looking at`),
+    );
     assert.equal((await served.command('stop', 'hung0', '--force')).code, 0);
     process.kill(served.pid, 'SIGTERM');
     await served.logs(/"stopping"/);
