@@ -1,3 +1,4 @@
+import { existsSync } from 'node:fs';
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -71,6 +72,24 @@ t.test('its command runs', async (t) => {
     exitCode: 1,
     stderr: /^ublk-supervisor: test-backend --vm failed: .* has no virtual machine; use a checkout [^\n]+$/,
   });
+});
+
+t.test('installed for the whole machine it is where the manual and the unit look for it', async (t) => {
+  const prefix = join(directory, 'usr');
+  await must`npm install -g --prefix ${prefix} --ignore-scripts --prefer-offline --no-audit --no-fund ./${packed.filename}`;
+  t.match(await run(join(prefix, 'bin/ublk-supervisor'), ['--help']), {
+    exitCode: 0,
+    stdout: /Usage: ublk-supervisor/,
+  });
+  for (const path of [
+    'share/man/man8/ublk-supervisor.8',
+    'lib/node_modules/ublk-supervisor/deploy/ublk-supervisor.service',
+    'lib/node_modules/ublk-supervisor/dist/programs/ublk-supervisor.js',
+  ]) {
+    t.ok(existsSync(join(prefix, path)), path);
+  }
+  const unit = await readFile(join(installed, 'deploy/ublk-supervisor.service'), 'utf8');
+  t.match(unit, /^ExecStart=ublk-supervisor start /m, 'found by systemd in /usr/local/bin and /usr/bin');
 });
 
 const use = `.then(async ({ serve, defineBackend, SupervisorError }) => {
