@@ -293,6 +293,17 @@ t.test('add asks for what was given, no more, and prints only the path', async (
   ]);
 });
 
+t.test('add leaves paths to the supervisor, which resolves or refuses them', async (t) => {
+  const { directory, asked } = await standIn(t, device, 201);
+  for (const path of ['disk.img', '~/disk.img', 'file:///disk.img']) {
+    await cli('add', 'file', `path=${path}`, '--name', 'a', '--runtime-dir', directory);
+  }
+  t.strictSame(
+    asked.map((request) => /"path":"([^"]*)"/.exec(request)?.[1]),
+    ['disk.img', '~/disk.img', 'file:///disk.img'],
+  );
+});
+
 t.test('values of a backend: numbers, true and false, JSON, and text', async (t) => {
   const given: readonly (readonly [string, unknown])[] = [
     ['20240131', 20_240_131],
