@@ -71,8 +71,6 @@ export interface BackendModule {
   readonly options: Readonly<Record<string, unknown>>;
   /** What paths in its options are relative to. Absolute. */
   readonly directory: string;
-  /** Directory of the device's shared memory. */
-  readonly sharedMemory: string;
 }
 
 /** A backend that is open: what its queue processes inherit, and how to let go of it. */
@@ -95,7 +93,10 @@ export interface OpenBackend {
   readonly warning?: string;
   /** Left out: the backend is native. */
   readonly module?: BackendModule;
-  /** File descriptors for the C++ half, in the order it expects; they stay open until `close`. */
+  /**
+   * File descriptors for the C++ half, in the order it expects; they stay open until `close`. Of a backend in JavaScript the
+   * file that its shared memory is in.
+   */
   readonly files: readonly number[];
   /** `open` made the data: a device that then cannot be started takes it along. */
   readonly created: boolean;
@@ -106,6 +107,11 @@ export interface OpenBackend {
    * one stays until `trim`. Rejects with nothing changed. Left out: its size is what it is.
    */
   resize?(size: number): Promise<OpenBackend>;
+  /**
+   * Resolves with a backend in JavaScript as its code is now, with other options: the same files and data, of which only one of
+   * the two is to be closed. Left out: the backend is native.
+   */
+  renew?(wanted: Pick<BackendModule, 'options' | 'directory'>, user: User | undefined): Promise<OpenBackend>;
   /** Cuts off what its data has behind `size`. Called when nothing larger serves it; left out: there is nothing. */
   trim?(): Promise<void>;
   /** Called before a device is made or recovered. Rejects when its data is no longer there. Left out: it always is. */

@@ -1,15 +1,12 @@
-import { chown, mkdir, readdir, rmdir, unlink } from 'node:fs/promises';
-import { constants } from 'node:os';
-import { join } from 'node:path';
+import { closeSync } from 'node:fs';
 import * as z from 'zod';
-import { errnoOf } from '../../src/errors.js';
+import type { User } from '../../src/native/binding.js';
 import type { OpenedMessage } from '../../src/queue-proc/message-schema.js';
-import type { Backend, Inheritance } from '../interface.js';
-import { SHARED_MEMORY_DIRECTORY, ensureSharedMemoryDirectory } from '../shared-memory.js';
+import type { Backend, BackendModule, Inheritance, OpenBackend } from '../interface.js';
+import { openMemoryFile } from './memory-file.js';
 import { probe } from './probe.js';
 import { trustedPath } from './trusted.js';
 
-const { ENOENT } = constants.errno;
 const dataPaths = ['copy'] as const;
 
 /** A backend's path instead of its name; the rest is for the module to check. `directory`: what paths are relative to. */
@@ -22,60 +19,53 @@ export const moduleOptions = z
   })
   .transform(({ type, ...options }) => ({ type: 'module' as const, path: type, options, directory: '/' }));
 
-/** The directory of a device's shared memory. */
-export function sharedMemoryOf(device: string): string {
-  return join(SHARED_MEMORY_DIRECTORY, `${device}.shared`);
-}
-
-/** Takes the directory back first: then its user can no longer put links in the way of what root removes. */
-async function removeSharedMemory(directory: string): Promise<void> {
-  try {
-    await chown(directory, process.geteuid?.() ?? 0, process.getegid?.() ?? 0);
-  } catch (error) {
-    if (errnoOf(error) === ENOENT) return;
-    throw error;
-  }
-  for (const name of await readdir(directory)) await unlink(join(directory, name));
-  await rmdir(directory);
-}
-
 /** A backend of the user's, in JavaScript: one instance in each queue process, one more in a probe beforehand. */
 export const moduleBackend: Backend<z.infer<typeof moduleOptions>> = {
   name: 'module',
   options: moduleOptions,
   dataPaths,
-  async open({ path, options, directory }, { device, user, inherited }) {
-    const module = await trustedPath(path);
-    await ensureSharedMemoryDirectory();
-    const sharedMemory = sharedMemoryOf(device);
-    const created = (await mkdir(sharedMemory, { recursive: true, mode: 0o700 })) !== undefined;
-    const owner = user ?? { uid: process.geteuid?.() ?? 0, gid: process.getegid?.() ?? 0 };
-    await chown(sharedMemory, owner.uid, owner.gid);
-    const remove = (): Promise<void> => removeSharedMemory(sharedMemory);
+  async open({ path, ...first }, { device, user, inherited }) {
+    const memory = await openMemoryFile(device, inherited);
+    /** Resolves as the module is now, which may be another file: its path can be a link. */
+    const opened = async (
+      { options, directory }: Pick<BackendModule, 'options' | 'directory'>,
+      as: User | undefined,
+      known: Announced | null = null,
+    ): Promise<OpenBackend> => {
+      const module = await trustedPath(path);
+      const load = { device, module, options, directory };
+      const { size, blockSize, maxQueues, facts } = known ?? announcedBy(await probe(load, memory.fd, as));
+      return {
+        size,
+        ...(blockSize === null ? {} : { blockSize }),
+        ...(maxQueues === undefined ? {} : { maxQueues }),
+        facts,
+        module: { path: module, options, directory },
+        files: [memory.fd],
+        created: memory.created,
+        dataPaths,
+        renew: (wanted, user) => opened(wanted, user),
+        close: () => {
+          closeSync(memory.fd);
+          return Promise.resolve();
+        },
+        remove: memory.remove,
+      };
+    };
     try {
       // A device that exists goes on, even while its author is in the middle of changing the module.
-      const load = { device, module, options, directory, sharedMemory };
-      const announced = inherited?.announced ?? announcedBy(await probe(load, user));
-      return {
-        size: announced.size,
-        ...(announced.blockSize === null ? {} : { blockSize: announced.blockSize }),
-        facts: announced.facts,
-        ...(announced.maxQueues === undefined ? {} : { maxQueues: announced.maxQueues }),
-        module: { path: module, options, directory, sharedMemory },
-        files: [],
-        created,
-        dataPaths,
-        close: () => Promise.resolve(),
-        remove,
-      };
+      return await opened(first, user, inherited?.announced);
     } catch (error) {
-      if (created) await remove();
+      closeSync(memory.fd);
+      if (memory.created) await memory.remove();
       throw error;
     }
   },
 };
 
-function announcedBy(opened: OpenedMessage): NonNullable<Inheritance['announced']> {
+type Announced = Pick<NonNullable<Inheritance['announced']>, 'size' | 'blockSize' | 'maxQueues' | 'facts'>;
+
+function announcedBy(opened: OpenedMessage): Announced {
   const { size, blockSize, maxQueues, flush, discard, writeZeroes, readOnly, rotational, idempotentWrites } = opened;
   const facts = { volatileCache: flush, fua: flush, discard, writeZeroes, readOnly, rotational, idempotentWrites };
   return { size, blockSize, facts, ...(maxQueues === null ? {} : { maxQueues }) };

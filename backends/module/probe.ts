@@ -13,13 +13,13 @@ const DEADLINE_MS = 60_000;
 
 /**
  * Opens a backend in a process of its own to learn what a device of it announces, which the kernel wants to know before
- * there is any queue process. It runs as they will. Rejects with `BACKEND`.
+ * there is any queue process. It runs as they will, with `sharedMemory`, a file. Rejects with `BACKEND`.
  */
-export async function probe(load: LoadMessage, user: User | undefined): Promise<OpenedMessage> {
+export async function probe(load: LoadMessage, sharedMemory: number, user: User | undefined): Promise<OpenedMessage> {
   const refused = (reason: string, cause?: unknown): SupervisorError =>
     new SupervisorError(`opening backend ${load.module} failed: ${reason}`, { code: 'BACKEND', cause });
   const child = spawn(process.execPath, [PROGRAM, ...(user ? [String(user.uid), String(user.gid)] : [])], {
-    stdio: ['ignore', 'ignore', 'pipe', 'pipe'],
+    stdio: ['ignore', 'ignore', 'pipe', 'pipe', sharedMemory],
     env: {},
     cwd: '/',
     detached: true,

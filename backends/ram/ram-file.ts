@@ -1,10 +1,10 @@
-import { closeSync, constants, fstatSync, ftruncateSync, openSync } from 'node:fs';
+import { closeSync, fstatSync, ftruncateSync } from 'node:fs';
 import { unlink } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Inheritance } from '../interface.js';
-import { SupervisorError, messageOf } from '../../src/errors.js';
-import { fallocate, flock, KEEP_SIZE, PUNCH_HOLE } from '../../src/native/binding.js';
-import { SHARED_MEMORY_DIRECTORY, ensureSharedMemoryDirectory } from '../shared-memory.js';
+import { SupervisorError } from '../../src/errors.js';
+import { fallocate, KEEP_SIZE, PUNCH_HOLE } from '../../src/native/binding.js';
+import { RESTORE, SHARED_MEMORY_DIRECTORY, openInSharedMemory } from '../shared-memory.js';
 
 export interface RamFile {
   readonly fd: number;
@@ -36,19 +36,11 @@ export async function openRamFile(
   size: number,
   inherited?: Pick<Inheritance, 'files' | 'size'>,
 ): Promise<RamFile> {
-  await ensureSharedMemoryDirectory();
   const path = join(SHARED_MEMORY_DIRECTORY, `${device}.ram`);
-  const [open] = inherited?.files ?? [];
   const hasUsers = inherited !== undefined && inherited.size !== null;
-  const fd = open ?? openFile(path, device, hasUsers);
+  const fd = inherited?.files[0] ?? (await openInSharedMemory(path, { what: 'RAM disk file', device, hasUsers }));
   let created = false;
   try {
-    if (open === undefined && !(await flock(fd))) {
-      throw new SupervisorError(`RAM disk file ${path} is in use by another process; use another device name`, {
-        code: 'IN_USE',
-        device,
-      });
-    }
     const bytes = fileBytes(size);
     const { size: present } = fstatSync(fd);
     created = present === 0 && !hasUsers;
@@ -56,7 +48,7 @@ export async function openRamFile(
     if (inherited?.size === size && present > bytes) await trim(fd, size);
     else if (!created && present !== bytes) {
       const advice = hasUsers
-        ? 'restore it, or stop the device with --force and add it anew'
+        ? RESTORE
         : 'it is of a device of that name with another size: configure that size or remove the file';
       throw new SupervisorError(
         `RAM disk file ${path} has ${String(present)} bytes, but a disk of ${String(size)} bytes needs ` +
@@ -82,18 +74,6 @@ export async function openRamFile(
     trim: (size) => trim(fd, size),
     remove: () => unlink(path),
   };
-}
-
-function openFile(path: string, device: string, hasUsers: boolean): number {
-  try {
-    return openSync(path, constants.O_RDWR | (hasUsers ? 0 : constants.O_CREAT) | constants.O_NOFOLLOW, 0o600);
-  } catch (error) {
-    throw new SupervisorError(`opening RAM disk file ${path} failed: ${messageOf(error)}`, {
-      code: 'BACKEND',
-      device,
-      cause: error,
-    });
-  }
 }
 
 /**

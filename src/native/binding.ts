@@ -44,7 +44,7 @@ export interface SpawnRequest {
   readonly maxIoBytes: number;
   /** One of `dataPathNumber`. */
   readonly dataPath: number;
-  /** The backend's files are then a channel for each queue. */
+  /** The backend's files are then a channel for each queue, where they print, and what the shared memory is parked in. */
   readonly javascript: boolean;
   /** Whom the queue processes run as, or `SAME_USER` twice. */
   readonly uid: number;
@@ -161,7 +161,7 @@ export interface HeldGeneration {
   readonly queues: number;
   readonly depth: number;
   readonly sharedPage: number;
-  /** The backend's files; of one in JavaScript the supervisor's ends of the channels, and of where it prints. */
+  /** The backend's files; of one in JavaScript with them the supervisor's ends of the channels, and of where it prints. */
   readonly files: readonly number[];
   /** By queue. The end of one that is running means nothing. */
   readonly processes: readonly (ProcessEnd & { readonly running: boolean })[];
@@ -328,6 +328,8 @@ export interface InheritedQueue {
   readonly size: number;
   /** fd of a stream socket to the supervisor. */
   readonly channel: number;
+  /** fd of the file that the device's shared memory is in. */
+  readonly sharedMemory: number;
 }
 
 interface NativeJsQueue {
@@ -373,6 +375,7 @@ interface ZipIndexer {
 
 interface Binding {
   flock(fd: number): Promise<boolean>;
+  lockForProcess(fd: number, locked: boolean): void;
   writeAtOnce(fd: number, bytes: Uint8Array): number;
   takesDirectIo(fd: number, bytes: number): Promise<boolean>;
   directIoAlignment(fd: number): Promise<DirectIoAlignment | null>;
@@ -408,7 +411,7 @@ interface Binding {
   groupOf(name: string): number | null;
   peerOf(fd: number): Peer;
   inheritedQueue(): InheritedQueue | null;
-  mapShared(fd: number, bytes: number): ArrayBuffer;
+  mapShared(fd: number, offset: number, bytes: number): ArrayBuffer;
   JsQueue: new (onBatch: (count: number) => void, onDrain: () => void, onEnd: () => void) => NativeJsQueue;
   SharedPages: new (queues: number, depth: number, memfd?: number) => SharedPages;
   ZipIndexer: new (
@@ -473,6 +476,16 @@ export async function flock(fd: number): Promise<boolean> {
 export function makeNode(path: string, block: boolean, major: number, minor: number): void {
   translated(() => {
     binding().makeNode(path, block, major, minor);
+  });
+}
+
+/**
+ * Takes, or gives back, the lock of fcntl(2) on a file, and waits for it. It is the process', so it keeps out those, too, to
+ * whom the same open file was handed, and goes with the process.
+ */
+export function lockForProcess(fd: number, locked: boolean): void {
+  translated(() => {
+    binding().lockForProcess(fd, locked);
   });
 }
 
@@ -675,9 +688,9 @@ export function inheritedQueue(): InheritedQueue | null {
   return binding().inheritedQueue();
 }
 
-/** The first `bytes` of a file as memory that everybody who maps it shares, for the process' life. */
-export function mapShared(fd: number, bytes: number): Buffer {
-  return Buffer.from(translated(() => binding().mapShared(fd, bytes)));
+/** A part of a file, from a page on, as memory that everybody who maps it shares, for the process' life. */
+export function mapShared(fd: number, offset: number, bytes: number): Buffer {
+  return Buffer.from(translated(() => binding().mapShared(fd, offset, bytes)));
 }
 
 export interface QueueEvents {

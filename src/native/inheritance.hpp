@@ -11,7 +11,8 @@ struct Inheritance {
   uint32_t queue;
   int charDevice;
   const IoDescriptor* descriptors;
-  int channel;  // to the supervisor: a stream socket
+  int channel;       // to the supervisor: a stream socket
+  int sharedMemory;  // the file that the device's shared memory is in
   SharedMap shared;
 };
 

@@ -12,8 +12,8 @@
 namespace ublk {
 
 constexpr uint32_t kProtocolMagic = 0x7a6c6275;  // "ublz"
-constexpr uint16_t kProtocolVersion = 9;
-constexpr uint32_t kMaxBackendFiles = kMaxQueues + 1;
+constexpr uint16_t kProtocolVersion = 10;
+constexpr uint32_t kMaxBackendFiles = kMaxQueues + 2;
 
 enum class MessageType : uint16_t {
   hello = 1,  // zygote -> supervisor, on connection; or its nursery, which could not fork it
@@ -56,12 +56,14 @@ struct SpawnMessage {
   uint32_t depth;
   uint32_t maxIoBytes;
   DataPath dataPath;
-  uint32_t javascript;  // the backend's files are then a channel to the supervisor for each queue, and where to print
+  // The backend's files are then a channel to the supervisor for each queue, where to print, and the socket in which the
+  // device's shared memory is parked.
+  uint32_t javascript;
   uint32_t coreDump;
   uint64_t size;
   User user;              // whom the queue processes run as
   uint32_t backendFiles;  // for the queue processes: of a native backend at most one, in which its files are parked
-  uint32_t keptFiles;     // javascript: the supervisor's ends of these, for its successor
+  uint32_t keptFiles;     // javascript: that socket, and the supervisor's ends of the rest, for its successor
   char backend[32];
 };
 
@@ -113,7 +115,7 @@ struct ExitedMessage {
 };
 
 // The device's last generation; `queues` is 0 where there was none. With it come the shared page's memfd and `files` more:
-// the socket with the backend's files, or the supervisor's ends of what the processes of a backend in JavaScript have.
+// the socket with the backend's files; of a backend in JavaScript with it the supervisor's ends of what its processes have.
 struct HeldMessage {
   MessageHeader header;
   int32_t deviceId;

@@ -43,7 +43,7 @@ std::vector<FileDescriptor> takeFiles(int parked) {
 
 }  // namespace
 
-void enterJavaScript(Inheritance& inheritance, const FileDescriptor& sharedPage) {
+void enterJavaScript(Inheritance& inheritance, const FileDescriptor& sharedPage, int parkedFiles) {
   const SpawnMessage& request = inheritance.request;
   QueuePage* page = nullptr;
   try {
@@ -53,6 +53,9 @@ void enterJavaScript(Inheritance& inheritance, const FileDescriptor& sharedPage)
     beginPreparing(*page);
     faultPoint("preparing", inheritance.queue);
     prepareForReclaim();
+    std::vector<FileDescriptor> files = takeFiles(parkedFiles);
+    if (files.size() != 1) throw std::system_error(EBADF, std::generic_category(), "receiving the shared memory");
+    inheritance.sharedMemory = files[0].release();
     dropPrivileges(request.user, request.coreDump != 0);
     confine(false);
   } catch (const std::system_error& error) {

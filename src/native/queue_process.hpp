@@ -20,7 +20,8 @@ struct QueueInheritance {
 [[noreturn]] void runQueueProcess(const QueueInheritance& inheritance);
 
 // The part of it that a queue process with a JavaScript backend does before node boots: maps the shared page into
-// `inheritance` and lets go of every privilege. Exits when something fails.
-void enterJavaScript(Inheritance& inheritance, const FileDescriptor& sharedPage);
+// `inheritance`, takes the shared memory's file out of the socket `parkedFiles`, which it closes, and lets go of every
+// privilege. Exits when something fails.
+void enterJavaScript(Inheritance& inheritance, const FileDescriptor& sharedPage, int parkedFiles);
 
 }  // namespace ublk

@@ -49,6 +49,7 @@ struct DescriptorArea {
 struct JavaScriptChild {
   Inheritance inheritance;
   int sharedPage;
+  int parkedFiles;
 };
 
 class Zygote {
@@ -203,7 +204,7 @@ class Zygote {
     if (request.queues == 0 || request.queues > kMaxQueues || request.depth == 0 || request.depth > kMaxDepth ||
         request.backendFiles > kMaxBackendFiles || request.keptFiles > kMaxBackendFiles ||
         files.size() != 1 + request.backendFiles + request.keptFiles ||
-        (request.javascript ? request.backendFiles != request.queues + 1 : request.backendFiles > 1)) {
+        (request.javascript ? request.backendFiles != request.queues + 2 : request.backendFiles > 1)) {
       throw std::system_error(EINVAL, std::generic_category(), "reading the spawn request");
     }
     char path[32];
@@ -270,8 +271,9 @@ class Zygote {
     const int output = files[1 + request.queues].get();
     for (const int stream : {STDOUT_FILENO, STDERR_FILENO}) checked(dup2(output, stream), "dup2");
     throw JavaScriptChild{
-        {request, queue, keep(device), std::exchange(areas[queue].base, nullptr), files[queue + 1].release(), {}},
-        files[0].release()};
+        {request, queue, keep(device), std::exchange(areas[queue].base, nullptr), files[queue + 1].release(), -1, {}},
+        files[0].release(),
+        files[2 + request.queues].release()};
   }
 
   // ---- control processes -------------------------------------------------------------------------------------------
@@ -371,7 +373,7 @@ Inheritance runZygote(FileDescriptor listener, FileDescriptor supervisor, int co
     zygote.run();
   } catch (const JavaScriptChild& child) {
     Inheritance inheritance = child.inheritance;
-    enterJavaScript(inheritance, FileDescriptor(child.sharedPage));
+    enterJavaScript(inheritance, FileDescriptor(child.sharedPage), child.parkedFiles);
     return inheritance;
   }
 }

@@ -20,6 +20,7 @@ import { sharedMemory } from './shared-memory.js';
 
 /** Of a probe; a queue process is told which. */
 const PROBE_CHANNEL = 3;
+const PROBE_SHARED_MEMORY = 4;
 
 const inherited = inheritedQueue();
 if (inherited) process.title = `ublk/${String(inherited.deviceId)}/${String(inherited.queue)}`;
@@ -57,7 +58,7 @@ function probeUser(): User | undefined {
   return uid === undefined || gid === undefined ? undefined : { uid, gid };
 }
 
-async function load({ device, module, options, directory, sharedMemory: memory }: LoadMessage): Promise<void> {
+async function load({ device, module, options, directory }: LoadMessage): Promise<void> {
   const say = (level: 'info' | 'warn' | 'error') => (message: string) => {
     tell({ type: 'log', level, message: clipped(message) });
   };
@@ -68,7 +69,7 @@ async function load({ device, module, options, directory, sharedMemory: memory }
     log: { info: say('info'), warn: say('warn'), error: say('error') },
     signal: draining.signal,
     resolve: (path) => resolve(directory, path),
-    sharedMemory: (name, size) => sharedMemory(memory, name, size),
+    sharedMemory: (name, size) => sharedMemory(inherited?.sharedMemory ?? PROBE_SHARED_MEMORY, name, size),
   };
   try {
     const definition = await loadBackend(module);

@@ -6,8 +6,6 @@ export interface LoadMessage {
   readonly options: Readonly<Record<string, unknown>>;
   /** What paths in them are relative to. Absolute. */
   readonly directory: string;
-  /** Directory of the device's shared memory. */
-  readonly sharedMemory: string;
 }
 
 /** More of a message than a person reads; longer ones are cut. */

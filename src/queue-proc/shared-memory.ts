@@ -1,21 +1,59 @@
-import { closeSync, constants, fstatSync, ftruncateSync, openSync } from 'node:fs';
-import { join } from 'node:path';
+import { ftruncateSync, readSync, writeSync } from 'node:fs';
 import { assertSharedMemory } from '../backend/load.js';
-import { mapShared } from '../native/binding.js';
+import { lockForProcess, mapShared } from '../native/binding.js';
 
-/** `BackendContext.sharedMemory`: a tmpfs file for each name, in a directory that the supervisor made for the device. */
-export function sharedMemory(directory: string, name: string, size: number): Buffer {
+const PAGE = 4096;
+/** Of a name, in front of the size, which has 64 bits. */
+const NAME_BYTES = 64;
+
+/**
+ * The first page of the file that a device's shared memory is in. Behind it is what the backend asked for, one after the
+ * other, each behind a page that has its name and size.
+ */
+export const FIRST_PAGE = Buffer.alloc(PAGE);
+FIRST_PAGE.write('shared memory of an ublk-supervisor device\n');
+
+/** `BackendContext.sharedMemory`: made in `file` by whoever is first to ask for it. */
+export function sharedMemory(file: number, name: string, size: number): Buffer {
   assertSharedMemory(name, size);
-  const fd = openSync(join(directory, name), constants.O_RDWR | constants.O_CREAT | constants.O_NOFOLLOW, 0o600);
+  lockForProcess(file, true);
   try {
-    // Whoever is first makes it; two that are first at once make the same.
-    const present = fstatSync(fd).size;
-    if (present === 0) ftruncateSync(fd, size);
-    else if (present !== size) {
+    return mapShared(file, placeOf(file, name, size), size);
+  } finally {
+    lockForProcess(file, false);
+  }
+}
+
+function placeOf(file: number, name: string, size: number): number {
+  for (let at = PAGE; ;) {
+    const { name: found, size: present } = readHead(file, at);
+    const place = at + PAGE;
+    if (found === '') {
+      // First, so that what has a name has its room.
+      ftruncateSync(file, place + wholePages(size));
+      writeHead(file, at, name, size);
+      return place;
+    }
+    if (found === name && present === size) return place;
+    if (found === name) {
       throw new RangeError(`sharedMemory ${name} has ${String(present)} bytes, not ${String(size)}`);
     }
-    return mapShared(fd, size);
-  } finally {
-    closeSync(fd);
+    at = place + wholePages(present);
   }
+}
+
+const wholePages = (size: number): number => Math.ceil(size / PAGE) * PAGE;
+
+function readHead(file: number, at: number): { readonly name: string; readonly size: number } {
+  const head = Buffer.alloc(NAME_BYTES + 8);
+  readSync(file, head, 0, head.length, at);
+  const name = head.toString('latin1', 0, head.indexOf(0));
+  return { name, size: Number(head.readBigUInt64LE(NAME_BYTES)) };
+}
+
+function writeHead(file: number, at: number, name: string, size: number): void {
+  const head = Buffer.alloc(NAME_BYTES + 8);
+  head.write(name, 'latin1');
+  head.writeBigUInt64LE(BigInt(size), NAME_BYTES);
+  writeSync(file, head, 0, head.length, at);
 }

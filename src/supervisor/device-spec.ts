@@ -120,8 +120,8 @@ export function unopenedSpec(config: DeviceConfig, { found, announced, nursery }
   };
 }
 
-function moduleOf({ path, options, directory }: Omit<BackendModule, 'sharedMemory'>): BackendModule {
-  return { path, options, directory, sharedMemory: '' };
+function moduleOf({ path, options, directory }: BackendModule): BackendModule {
+  return { path, options, directory };
 }
 
 const NO_FACTS: BackendFacts = {

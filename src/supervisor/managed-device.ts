@@ -99,7 +99,8 @@ export class ManagedDevice {
     this.#stores = context.stores;
     this.#clock = clock;
     this.#log = log;
-    this.#inherited = config.backend.type === 'module' ? [] : (found?.held?.files ?? []);
+    const files = found?.held?.files ?? [];
+    this.#inherited = config.backend.type === 'module' ? files.slice(0, 1) : files;
     const { name } = config;
     this.#partitions = new Partitions(name, log, (id, numbers) => {
       context.onPartitionsChange(name, id, numbers);
@@ -172,7 +173,9 @@ export class ManagedDevice {
    */
   async prepare(config: DeviceConfig, size: number): Promise<Prepared> {
     const current = await this.device.openSoon();
-    const backend = current.module === undefined ? current : await this.#openBackend(config);
+    const { backend: wanted, user } = config;
+    const renewed = wanted.type === 'module' ? await current.renew?.(wanted, user) : undefined;
+    const backend = renewed ?? current;
     if (backend.size !== size) {
       const { name } = config;
       throw new SupervisorError(

@@ -118,6 +118,7 @@ function withParked(backend: OpenBackend): OpenBackend {
   const socket = parkFiles(backend.files);
   const parked = (open: OpenBackend): OpenBackend => {
     const resize = open.resize?.bind(open);
+    const renew = open.renew?.bind(open);
     return {
       ...open,
       files: [socket],
@@ -126,6 +127,9 @@ function withParked(backend: OpenBackend): OpenBackend {
         await open.close();
       },
       ...(resize === undefined ? {} : { resize: async (size: number) => parked(await resize(size)) }),
+      ...(renew === undefined
+        ? {}
+        : { renew: async (...now: Parameters<typeof renew>) => parked(await renew(...now)) }),
     };
   };
   return parked(backend);

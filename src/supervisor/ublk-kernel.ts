@@ -59,8 +59,8 @@ const WRITE_BACK_DEADLINE_MS = 120_000;
 /** udev may hold a new char device for a moment, and its node may not be there yet. */
 const SPAWN_RETRY_MS = 5;
 const SPAWN_DEADLINE_MS = 2_000;
-/** Messages carry 253 descriptors, of which each channel and the output take two and the shared page one. */
-const MOST_KEPT_CHANNELS = 125;
+/** Messages carry 253 descriptors, of which each channel, the output and the shared memory take two and the shared page one. */
+const MOST_KEPT_CHANNELS = 124;
 /** Who opened a device just now is most often udev, and leaves again. */
 const TRY_STOP_MS = 1_000;
 /** How long a deleted device's id may stay taken before somebody must be holding the block device. */
@@ -209,8 +209,9 @@ export class UblkKernel implements Kernel {
         );
       }
       const ends = output === null ? [] : [...channels, output];
-      const files = output === null ? spec.backend.files : ends.flatMap(({ remote }) => remote ?? []);
-      const kept = channels.length > MOST_KEPT_CHANNELS ? [] : ends.map(({ local }) => local);
+      const files = [...ends.flatMap(({ remote }) => remote ?? []), ...spec.backend.files];
+      const keptEnds = channels.length > MOST_KEPT_CHANNELS ? [] : ends.map(({ local }) => local);
+      const kept = output === null ? [] : [...spec.backend.files, ...keptEnds];
       const { pids, pidfds } = await this.#fork(granted, spec, number, pages.fd, files, kept);
       record.generation = new ProcessGeneration({
         number,
@@ -228,8 +229,8 @@ export class UblkKernel implements Kernel {
       output?.handedOver();
     }
     if (module !== null) {
-      const { path, options, directory, sharedMemory } = module;
-      const load = { device: spec.name, module: path, options, directory, sharedMemory };
+      const { path, options, directory } = module;
+      const load = { device: spec.name, module: path, options, directory };
       for (const channel of channels) channel.load(load);
     }
     return record.generation;
@@ -250,7 +251,8 @@ export class UblkKernel implements Kernel {
     const pages = leftPages(held);
     record.pages = pages;
     const failures = (record.failures = newFailureReports(pages, found.queues, onReport));
-    const kept = spec.backend.module === null ? [] : held.files;
+    // The first is the backend's own.
+    const kept = spec.backend.module === null ? [] : held.files.slice(1);
     const channels = kept.slice(0, -1).map((fd, queue) => {
       const report = (report: BackendReport): void => {
         onReport({ queue, report });

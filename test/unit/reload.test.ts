@@ -1,4 +1,5 @@
 import t from 'tap';
+import type { OpenBackend } from '../../backends/interface.js';
 import type { Config, DeviceConfig } from '../../src/config/types.js';
 import { SupervisorError } from '../../src/errors.js';
 import type { LeftDevice } from '../../src/supervisor/adoption.js';
@@ -18,6 +19,22 @@ interface Rig {
 }
 
 const rig = (...devices: DeviceConfig[]): Promise<Rig> => rigOn(new ModelKernel('7.2'), devices, []);
+
+function openModule(path: string, options: Readonly<Record<string, unknown>>, onRenewed: () => void): OpenBackend {
+  const { size, discard } = options;
+  if (size === 'broken') throw new SupervisorError('it does not load', { code: 'BACKEND' });
+  return {
+    ...backend,
+    dataPaths: ['copy'],
+    facts: { ...facts, discard: discard !== false },
+    module: { path, options, directory: '/' },
+    size: Number(size),
+    renew: async (wanted) => {
+      onRenewed();
+      return Promise.resolve(openModule(path, wanted.options, onRenewed));
+    },
+  };
+}
 
 async function rigOn(model: ModelKernel, devices: DeviceConfig[], left: readonly LeftDevice[]): Promise<Rig> {
   const opened: string[] = [];
@@ -39,11 +56,7 @@ async function rigOn(model: ModelKernel, devices: DeviceConfig[], left: readonly
         opened.push(device);
         if (options.type === 'null') return Promise.resolve({ ...backend, size: options.size, created: true });
         if (options.type !== 'module') throw new TypeError(`no backend ${options.type}`);
-        const { size, discard } = options.options;
-        if (size === 'broken') throw new SupervisorError('it does not load', { code: 'BACKEND' });
-        const module = { path: options.path, options: options.options, directory: '/', sharedMemory: '' };
-        const changed = { ...facts, discard: discard !== false };
-        return Promise.resolve({ ...backend, dataPaths: ['copy'], facts: changed, module, size: Number(size) });
+        return Promise.resolve(openModule(options.path, options.options, () => opened.push(device)));
       },
       letGo: () => undefined,
     },

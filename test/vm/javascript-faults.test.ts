@@ -1,18 +1,21 @@
 // kernels: newest
 import assert from 'node:assert/strict';
-import { existsSync, readFileSync } from 'node:fs';
+import { existsSync, lstatSync, readdirSync, rmSync, statSync } from 'node:fs';
 import { copyFile, mkdir, rename, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { sharedMemoryOf } from '../../backends/module/module.js';
+import { memoryFileOf } from '../../backends/module/memory-file.js';
 import { DirectFile } from '../../src/backend/conformance/direct-file.js';
-import { Served, assertNothingLeft, ok, root, waitFor } from './harness.js';
+import { Served, assertNothingLeft, ok, processesNamed, root, waitFor } from './harness.js';
+import { memoryOf } from './ram-data.js';
 import { Witness } from './witness.js';
 
 /** Backends in JavaScript that do what they must not: the client sees a documented errno or a pause, others nothing. */
 
 const DIRECTORY = '/run/backends';
 const BLOCK = 4096;
+/** What the kernel says of requests that a backend fails on purpose. */
+const REFUSED = /(I\/O|timeout|critical space allocation) error, dev ublkb/;
 /** Ample for queue processes that boot node on a busy emulated machine. */
 const RECOVERY_TIMEOUT_MS = 120_000;
 
@@ -180,9 +183,7 @@ test('backends that misbehave', async (t) => {
     ]);
     const { recoveries: hangs, lastExit: none } = await served.device('busy');
     assert.deepEqual([hangs, none], [0, null]);
-    const late = [0, 1].map((queue) =>
-      readFileSync(join(sharedMemoryOf('busy'), `late${String(queue)}`)).readDoubleLE(),
-    );
+    const late = [0, 1].map((queue) => memoryOf('busy', `late${String(queue)}`, 8).readDoubleLE());
     t.diagnostic(`timers came at most ${late.map((ms) => ms.toFixed(0)).join(' and ')} ms late`);
     assert.ok(late.every((ms) => ms > 0));
     await served.remove('busy');
@@ -215,5 +216,91 @@ test('backends that misbehave', async (t) => {
   assert.deepEqual([recoveries, lastExit], [0, null]);
   for (const file of [disk, hangingDisk]) await file[Symbol.asyncDispose]();
   assert.equal(await served.terminate(), 0);
-  await assertNothingLeft(served.runtimeDir, /(I\/O|timeout|critical space allocation) error, dev ublkb/);
+  await assertNothingLeft(served.runtimeDir, REFUSED);
+});
+
+/** Removes what a user has in /dev/shm, as systemd-logind does when the user logs out (RemoveIPC). */
+function logOut(uid: number, directory = '/dev/shm'): void {
+  for (const name of readdirSync(directory)) {
+    const path = join(directory, name);
+    const { uid: owner } = lstatSync(path);
+    if (statSync(path).isDirectory()) logOut(uid, path);
+    if (owner === uid) rmSync(path, { recursive: true });
+  }
+}
+
+test('E6 shared memory is of one device, and lasts', async (t) => {
+  await mkdir(DIRECTORY, { recursive: true, mode: 0o755 });
+  const module = join(DIRECTORY, 'memory.mjs');
+  await writeFile(
+    module,
+    `export default { name: 'memory', open: (_options, context) => {
+      const disk = context.sharedMemory('disk', 65536);
+      return {
+        size: disk.length,
+        read: (buffer, offset) => disk.copy(buffer, 0, offset, offset + buffer.length),
+        write: (buffer, offset) => buffer.copy(disk, offset),
+      };
+    } };`,
+    { mode: 0o644 },
+  );
+  const devices = [{ name: 'kept', user: 1000, queues: 2, backend: { type: module } }];
+  const runtimeDir = '/run/supervisor-one';
+  const pattern = Buffer.alloc(BLOCK, 'kept');
+  let served = await Served.start(devices, { runtimeDir });
+  const path = (await served.device('kept')).path ?? assert.fail(served.log);
+  const read = async (): Promise<Buffer> => {
+    await using disk = await DirectFile.open(path);
+    return await disk.read(BLOCK, BLOCK);
+  };
+  const afterKill = async (): Promise<Buffer> => {
+    const { queues, generation } = await served.device('kept');
+    process.kill(queues[0]?.pid ?? assert.fail('no process'), 'SIGKILL');
+    await served.untilGeneration('kept', generation + 1, RECOVERY_TIMEOUT_MS);
+    return await read();
+  };
+  {
+    await using disk = await DirectFile.open(path);
+    await disk.write(BLOCK, pattern);
+  }
+
+  await t.test('F3 a device of the same name of another supervisor does not get it', async () => {
+    const other = await Served.start(devices, { runtimeDir: '/run/supervisor-two' });
+    assert.match((await other.device('kept')).reason ?? '', /kept\.shared is in use by another process; use another/);
+    assert.equal(await other.terminate(), 0);
+    assert.ok(existsSync(memoryFileOf('kept')));
+    assert.deepEqual(await read(), pattern);
+  });
+
+  await t.test('it outlives the logout of the user that its processes run as', async () => {
+    logOut(1000);
+    assert.deepEqual(await afterKill(), pattern);
+    assert.ok(existsSync(memoryFileOf('kept')));
+  });
+
+  await t.test('A3 what is open is served whatever became of its name, by the next supervisor too', async () => {
+    rmSync(memoryFileOf('kept'));
+    process.kill(served.pid, 'SIGKILL');
+    await served.exit;
+    served = await Served.start(devices, { runtimeDir });
+    assert.deepEqual(await afterKill(), pattern);
+  });
+
+  await t.test('A4 what is gone is not made anew under whoever uses the device', async () => {
+    process.kill(served.pid, 'SIGKILL');
+    await served.exit;
+    for (const pid of processesNamed('ublk-zygote')) process.kill(pid, 'SIGKILL');
+    await waitFor('the end of all processes', () => processesNamed('ublk/').length === 0);
+    served = await Served.start(devices, { runtimeDir });
+    const { state, reason } = await served.device('kept');
+    assert.equal(state, 'degraded');
+    assert.match(
+      reason ?? '',
+      /opening shared memory .*kept\.shared failed: no such file.*; restore it, or stop the device/,
+    );
+    assert.ok(!existsSync(memoryFileOf('kept')));
+    assert.equal((await served.command('stop', 'kept', '--force')).code, 0);
+    assert.equal(await served.terminate(), 0);
+    await assertNothingLeft(runtimeDir, REFUSED);
+  });
 });

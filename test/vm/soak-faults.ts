@@ -1,10 +1,8 @@
-import { open } from 'node:fs/promises';
-import { join } from 'node:path';
 import { setTimeout } from 'node:timers/promises';
-import { sharedMemoryOf } from '../../backends/module/module.js';
 import { ublkFeatures } from '../../src/native/binding.js';
 import { featureFlag } from '../../src/supervisor/ublk-features.js';
 import { isLinux, processesNamed, shell, waitFor, type ApiResponse, signal } from './harness.js';
+import { memoryOf } from './ram-data.js';
 import type { Random } from './random.js';
 import { STORE, pidsOf, type Soak } from './soak-devices.js';
 
@@ -227,13 +225,11 @@ export const faults: readonly Fault[] = [
   {
     name: 'order a backend',
     weight: 5,
-    strike: async ({ scripts }, random) => {
+    strike: ({ scripts }, random) => {
       const device = pick(scripts, random);
       const order = pick(orderNames, random);
-      const file = await open(join(sharedMemoryOf(device), 'orders'), 'r+');
-      await file.write(Uint8Array.of(ORDERS[order]), 0, 1, 0);
-      await file.close();
-      return `${device} to ${order}`;
+      memoryOf(device, 'orders', 4096)[0] = ORDERS[order];
+      return Promise.resolve(`${device} to ${order}`);
     },
   },
   {

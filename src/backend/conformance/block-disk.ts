@@ -5,7 +5,7 @@ import { availableParallelism } from 'node:os';
 import { basename, join } from 'node:path';
 import { setTimeout } from 'node:timers/promises';
 import { promisify } from 'node:util';
-import { sharedMemoryOf } from '../../../backends/module/module.js';
+import { memoryFileOf } from '../../../backends/module/memory-file.js';
 import type { DeviceInput } from '../../config/schema.js';
 import { SupervisorError, reasonOf } from '../../errors.js';
 import type { DeviceStatus, SupervisorApi } from '../../supervisor/status.js';
@@ -113,7 +113,7 @@ export class BlockDisk implements Disk {
 
   async end(): Promise<void> {
     await this.#close();
-    await rm(sharedMemoryOf(NAME), { recursive: true, force: true });
+    await rm(memoryFileOf(NAME), { force: true });
   }
 
   /** Keeps the data. What is under way fails, so that no thread waits for it any more. */

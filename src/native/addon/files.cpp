@@ -78,6 +78,22 @@ Napi::Value lockFile(const Napi::CallbackInfo& info) {
       [locked](Napi::Env env) { return Napi::Boolean::New(env, *locked); });
 }
 
+// lockForProcess(fd, locked): takes, or gives back, the lock of fcntl(2) on the whole file, and waits for it: it keeps out
+// other processes that have the same open file.
+Napi::Value lockForProcess(const Napi::CallbackInfo& info) {
+  guarded(info.Env(), [&] {
+    struct flock lock {};
+    lock.l_type = info[1].ToBoolean() ? F_WRLCK : F_UNLCK;
+    lock.l_whence = SEEK_SET;
+    int result;
+    do {
+      result = fcntl(fileOf(info), F_SETLKW, &lock);
+    } while (result < 0 && errno == EINTR);
+    checked(result, "fcntl");
+  });
+  return info.Env().Undefined();
+}
+
 // directIoAlignment(fd): Promise of { memory, offset } in bytes, or null.
 Napi::Value directIoAlignment(const Napi::CallbackInfo& info) {
   const auto status = std::make_shared<struct statx>();
@@ -166,6 +182,7 @@ Napi::Value parked(const Napi::CallbackInfo& info) {
 
 void exportFiles(Napi::Env env, Napi::Object exports) {
   exports.Set("flock", Napi::Function::New(env, lockFile));
+  exports.Set("lockForProcess", Napi::Function::New(env, lockForProcess));
   exports.Set("writeAtOnce", Napi::Function::New(env, writeAtOnce));
   exports.Set("directIoAlignment", Napi::Function::New(env, directIoAlignment));
   exports.Set("takesDirectIo", Napi::Function::New(env, takesDirectIo));

@@ -52,6 +52,7 @@ Napi::Value inheritedQueue(const Napi::CallbackInfo& info) {
   answer.Set("maxIoBytes", inherited->request.maxIoBytes);
   answer.Set("size", static_cast<double>(inherited->request.size));
   answer.Set("channel", inherited->channel);
+  answer.Set("sharedMemory", inherited->sharedMemory);
   return answer;
 }
 

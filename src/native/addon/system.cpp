@@ -106,12 +106,13 @@ Napi::Value connectSeqpacket(const Napi::CallbackInfo& info) {
   });
 }
 
-// mapShared(fd, bytes): ArrayBuffer, the file's first bytes, shared with whoever maps it too, for the process' life.
+// mapShared(fd, offset, bytes): ArrayBuffer, that part of the file, shared with whoever maps it too, for the process' life.
 Napi::Value mapShared(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     const int fd = info[0].As<Napi::Number>().Int32Value();
-    const auto bytes = static_cast<size_t>(info[1].As<Napi::Number>().Int64Value());
-    void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    const auto offset = static_cast<off_t>(info[1].As<Napi::Number>().Int64Value());
+    const auto bytes = static_cast<size_t>(info[2].As<Napi::Number>().Int64Value());
+    void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, offset);
     if (memory == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "mapping shared memory");
     return Napi::ArrayBuffer::New(info.Env(), memory, bytes);
   });
