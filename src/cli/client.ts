@@ -13,6 +13,7 @@ export interface Client {
   recover(name: string, options: { readonly clearQuarantine: boolean }): Promise<DeviceStatus>;
   restart(name: string): Promise<DeviceStatus>;
   resize(name: string, options: { readonly size: string; readonly force: boolean }): Promise<DeviceStatus>;
+  lookForPartitions(name: string): Promise<readonly string[]>;
   reload(options: { readonly dryRun: boolean }): Promise<readonly PlanEntry[]>;
   upgrade(options: { readonly self: boolean }): Promise<void>;
   stop(options: { readonly force: boolean }): Promise<void>;
@@ -47,6 +48,10 @@ export function createClient(runtimeDir: string): Client {
       (await call('POST', `${device(name)}/recover${clearQuarantine ? '?clear-quarantine=true' : ''}`)) as DeviceStatus,
     restart: async (name) => (await call('POST', `${device(name)}/restart`)) as DeviceStatus,
     resize: async (name, options) => (await call('POST', `${device(name)}/resize`, options)) as DeviceStatus,
+    lookForPartitions: async (name) => {
+      const answer = (await call('POST', `${device(name)}/partitions`)) as { readonly partitions: readonly string[] };
+      return answer.partitions;
+    },
     reload: async (options) => {
       const { devices } = (await call('POST', '/v1/reload', options)) as { readonly devices: readonly PlanEntry[] };
       return devices;

@@ -12,6 +12,7 @@ import { listCommand } from './list.js';
 import { printError } from './output.js';
 import { printable } from '../printable.js';
 import { newBackendCommand } from './new-backend.js';
+import { partitionsCommand } from './partitions.js';
 import { recoverCommand } from './recover.js';
 import { reloadCommand } from './reload.js';
 import { resizeCommand } from './resize.js';
@@ -35,6 +36,7 @@ const commands = [
   reloadCommand,
   upgradeCommand,
   resizeCommand,
+  partitionsCommand,
   checkCommand,
   schemaCommand,
   featuresCommand,

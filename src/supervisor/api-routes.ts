@@ -104,6 +104,11 @@ const ROUTES: readonly Route[] = [
   },
   {
     method: 'POST',
+    path: /^\/v1\/devices\/([^/]+)\/partitions$/,
+    run: async (api, { name }) => ({ status: 200, body: { partitions: await api.lookForPartitions(name) } }),
+  },
+  {
+    method: 'POST',
     path: /^\/v1\/reload$/,
     takesBody: true,
     run: async (api, { body }) => ({

@@ -49,6 +49,8 @@ const CLOSE_DEADLINE_MS = 10_000;
 const RESIZE_DEADLINE_MS = 150_000;
 /** So long, as a rule, nobody is told that a device is there before its partitions are. */
 const PARTITIONS_GRACE_MS = 5000;
+/** Of a look that somebody waits for; the table may be read from a slow store. It goes on. */
+const PARTITIONS_DEADLINE_MS = 60_000;
 /** In these it is gone, or about to go. */
 const ENDING: ReadonlySet<DeviceState> = new Set(['stopping', 'failed', 'gone']);
 
@@ -132,6 +134,22 @@ export class ManagedDevice {
   async start(): Promise<void> {
     await this.device.start();
     await within('looking for partitions', PARTITIONS_GRACE_MS, this.#partitions.settled).catch(() => undefined);
+  }
+
+  /** Looks at the table on it again. Resolves with the partitions, as /dev/ublkbNpM; rejects with why they are not those of it. */
+  async lookForPartitions(): Promise<readonly string[]> {
+    const { name, partitions } = this.#config;
+    const what = `looking for partitions of device ${name}`;
+    const { blockDevice, state } = this.device;
+    if (!partitions) {
+      const message = `${what} failed: its configuration does not ask for them; set partitions to true and reload`;
+      throw new SupervisorError(message, { code: 'REFUSED', device: name });
+    }
+    if (blockDevice === null || ENDING.has(state)) {
+      throw new SupervisorError(`${what} failed: it is ${state}`, { code: 'BUSY', device: name });
+    }
+    const numbers = await within(what, PARTITIONS_DEADLINE_MS, this.#partitions.look());
+    return numbers.map((number) => `/dev/ublkb${String(blockDevice)}p${String(number)}`);
   }
 
   /** What it serves now. */

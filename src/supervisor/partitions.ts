@@ -1,6 +1,6 @@
 import { execFile, type ChildProcess } from 'node:child_process';
 import { readFile, readdir } from 'node:fs/promises';
-import { messageOf } from '../errors.js';
+import { messageOf, SupervisorError } from '../errors.js';
 import { watchCloses, type CloseWatch } from '../native/binding.js';
 import type { Log } from './device-log.js';
 
@@ -29,7 +29,7 @@ export class Partitions {
   #following = false;
   #watch: CloseWatch | null = null;
   #running: ChildProcess | null = null;
-  #looking: Promise<void> | null = null;
+  #looking: Promise<readonly number[]> | null = null;
   /** The table may have changed since the look that is under way began. */
   #again = false;
 
@@ -49,15 +49,17 @@ export class Partitions {
     this.#id = id;
     this.#following = true;
     try {
-      this.#watch ??= watchCloses(`/dev/${this.#node}`, () => void this.look());
+      this.#watch ??= watchCloses(`/dev/${this.#node}`, () => {
+        this.#lookAgain();
+      });
     } catch (error) {
       this.#warn(`watching for another partition table failed: ${messageOf(error)}`);
     }
-    void this.look();
+    this.#lookAgain();
   }
 
-  /** Resolves when the partitions are those of the table that was there when it was called. */
-  look(): Promise<void> {
+  /** Resolves with the partitions when they are those of the table that is there now; rejects with why they are not. */
+  look(): Promise<readonly number[]> {
     this.#again = true;
     this.#looking ??= this.#look().finally(() => {
       this.#looking = null;
@@ -65,9 +67,14 @@ export class Partitions {
     return this.#looking;
   }
 
+  /** The log has what went wrong. */
+  #lookAgain(): void {
+    this.look().catch(() => undefined);
+  }
+
   /** Resolves when no look is under way. */
-  get settled(): Promise<void> {
-    return this.#looking ?? Promise.resolve();
+  get settled(): Promise<unknown> {
+    return Promise.resolve(this.#looking).catch(() => undefined);
   }
 
   /** There are to be none any more; those that are in use stay. */
@@ -89,15 +96,20 @@ export class Partitions {
     this.#onChange(this.#id, []);
   }
 
-  async #look(): Promise<void> {
+  async #look(): Promise<readonly number[]> {
+    let failed: string | undefined;
+    let numbers: readonly number[] = [];
     while (this.#again) {
       this.#again = false;
-      const failed = await this.#makeThem().catch(messageOf);
+      failed = await this.#makeThem().catch(messageOf);
       // It may have gone meanwhile.
-      if (!this.#following) return;
+      if (!this.#following) throw this.#error('it is not live');
       if (failed !== undefined) this.#warn(`looking for partitions failed: ${failed}`);
-      this.#onChange(this.#id, await this.#numbers());
+      numbers = await this.#numbers();
+      this.#onChange(this.#id, numbers);
     }
+    if (failed !== undefined) throw this.#error(failed);
+    return numbers;
   }
 
   /** Touches none that is right already: to partx, bringing a partition up to date is to remove it and to add it again. */
@@ -175,6 +187,12 @@ export class Partitions {
         else reject(new Error(stderr.trim().split('\n').join('; ') || messageOf(error)));
       });
     });
+  }
+
+  #error(reason: string): SupervisorError {
+    const device = this.#device;
+    const message = `looking for partitions of device ${device} failed: ${reason}`;
+    return new SupervisorError(message, { code: 'REFUSED', device });
   }
 
   #warn(what: string): void {

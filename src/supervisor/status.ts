@@ -172,6 +172,8 @@ export interface SupervisorApi {
   restart(name: string): Promise<DeviceStatus>;
   /** Resolves when the device has `size` bytes. `force`: smaller also while it is open or mounted. */
   resize(name: string, options: { readonly size: number; readonly force: boolean }): Promise<DeviceStatus>;
+  /** Resolves with the paths of the device's partitions when they are those of the table that is on it now. */
+  lookForPartitions(name: string): Promise<readonly string[]>;
   /** Reads the configuration again and makes the devices those of it; `dryRun` only says how. */
   reload(options: { readonly dryRun: boolean }): Promise<readonly PlanEntry[]>;
   /**

@@ -265,6 +265,10 @@ export class Supervisor implements SupervisorApi {
     return managed.device.status();
   }
 
+  async lookForPartitions(name: string): Promise<readonly string[]> {
+    return this.#find('looking for partitions of', name).lookForPartitions();
+  }
+
   /** Where the code of each device's backend in JavaScript is, by the device's name. */
   modules(): ReadonlyMap<string, string> {
     const modules = new Map<string, string>();

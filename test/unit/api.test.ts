@@ -70,6 +70,11 @@ class FakeSupervisor implements SupervisorApi {
     return Promise.resolve({ ...scratch, size: options.size });
   }
 
+  async lookForPartitions(name: string): Promise<readonly string[]> {
+    this.calls.push(['lookForPartitions', name]);
+    return Promise.resolve(['/dev/ublkb0p1']);
+  }
+
   async reload(options: { readonly dryRun: boolean }): Promise<readonly PlanEntry[]> {
     this.calls.push(['reload', options]);
     return Promise.resolve([{ device: 'scratch', action: 'keep', changes: [], reason: null }]);
@@ -169,6 +174,10 @@ t.test('each route reaches the supervisor', async (t) => {
     status: 200,
     body: { size: 2 ** 21 },
   });
+  t.match(await ask(path, 'POST', '/v1/devices/scratch/partitions'), {
+    status: 200,
+    body: { partitions: ['/dev/ublkb0p1'] },
+  });
   t.match(await ask(path, 'POST', '/v1/reload'), { status: 200, body: { devices: [{ action: 'keep' }] } });
   t.match(await ask(path, 'POST', '/v1/reload', '{"dryRun":true}'), { status: 200 });
   t.match(await ask(path, 'POST', '/v1/upgrade'), { status: 200, body: {} });
@@ -183,6 +192,7 @@ t.test('each route reaches the supervisor', async (t) => {
     ['recover', 'scratch', { clearQuarantine: true }],
     ['restart', 'scratch'],
     ['resize', 'scratch', { size: 2 ** 21, force: false }],
+    ['lookForPartitions', 'scratch'],
     ['reload', { dryRun: false }],
     ['reload', { dryRun: true }],
     ['upgrade'],
@@ -237,6 +247,7 @@ t.test('requests that mean nothing are refused without effect', async (t) => {
     [400, 'POST', '/v1/devices/scratch/recover?clear-quarantine=1'],
     [400, 'POST', '/v1/devices/scratch/recover?clearQuarantine=true'],
     [400, 'POST', '/v1/devices/scratch/restart', '{}'],
+    [400, 'POST', '/v1/devices/scratch/partitions', '{}'],
     [400, 'POST', '/v1/devices/scratch/resize', '{"size":0}'],
     [400, 'POST', '/v1/devices/scratch/resize', '{"size":"1e3"}'],
     [400, 'POST', '/v1/devices/scratch/resize', '{"size":4096,"force":1}'],

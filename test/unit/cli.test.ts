@@ -112,6 +112,7 @@ t.test('commands that need a supervisor say that there is none: 3', async (t) =>
     ['restart'],
     ['reload'],
     ['resize', 'a', '1G'],
+    ['partitions', 'a'],
   ]) {
     const { code, out, err } = await cli(...args, '--runtime-dir', directory);
     t.equal(code, 3, args.join(' '));
@@ -355,6 +356,13 @@ t.test('restart without a name restarts each device, resize passes the size on a
     'POST /v1/devices/scratch/restart',
     'POST /v1/devices/a/resize {"size":"2GiB","force":true}',
   ]);
+});
+
+t.test('partitions prints the paths', async (t) => {
+  const { directory, asked } = await standIn(t, { partitions: ['/dev/ublkb0p1', '/dev/ublkb0p2'] });
+  const out = '/dev/ublkb0p1\n/dev/ublkb0p2';
+  t.strictSame(await cli('partitions', 'a', '--runtime-dir', directory), { code: 0, out, err: '' });
+  t.strictSame(asked, ['POST /v1/devices/a/partitions']);
 });
 
 t.test('reload prints a line for each device, and fails when something would be refused', async (t) => {

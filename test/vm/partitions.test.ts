@@ -1,6 +1,7 @@
 // run: full
 import assert from 'node:assert/strict';
 import { existsSync, readFileSync, readdirSync, readlinkSync, statSync } from 'node:fs';
+import { open } from 'node:fs/promises';
 import { test } from 'node:test';
 import type { DeviceStatus } from '../../src/supervisor/status.js';
 import { Load, verifiedWrites } from './fio.js';
@@ -95,6 +96,23 @@ test('partitions', { timeout: 1_100_000 }, async (t) => {
       printf '[Partition]\\nType=home\\nSizeMinBytes=8M\\nSizeMaxBytes=8M\\n' > /run/repart.d/10-more.conf
       systemd-repart --definitions=/run/repart.d --dry-run=no --no-pager ${pathOf(empty)}`);
     await untilHas(empty, [1, 2, 3]);
+  });
+
+  await t.test('are looked for when somebody asks', async () => {
+    const { code, stderr } = await served.command('partitions', 'plain');
+    assert.equal(code, 1);
+    assert.match(stderr, /looking for partitions of device plain failed: its configuration does not ask for them; set/);
+    await using file = await open(pathOf(empty), 'r+');
+    // A table that nobody closes after writing, which is what is noticed otherwise.
+    const table = Buffer.alloc(512);
+    assert.equal((await file.read(table, 0, 512, 0)).bytesRead, 512);
+    await file.write(Buffer.alloc(512), 0, 512, 0);
+    assert.deepEqual(await served.command('partitions', 'empty'), { code: 0, stdout: '', stderr: '' });
+    assert.ok(has(empty, []));
+    await file.write(table, 0, 512, 0);
+    const paths = [1, 2, 3].map((number) => `${pathOf(empty)}p${String(number)}`);
+    assert.deepEqual(await served.command('partitions', 'empty'), { code: 0, stdout: paths.join('\n'), stderr: '' });
+    assert.ok(has(empty, [1, 2, 3]));
   });
 
   await t.test('A1 keep ext4 under load over kills of queue processes', async () => {
