@@ -42,6 +42,7 @@
         'src/native/addon/block_devices.cpp',
         'src/native/addon/close_watch.cpp',
         'src/native/addon/files.cpp',
+        'src/native/addon/javascript_stack.cpp',
         'src/native/addon/js_queue.cpp',
         'src/native/addon/message_channel.cpp',
         'src/native/addon/notify.cpp',

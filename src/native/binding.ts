@@ -283,8 +283,13 @@ export interface SharedPages {
   signsOfLife(into: Float64Array): void;
   /** By operation and error, of all generations. */
   failures(index: number): readonly FailedRequests[];
-  /** Has the loop of a queue that serves turn once, if it can. */
+  /**
+   * Has the loop of a queue that serves turn once, if it can. Of a backend in JavaScript that has not turned since it was
+   * asked before, `stackOf` is known then.
+   */
   ask(index: number): void;
+  /** What JavaScript does in such a queue's process; empty where that is not known. */
+  stackOf(index: number): string;
   /** All that the queue's backend has, in no order. */
   outstanding(index: number): readonly OutstandingRequest[];
   /**

@@ -114,6 +114,9 @@ struct QueuePage {
   // A sign of life: another number after each turn of the queue's loop, each answer, and each part of a long one. Waking
   // `drain` as it is asks for one.
   std::atomic<uint32_t> progress;
+  // What JavaScript was doing when a sign of life did not come, of which the loop had made `progress` this number.
+  std::atomic<uint32_t> stackProgress;
+  char stack[2048];  // NUL-terminated
   OperationCounters operations[kOperationKinds];
   Failures failures[kFailureKinds];  // once they are all taken, the last is that of the newest kind
 };

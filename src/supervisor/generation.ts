@@ -99,7 +99,7 @@ export class ProcessGeneration implements Generation {
       void channel?.closed.then(() => {
         const heap = options.output?.sawFullHeap() === true ? 'its JavaScript heap was full' : null;
         exit.reason = channel.lastWords?.message ?? heap ?? exit.reason;
-        exit.stack = channel.lastWords?.stack ?? null;
+        exit.stack = channel.lastWords?.stack ?? exit.stack;
         member.heard = true;
         this.#report();
       });
@@ -196,6 +196,7 @@ export class ProcessGeneration implements Generation {
     const exit = this.#members[hang.queue]?.exit;
     if (this.#endingOthers || exit === undefined) return;
     exit.reason = hang.reason;
+    exit.stack = this.#pages.stackOf(hang.queue) || null;
     this.#hang = hang;
     this.#diedAt = performance.now();
     this.#causes.push(exit);

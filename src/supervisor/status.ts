@@ -34,7 +34,7 @@ export interface ExitStatus {
   readonly signal: string | null;
   /** Why the process gave up by itself, e.g. `setting up io_uring failed: Cannot allocate memory (ENOMEM)`. */
   readonly reason: string | null;
-  /** Of the error that ended a backend in JavaScript. */
+  /** Of the error that ended a backend in JavaScript, or of what it was computing when it was ended. */
   readonly stack: string | null;
   /** ISO 8601, UTC. */
   readonly at: string;

@@ -1,6 +1,6 @@
 // kernels: newest
 import assert from 'node:assert/strict';
-import { existsSync, lstatSync, readdirSync, rmSync, statSync } from 'node:fs';
+import { existsSync, lstatSync, readFileSync, readdirSync, rmSync, statSync } from 'node:fs';
 import { copyFile, mkdir, rename, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
@@ -135,6 +135,7 @@ test('backends that misbehave', async (t) => {
       // Generations that die young are started ever more slowly, which is not what this test is about.
       assert.equal((await served.api('POST', `/v1/devices/${on}/recover`)).status, 200);
       if (expected.code === 1) assert.match(lastExit?.stack ?? '', /faulty\.mjs/);
+      if (name === 'loops') assert.match(lastExit?.stack ?? '', /^loops \(file:.*\/faulty\.mjs:\d+:\d+\)$/m);
     });
   }
 
@@ -303,4 +304,45 @@ test('E6 shared memory is of one device, and lasts', async (t) => {
     assert.equal(await served.terminate(), 0);
     await assertNothingLeft(runtimeDir, REFUSED);
   });
+});
+
+/** What a supervisor that imports this says to a queue process waits for a file. A probe, which is first, hears at once. */
+const LET_GO = '/run/let-go';
+const lateWords = `
+import { existsSync } from 'node:fs';
+import { Socket } from 'node:net';
+const { write } = Socket.prototype;
+let loads = 0;
+Socket.prototype.write = function (...args) {
+  const isFrame = Buffer.isBuffer(args[0]) && args[0].length > 8 && args[0].readUInt16LE(0) === 0x7562;
+  if (!isFrame || ++loads === 1) return write.apply(this, args);
+  const timer = setInterval(() => {
+    if (!existsSync('${LET_GO}')) return;
+    clearInterval(timer);
+    write.apply(this, args);
+  }, 10);
+  return true;
+};`;
+
+test('a queue process that is told late what to load waits for that', async () => {
+  const module = join(DIRECTORY, 'memory.mjs');
+  await writeFile('/run/late-words.mjs', lateWords);
+  const served = await Served.start([], { nodeOptions: ['--import', '/run/late-words.mjs'] });
+  const added = served.add({ name: 'late', queues: 1, backend: { type: module } });
+  const isWaiting = (pid: number): boolean => {
+    const [title, where] = ['cmdline', 'wchan'].map((what) => readFileSync(`/proc/${String(pid)}/${what}`, 'latin1'));
+    return title?.startsWith('ublk/') === true && where?.includes('epoll') === true;
+  };
+  // Its title is its own when the program runs, and it waits in the event loop when that has begun to listen.
+  const pid = await waitFor(
+    'the queue process waiting',
+    () => processesNamed('ublk/').find(isWaiting),
+    RECOVERY_TIMEOUT_MS,
+  );
+  await writeFile(LET_GO, '');
+  const { generation, lastExit, queues } = await added;
+  assert.deepEqual([generation, lastExit, queues[0]?.pid], [1, null, pid]);
+  await served.remove('late');
+  assert.equal(await served.terminate(), 0);
+  await assertNothingLeft(served.runtimeDir, REFUSED);
 });

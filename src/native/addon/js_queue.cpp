@@ -20,6 +20,7 @@
 #include "../process_setup.hpp"
 #include "../queue.hpp"
 #include "bindings.hpp"
+#include "javascript_stack.hpp"
 #include "watcher.hpp"
 
 namespace ublk::addon {
@@ -58,17 +59,22 @@ Napi::Value inheritedQueue(const Napi::CallbackInfo& info) {
 
 // Makes an event each time that the supervisor wakes `drain`, until it is set. A thread, because the ring cannot: Linux
 // 6.12.117 signals an eventfd for a futex that is woken once and never again (io_eventfd_do_signal() leaves
-// IO_EVENTFD_OP_SIGNAL_BIT set).
-void watchForDrain(std::atomic<uint32_t>& drain, int eventfd) {
+// IO_EVENTFD_OP_SIGNAL_BIT set). It also sees that the loop has not turned from one such event to the next, and then has the
+// loop's thread write down what it does.
+void watchForDrain(QueuePage& page, int eventfd) {
   // Node's own threads see to signals.
   sigset_t all, before;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);
-  std::thread([&drain, eventfd] {
+  std::thread([&page, eventfd, stack = JavaScriptStack(page)] {
+    std::optional<uint32_t> asked;
     do {
-      syscall(SYS_futex, &drain, FUTEX_WAIT, 0, nullptr, nullptr, 0);
+      syscall(SYS_futex, &page.drain, FUTEX_WAIT, 0, nullptr, nullptr, 0);
       eventfd_write(eventfd, 1);
-    } while (drain.load(std::memory_order_relaxed) == 0);
+      const uint32_t progress = page.progress.load(std::memory_order_relaxed);
+      if (asked == progress) stack.capture();
+      asked = progress;
+    } while (page.drain.load(std::memory_order_relaxed) == 0);
   }).detach();
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
@@ -154,7 +160,7 @@ class JsQueue final : public Napi::ObjectWrap<JsQueue>, private Backend {
   void start(const Napi::CallbackInfo& info) {
     guarded(info.Env(), [&] {
       queue_->fetchWithSiblings();
-      watchForDrain(page_->drain, eventfd_.get());
+      watchForDrain(*page_, eventfd_.get());
     });
     Ref();
     watcher_.start(info.Env(), eventfd_.get(), [this] { readable(); });

@@ -28,6 +28,7 @@ class SharedPages final : public Napi::ObjectWrap<SharedPages> {
                                                InstanceMethod<&SharedPages::readQueue>("readQueue"),
                                                InstanceMethod<&SharedPages::signsOfLife>("signsOfLife"),
                                                InstanceMethod<&SharedPages::ask>("ask"),
+                                               InstanceMethod<&SharedPages::stackOf>("stackOf"),
                                                InstanceMethod<&SharedPages::outstanding>("outstanding"),
                                                InstanceMethod<&SharedPages::failures>("failures"),
                                                InstanceMethod<&SharedPages::mark>("mark"),
@@ -77,6 +78,7 @@ class SharedPages final : public Napi::ObjectWrap<SharedPages> {
       page.drain = 0;
       page.failureErrno = 0;
       page.failureStep[0] = '\0';
+      page.stack[0] = '\0';
       page.inflight = 0;
       page.lastAnswerNs = 0;
       for (uint32_t tag = 0; tag < map_.layout().depth; tag++) map_.inflight(index)[tag].startNs = 0;
@@ -119,6 +121,14 @@ class SharedPages final : public Napi::ObjectWrap<SharedPages> {
     }
     answer.Set("operations", operations);
     return answer;
+  }
+
+  // stackOf(index): what JavaScript does in a queue's process that has not turned since it was asked to; '' where that is not
+  // known.
+  Napi::Value stackOf(const Napi::CallbackInfo& info) {
+    const QueuePage& page = map_.queue(indexOf(info));
+    const bool present = page.stackProgress.load() == page.progress.load();
+    return Napi::String::New(info.Env(), page.stack, present ? strnlen(page.stack, sizeof page.stack) : 0);
   }
 
   // ask(index): has the queue's loop turn once, if it can.
