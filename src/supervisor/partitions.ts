@@ -101,7 +101,7 @@ export class Partitions {
     let numbers: readonly number[] = [];
     while (this.#again) {
       this.#again = false;
-      failed = await this.#makeThem().catch(messageOf);
+      failed = await this.#makeThem().then(() => undefined, messageOf);
       // It may have gone meanwhile.
       if (!this.#following) throw this.#error('it is not live');
       if (failed !== undefined) this.#warn(`looking for partitions failed: ${failed}`);
