@@ -42,7 +42,7 @@ for (const [what, fill] of scribbles) {
       t.ok(plain(inflight) && Number.isInteger(failureErrno) && failureStep.length <= 64);
       t.ok(sinceAnswerMs === null || plain(sinceAnswerMs), String(sinceAnswerMs));
       for (const counters of operations) for (const value of Object.values(counters)) t.ok(plain(value as number));
-      t.ok(pages.stackOf(index).length < 2048);
+      t.ok(pages.stackOf(index).length <= 2048);
       const requests = pages.outstanding(index);
       t.ok(requests.length <= DEPTH);
       for (const request of requests) {
