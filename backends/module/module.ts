@@ -49,7 +49,7 @@ export const moduleBackend: Backend<z.infer<typeof moduleOptions>> = {
           closeSync(memory.fd);
           return Promise.resolve();
         },
-        remove: memory.remove,
+        remove: () => memory.remove(),
       };
     };
     try {
