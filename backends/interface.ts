@@ -64,6 +64,12 @@ export interface OpenContext {
 /** What is known before anything is opened. */
 export type LookContext = Pick<OpenContext, 'device' | 'blockSize' | 'readOnly'>;
 
+/** What a backend in JavaScript says before it is opened. */
+export interface Loaded {
+  /** null: any number. */
+  readonly maxQueues: number | null;
+}
+
 /** What the queue processes of a backend in JavaScript load. */
 export interface BackendModule {
   /** Absolute. */
@@ -139,6 +145,11 @@ export interface Backend<Options extends { readonly type: string }> {
    * what no other device may have; null: there is no such thing. Left out: there is nothing to look at.
    */
   look?(options: Options, context: LookContext): Promise<string | null>;
+  /**
+   * Rejects with a `SupervisorError` when its code cannot be loaded or refuses the options, in a process of `user` that opens nothing.
+   * Resolves with what it says of itself. Left out: it is part of this program.
+   */
+  tryLoading?(options: Options, context: Pick<OpenContext, 'device' | 'user'>): Promise<Loaded>;
   /** Fails with a `SupervisorError` and leaves nothing behind. */
   open(options: Options, context: OpenContext): Promise<OpenBackend>;
 }

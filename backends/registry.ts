@@ -1,6 +1,6 @@
 import * as z from 'zod';
 import { fileBackend, fileOptions } from './file/file.js';
-import type { Backend, DataPath, LookContext, OpenBackend, OpenContext } from './interface.js';
+import type { Backend, DataPath, Loaded, LookContext, OpenBackend, OpenContext } from './interface.js';
 import { moduleBackend, moduleOptions } from './module/module.js';
 import { nullBackend, nullOptions } from './null/null.js';
 import { ramBackend, ramOptions } from './ram/ram.js';
@@ -45,6 +45,21 @@ export function canLook(options: BackendOptions): boolean {
 export async function lookAtBackend(options: BackendOptions, context: LookContext): Promise<string | null> {
   const backend: Backend<BackendOptions> = backends[options.type];
   return (await backend.look?.(options, context)) ?? null;
+}
+
+/** Whether `tryLoadingBackend` has anything to try. */
+export function isLoaded(options: BackendOptions): boolean {
+  const backend: Backend<BackendOptions> = backends[options.type];
+  return backend.tryLoading !== undefined;
+}
+
+/** As `Backend.tryLoading`. */
+export async function tryLoadingBackend(
+  options: BackendOptions,
+  context: Pick<OpenContext, 'device' | 'user'>,
+): Promise<Loaded | null> {
+  const backend: Backend<BackendOptions> = backends[options.type];
+  return (await backend.tryLoading?.(options, context)) ?? null;
 }
 
 /** Opens the backend that `options.type` names. */

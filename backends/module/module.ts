@@ -4,7 +4,7 @@ import type { User } from '../../src/native/binding.js';
 import type { OpenedMessage } from '../../src/queue-proc/message-schema.js';
 import type { Backend, BackendModule, Inheritance, OpenBackend } from '../interface.js';
 import { openMemoryFile } from './memory-file.js';
-import { probe } from './probe.js';
+import { probe, tryLoading } from './probe.js';
 import { trustedPath } from './trusted.js';
 
 const dataPaths = ['copy'] as const;
@@ -24,6 +24,13 @@ export const moduleBackend: Backend<z.infer<typeof moduleOptions>> = {
   name: 'module',
   options: moduleOptions,
   dataPaths,
+  async look({ path }) {
+    await trustedPath(path);
+    return null;
+  },
+  async tryLoading({ path, options, directory }, { device, user }) {
+    return await tryLoading({ device, module: await trustedPath(path), options, directory }, user);
+  },
   async open({ path, ...first }, { device, user, inherited }) {
     const memory = await openMemoryFile(device, inherited);
     /** Resolves as the module is now, which may be another file: its path can be a link. */

@@ -21,6 +21,8 @@ export interface Announced {
   readonly writeZeroes: boolean;
 }
 
+type Options = Readonly<Record<string, unknown>>;
+
 /** Node 22.18 and later; its types are those of Node 20. */
 export const stripsTypes = Boolean((process.features as { readonly typescript?: unknown }).typescript);
 
@@ -70,20 +72,23 @@ function placeOfSyntaxError(path: string): Promise<string> {
   });
 }
 
+/** Checks a backend's part of the configuration. Throws `CONFIG` or `BACKEND`. */
+export function checkOptions({ name, options: schema }: BackendDefinition, options: Options): unknown {
+  if (!schema && Object.keys(options).length > 0) {
+    throw refused(`backend ${name}: unknown key ${Object.keys(options).join(', ')}; it has no options`);
+  }
+  return schema ? validate(schema, options, `backend ${name}`) : options;
+}
+
 /** Checks the options and opens an instance. Rejects with `CONFIG`, `BACKEND` or whatever `open` threw. */
 export async function openInstance(
   definition: BackendDefinition,
-  options: Readonly<Record<string, unknown>>,
+  options: Options,
   context: BackendContext,
 ): Promise<BackendInstance> {
-  const source = `backend ${definition.name}`;
-  if (!definition.options && Object.keys(options).length > 0) {
-    throw refused(`${source}: unknown key ${Object.keys(options).join(', ')}; it has no options`);
-  }
-  const checked = definition.options ? validate(definition.options, options, source) : options;
-  const instance: unknown = await definition.open(checked, context);
+  const instance: unknown = await definition.open(checkOptions(definition, options), context);
   const fault = faultOf(instance);
-  if (fault !== undefined) throw refused(`opening ${source} failed: open() returned ${fault}`);
+  if (fault !== undefined) throw refused(`opening backend ${definition.name} failed: open() returned ${fault}`);
   return instance as BackendInstance;
 }
 

@@ -8,12 +8,13 @@ export const checkCommand: Register = (program) => {
     .command('check')
     .description('check a configuration and say what is wrong with it')
     .argument('<config>', 'configuration file; see ublk-supervisor.json(5)')
-    .action(async (path: string) => {
+    .option('--configuration-only', 'look at no file and load no backend')
+    .action(async (path: string, { configurationOnly = false }: { readonly configurationOnly?: boolean }) => {
       const { loadConfig } = await import('../config/load.js');
-      const { problemsOfStores } = await import('./check-stores.js');
+      const { problemsOfBackends } = await import('./check-backends.js');
       try {
         const { devices } = await loadConfig(path);
-        const problems = await problemsOfStores(devices);
+        const problems = configurationOnly ? [] : await problemsOfBackends(devices);
         if (problems.length > 0) {
           throw new SupervisorError(problems.map((problem) => `${path}: ${problem}`).join('\n'), { code: 'CONFIG' });
         }

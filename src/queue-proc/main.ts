@@ -1,7 +1,7 @@
 import { Socket } from 'node:net';
 import { resolve } from 'node:path';
 import process from 'node:process';
-import { announcedBy, loadBackend, openInstance } from '../backend/load.js';
+import { announcedBy, checkOptions, loadBackend, openInstance } from '../backend/load.js';
 import type { BackendContext, BackendDefinition, BackendInstance } from '../backend/define.js';
 import { messageOf } from '../errors.js';
 import { dropPrivileges, inheritedQueue, inheritQueue } from '../native/binding.js';
@@ -15,7 +15,7 @@ import { sharedMemory } from './shared-memory.js';
 
 /**
  * A process with a backend in JavaScript. Forked by the zygote it has a queue, without privileges, and serves it. Started
- * by itself it is a probe: it opens the backend, says what a device of it announces, and ends.
+ * by itself it is a probe: it loads the backend, opens it, says what a device of it announces, and ends.
  */
 
 /** Of a probe; a queue process is told which. */
@@ -24,7 +24,8 @@ const PROBE_SHARED_MEMORY = 4;
 
 const inherited = inheritedQueue();
 if (inherited) process.title = `ublk/${String(inherited.deviceId)}/${String(inherited.queue)}`;
-else dropPrivileges(probeUser());
+// `check` is for everybody; who is not root has none.
+else if (process.geteuid?.() === 0) dropPrivileges(probeUser());
 
 const channel = new Socket({ fd: inherited?.channel ?? PROBE_CHANNEL, readable: true, writable: true });
 // Queue processes outlive a supervisor that was killed.
@@ -58,7 +59,7 @@ function probeUser(): User | undefined {
   return uid === undefined || gid === undefined ? undefined : { uid, gid };
 }
 
-async function load({ device, module, options, directory }: LoadMessage): Promise<void> {
+async function load({ device, module, options, directory, loadOnly }: LoadMessage): Promise<void> {
   const say = (level: 'info' | 'warn' | 'error') => (message: string) => {
     tell({ type: 'log', level, message: clipped(message) });
   };
@@ -73,6 +74,11 @@ async function load({ device, module, options, directory }: LoadMessage): Promis
   };
   try {
     const definition = await loadBackend(module);
+    if (loadOnly === true) {
+      checkOptions(definition, options);
+      endProbe({ type: 'loaded', maxQueues: definition.maxQueues ?? null });
+      return;
+    }
     const instance = await openInstance(definition, options, context);
     if (inherited) serve(instance, inherited);
     else await probe(definition, instance);
@@ -86,7 +92,11 @@ async function probe(definition: BackendDefinition, instance: BackendInstance): 
   const announced = announcedBy(definition, instance);
   draining.abort();
   await instance.close?.();
-  tell({ type: 'opened', ...announced });
+  endProbe({ type: 'opened', ...announced });
+}
+
+function endProbe(found: QueueMessage): void {
+  tell(found);
   channel.end();
 }
 

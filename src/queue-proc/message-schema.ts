@@ -19,12 +19,16 @@ const opened = z.strictObject({
   writeZeroes: z.boolean(),
 });
 
+/** The module could be loaded, and takes its options. */
+const loaded = z.strictObject({ type: z.literal('loaded'), maxQueues: z.int().min(1).nullable() });
+
 /** `RequestIdentity` of src/native/binding.ts. */
 const request = z.strictObject({ operation: z.int(), startSector: z.number(), sectors: z.number() });
 
 /** Queue process to supervisor. */
 export const queueMessage = z.discriminatedUnion('type', [
   opened,
+  loaded,
   /** The process is about to end because of this. */
   z.strictObject({ type: z.literal('ending'), message: text, stack: text }),
   /** `count` requests since the last such message were answered with an error that the backend did not name; one of them. */
@@ -34,5 +38,6 @@ export const queueMessage = z.discriminatedUnion('type', [
 
 export type QueueMessage = z.infer<typeof queueMessage>;
 export type OpenedMessage = z.infer<typeof opened>;
+export type LoadedMessage = z.infer<typeof loaded>;
 /** What a backend has to say while it serves. */
 export type BackendReport = Extract<QueueMessage, { type: 'error' | 'log' }>;

@@ -6,6 +6,8 @@ export interface LoadMessage {
   readonly options: Readonly<Record<string, unknown>>;
   /** What paths in them are relative to. Absolute. */
   readonly directory: string;
+  /** A probe is to open nothing: only whether the module can be loaded and takes the options is asked. */
+  readonly loadOnly?: true;
 }
 
 /** More of a message than a person reads; longer ones are cut. */

@@ -31,7 +31,7 @@ export class BackendChannel {
     const onMessage = (received: unknown): void => {
       const message = queueMessage.parse(received);
       if (message.type === 'ending') this.#lastWords = message;
-      else if (message.type !== 'opened') onReport(message);
+      else if (message.type === 'error' || message.type === 'log') onReport(message);
     };
     onFrames(this.#socket, onMessage, { midway: inherited !== undefined });
   }

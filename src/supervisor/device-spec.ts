@@ -7,6 +7,13 @@ import type { DeviceSpec, FoundDevice, Kernel } from './kernel.js';
 
 export type Announced = NonNullable<Inheritance['announced']>;
 
+/** null: a backend that serves at most `maxQueues` serves those of the device. */
+export function tooManyQueues({ queues }: Pick<DeviceConfig, 'queues'>, maxQueues = queues): string | null {
+  return queues <= maxQueues
+    ? null
+    : `its backend serves ${String(maxQueues)} queues at most, not ${String(queues)}; change queues`;
+}
+
 /** What a configured device and its open backend come to. Throws `CONFIG` where the two do not fit. */
 export function deviceSpec(
   { config, backend, nursery }: Served,
@@ -19,10 +26,8 @@ export function deviceSpec(
       `backend ${config.backend.type} cannot take a write twice, which recovery mode reissue may do; use fail-inflight`,
     );
   }
-  const { maxQueues = config.queues } = backend;
-  if (config.queues > maxQueues) {
-    throw refuse(`its backend serves ${String(maxQueues)} queues at most, not ${String(config.queues)}; change queues`);
-  }
+  const tooMany = tooManyQueues(config, backend.maxQueues);
+  if (tooMany !== null) throw refuse(tooMany);
   const choices = [...(backend.choices ?? [])];
   let blockSize = backend.blockSize ?? config.blockSize;
   if (blockSize === undefined) {

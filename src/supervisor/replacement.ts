@@ -14,7 +14,9 @@ const program = (): readonly string[] => [...process.execArgv, process.argv[1] ?
 export async function assertReplaceable(configPath: string): Promise<void> {
   try {
     const options = { timeout: CHECK_DEADLINE_MS, killSignal: 'SIGKILL' } as const;
-    await promisify(execFile)(process.execPath, [...program(), 'check', configPath], options);
+    // A device whose file or module is missing now is adopted as it is.
+    const check = ['check', '--configuration-only', configPath];
+    await promisify(execFile)(process.execPath, [...program(), ...check], options);
   } catch (error) {
     const { stderr = '' } = error as { readonly stderr?: string };
     const reason = stderr.trim().split('\n').at(-1) ?? '';

@@ -227,6 +227,65 @@ t.test('check looks at the files of devices, and makes and opens none', async (t
   ]);
 });
 
+t.test('check loads the backends of devices, and opens none', async (t) => {
+  const define = "import { defineBackend } from 'ublk-supervisor';\nexport default defineBackend";
+  const neverOpened = "open() { throw new Error('it was opened'); }";
+  const modules = {
+    'good.js': `${define}({ name: 'good', maxQueues: 2, ${neverOpened} });`,
+    'options.js': `import * as z from 'zod';\n${define}({ name: 'options', options: z.strictObject({ host: z.string() }), ${neverOpened} });`,
+    'syntax.js': `${define}({\n  name: 'syntax' open() {} });`,
+    'import.js': "import 'no-such-package';",
+    'throws.js': "throw new Error('no luck');",
+    'nothing.js': 'export const backend = 1;',
+    'prints.js': `console.log('loading'); process.stdout.write('x'); ${define}({ name: 'prints', ${neverOpened} });`,
+  };
+  const directory = t.testdir({ ...modules, folder: {} });
+  const config = join(directory, 'config.json');
+  const check = async (devices: readonly object[], ...args: string[]): Promise<Result> => {
+    const named = devices.map((device, index) => ({ name: `d${String(index)}`, ...device }));
+    await writeFile(config, JSON.stringify({ devices: named }));
+    return await cli('check', ...args, config);
+  };
+  const bad = [
+    { backend: { type: './none.js' } },
+    { backend: { type: './folder/../folder.js' } },
+    { backend: { type: './syntax.js' } },
+    { backend: { type: './import.js' } },
+    { backend: { type: './throws.js' } },
+    { backend: { type: './nothing.js' } },
+    { backend: { type: './good.js', host: 'localhost' } },
+    { backend: { type: './options.js', host: 7, port: 1 } },
+    { backend: { type: './good.js' }, queues: 3 },
+  ];
+  const { code, out, err } = await check(bad);
+  t.match({ code, out }, { code: 78, out: '' });
+  const expected = [
+    /loading backend .*none\.js failed: no such file or directory \(ENOENT\)$/,
+    /loading backend .*folder\.js failed: no such file or directory \(ENOENT\)$/,
+    /loading backend .*syntax\.js failed: .*; line 3: name: 'syntax' open\(\) \{\} \}\);$/,
+    /loading backend .*import\.js failed: Cannot find package 'no-such-package'/,
+    /loading backend .*throws\.js failed: no luck$/,
+    /loading backend .*nothing\.js failed: its default export is no backend; /,
+    /backend good: unknown key host; it has no options$/,
+    /backend options: host: expected a string, got 7/,
+    /its backend serves 2 queues at most, not 3; change queues$/,
+  ];
+  t.match(
+    [...bad.keys()].map((index) =>
+      err.split('\n').find((line) => line.includes(`devices[${String(index)}].backend: `)),
+    ),
+    expected,
+  );
+  t.match(err, /devices\[7\]\.backend: backend options: unknown key "port"; allowed: host/);
+  const silent = { code: 0, out: '', err: '' };
+  t.strictSame(await check(bad, '--configuration-only'), silent);
+  const good = [
+    { backend: { type: './good.js' }, queues: 2 },
+    { backend: { type: './options.js', host: 'localhost' } },
+  ];
+  t.strictSame(await check([...good, { backend: { type: './prints.js' } }]), silent);
+});
+
 t.test('a good configuration passes check silently', async (t) => {
   t.strictSame(await cli('check', join(root, 'examples/config.json')), { code: 0, out: '', err: '' });
 });

@@ -94,7 +94,12 @@ test('stores that come late', { timeout: 900_000 }, async (t) => {
     await rename(at('missing'), `${at('missing')}.away`);
     assert.equal(await served.terminate(), 0);
     served = await Served.start(devices, { runtimeDir });
-    assert.deepEqual(await states(), ['fine live', 'locked live', 'missing failed']);
+    const failed = ['fine live', 'locked live', 'missing failed'];
+    assert.deepEqual(await states(), failed);
+    const upgrade = await served.command('upgrade', '--self');
+    assert.equal(upgrade.code, 0, upgrade.stderr);
+    await waitFor('the successor', () => served.log.split('"serving"').length === 3, 120_000);
+    assert.deepEqual(await states(), failed);
     const stop = await served.command('stop', 'missing');
     assert.deepEqual([stop.code, stop.stderr], [0, '']);
     assert.deepEqual(await states(), ['fine live', 'locked live']);

@@ -1,22 +1,46 @@
 import { fork } from 'node:child_process';
-import { canLook } from '../../backends/registry.js';
+import { canLook, isLoaded, tryLoadingBackend } from '../../backends/registry.js';
 import type { DeviceConfig } from '../config/types.js';
-import { SupervisorError } from '../errors.js';
+import { SupervisorError, messageOf } from '../errors.js';
 import type { LookAnswer, LookRequest } from '../look-proc/messages.js';
 import { programPath } from '../package-root.js';
+import { tooManyQueues } from '../supervisor/device-spec.js';
+import { fewAtOnce } from '../supervisor/few-at-once.js';
 
 /** So many file systems can hang at once before others wait for them. */
 const THREADS = 128;
 /** What looks does nothing else: nothing was answered for so long because a file system does not answer. */
 const PATIENCE_MS = 10_000;
 
+const isRoot = process.geteuid?.() === 0;
+
 type Look = Exclude<LookAnswer, { readonly index: null }>;
 
 /**
- * What is wrong with the files that devices name, as far as looking tells: none is opened or made. One line each,
- * `devices[0].backend: opening /srv/disk.img failed: ...`. Ends also where a file system does not answer.
+ * What is wrong with the files that devices name, as far as looking tells, and with the modules, as far as loading them tells:
+ * nothing is opened or made. One line each, `devices[0].backend: opening /srv/disk.img failed: ...`. Ends also where a file
+ * system does not answer.
  */
-export async function problemsOfStores(devices: readonly DeviceConfig[]): Promise<readonly string[]> {
+export async function problemsOfBackends(devices: readonly DeviceConfig[]): Promise<readonly string[]> {
+  const problems = new Map(await problemsOfFiles(devices));
+  const loaded = [...devices.entries()].filter(([index, { backend }]) => isLoaded(backend) && !problems.has(index));
+  const tried = await fewAtOnce(loaded, async ([, device]) => {
+    const { backend, name, user } = device;
+    const found = await tryLoadingBackend(backend, { device: name, user: isRoot ? user : undefined });
+    return tooManyQueues(device, found?.maxQueues ?? undefined);
+  });
+  for (const [at, [index]] of loaded.entries()) {
+    const outcome = tried[at];
+    const problem = outcome?.status === 'rejected' ? messageOf(outcome.reason) : (outcome?.value ?? null);
+    if (problem !== null) problems.set(index, problem);
+  }
+  return [...problems]
+    .sort(([a], [b]) => a - b)
+    .flatMap(([index, problem]) => problem.split('\n').map((line) => `devices[${String(index)}].backend: ${line}`));
+}
+
+/** By the place of the device. */
+async function problemsOfFiles(devices: readonly DeviceConfig[]): Promise<readonly (readonly [number, string])[]> {
   const looked = [...devices.entries()].filter(([, { backend }]) => canLook(backend));
   if (looked.length === 0) return [];
   const looks = await lookAtAll(
@@ -24,17 +48,15 @@ export async function problemsOfStores(devices: readonly DeviceConfig[]): Promis
       return { options: backend, context: { device: name, blockSize, readOnly } };
     }),
   );
-  const problems: string[] = [];
   const owners = new Map<string, number>();
-  for (const [at, [index, { backend }]] of looked.entries()) {
+  return looked.flatMap(([index, { backend }], at) => {
     const { error, identity } = looks.get(at) ?? { error: hangs(backend), identity: null };
     const owner = identity === null ? undefined : owners.get(identity);
     if (identity !== null && owner === undefined) owners.set(identity, index);
     const taken = `it is the same as that of devices[${String(owner)}]; expected a different one for each device`;
     const problem = error ?? (owner === undefined ? null : taken);
-    if (problem !== null) problems.push(`devices[${String(index)}].backend: ${problem}`);
-  }
-  return problems;
+    return problem === null ? [] : [[index, problem] as const];
+  });
 }
 
 function hangs(backend: DeviceConfig['backend']): string {
