@@ -1,3 +1,4 @@
+// run: full
 // kernels: newest
 import assert from 'node:assert/strict';
 import { copyFile, mkdir, readdir, readFile, stat, symlink, writeFile } from 'node:fs/promises';

@@ -1,3 +1,4 @@
+// run: full
 // kernels: newest
 import assert from 'node:assert/strict';
 import { existsSync, readFileSync, readdirSync, readlinkSync, statSync } from 'node:fs';
