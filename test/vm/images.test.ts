@@ -104,3 +104,94 @@ test('images that others made', async (t) => {
     }
   });
 });
+
+/** What is a part of something larger. */
+interface Member {
+  readonly name: string;
+  readonly sector: 512 | 4096;
+  /** Makes one of `$disk`. */
+  readonly make: string;
+  /** Makes `$opened`, a disk, of `$disk`. */
+  readonly open: string;
+  readonly close: string;
+  readonly blockSize: number;
+}
+
+const members = ([512, 4096] as const).flatMap((sector): readonly Member[] => {
+  const group = `group${String(sector)}`;
+  return [
+    {
+      name: `lvm-${String(sector)}`,
+      sector,
+      make: `pvcreate -qqy $disk; vgcreate -qq ${group} $disk; lvcreate -qqy -n data -l 100%FREE ${group}; vgchange -qqan ${group}`,
+      open: `vgchange -qqay ${group}; opened=/dev/${group}/data`,
+      close: `vgchange -qqan ${group}`,
+      // Neither it nor md says what it was made on.
+      blockSize: 512,
+    },
+    {
+      name: `md-${String(sector)}`,
+      sector,
+      make: 'mdadm --quiet --create /dev/md9 --run --level=1 --raid-devices=2 $disk missing; mdadm --quiet --stop /dev/md9',
+      open: 'mdadm --quiet --assemble --run /dev/md9 $disk; opened=/dev/md9',
+      close: 'mdadm --quiet --stop /dev/md9',
+      blockSize: 512,
+    },
+    {
+      name: `luks-${String(sector)}`,
+      sector,
+      make: `cryptsetup luksFormat --batch-mode --pbkdf pbkdf2 --pbkdf-force-iterations 1000 --sector-size ${String(sector)} $disk /tmp/key`,
+      open: 'cryptsetup open --key-file /tmp/key $disk plain; opened=/dev/mapper/plain',
+      close: 'cryptsetup close plain',
+      blockSize: sector,
+    },
+  ];
+});
+
+/** No udev is there, for which LVM and cryptsetup would wait. */
+const WITHOUT_UDEV = 'export LVM_SYSTEM_DIR=/tmp/lvm LVM_SUPPRESS_FD_WARNINGS=1 DM_DISABLE_UDEV=1';
+
+/** Runs `script` with the file system of a member's disk at /mnt/image. */
+const inside = ({ open, close }: Member, script: string, before = ''): string => `
+  ${open}
+  ${before}
+  mount $opened /mnt/image
+  ${script}
+  umount /mnt/image
+  ${close}`;
+
+const onLoop = ({ name, sector }: Member, script: string): Promise<string> =>
+  shell(`${WITHOUT_UDEV}
+    disk=$(losetup --show -f --sector-size ${String(sector)} ${fileOf(name)})
+    ${script}
+    losetup -d $disk`);
+
+test('images that are a part of something', async (t) => {
+  await shell(`
+    modprobe -a loop dm_mod dm_crypt raid1
+    mkdir -p ${DIRECTORY} /mnt/image /tmp/lvm
+    echo 'activation { udev_sync = 0 udev_rules = 0 }' > /tmp/lvm/lvm.conf
+    head -c 3M /dev/urandom > /tmp/noise; head -c 64 /dev/urandom > /tmp/key`);
+  for (const member of members) {
+    await shell(`truncate -s 100M ${fileOf(member.name)}`);
+    const mkfs = `mkfs.ext4 -qb ${member.sector === 512 ? '1024' : '4096'} $opened`;
+    await onLoop(member, member.make + inside(member, 'cp /tmp/noise /mnt/image/noise', mkfs));
+  }
+  const served = await Served.start(
+    members.map(({ name }) => ({ name, backend: { type: 'file', path: fileOf(name) } })),
+  );
+  for (const member of members) {
+    await t.test(member.name, async () => {
+      const { path, blockSize } = await served.device(member.name);
+      assert.equal(blockSize, member.blockSize);
+      const script = 'cd /mnt/image; cmp noise /tmp/noise; cp noise copy; sync -f .; cd /';
+      await shell(`${WITHOUT_UDEV}; disk=${path ?? ''}; ${inside(member, script)}`);
+    });
+  }
+  assert.equal(await served.terminate(), 0);
+  await assertNothingLeft(served.runtimeDir);
+
+  await t.test('what was written is there for whoever made them', async () => {
+    for (const member of members) await onLoop(member, inside(member, 'cmp /mnt/image/copy /tmp/noise'));
+  });
+});
