@@ -1,9 +1,6 @@
 import * as z from 'zod';
 import { printable } from '../src/printable.js';
-import { parseSize } from '../src/units.js';
-
-/** Sizes that JavaScript counts exactly and that the kernel can address; beyond any device that exists. */
-const LARGEST_DEVICE = 2 ** 52;
+import { LARGEST_DEVICE, parseSize } from '../src/units.js';
 
 /** A path, relative to the configuration, that can be put into a message. */
 export const filePath = z

@@ -1,3 +1,6 @@
+/** Bytes. JavaScript counts exactly so far, and twice as far, and the kernel farther; beyond any device that exists. */
+export const LARGEST_DEVICE = 2 ** 52;
+
 /** By what follows the number, in lower case: no two of them differ in that alone. */
 const SIZE_UNITS: Readonly<Record<string, number>> = Object.fromEntries<number>([
   ['', 1],

@@ -1,5 +1,6 @@
 import type { Stats } from 'node:fs';
 import { SupervisorError, errnoOf, reasonOf } from '../../src/errors.js';
+import { LARGEST_DEVICE, formatSize } from '../../src/units.js';
 import { describeBlockDevice, type BlockDevice } from './block-device.js';
 
 const EBUSY = 16;
@@ -45,6 +46,12 @@ export async function blockDeviceOf(path: string, status: Stats): Promise<BlockD
 
 /** `present`: bytes that it has; `wanted`: those that are configured. */
 export function assertOfSize(path: string, present: number, wanted: number | undefined): void {
+  if (present > LARGEST_DEVICE) {
+    throw refusal(
+      path,
+      `it has ${formatSize(present)}, more than the ${formatSize(LARGEST_DEVICE)} of the largest device`,
+    );
+  }
   if (present === (wanted ?? present)) return;
   throw refusal(path, `it has ${String(present)} bytes, not the ${String(wanted)} configured; change one of them`);
 }

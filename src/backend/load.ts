@@ -3,6 +3,7 @@ import { extname } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { validate } from '../config/problems.js';
 import { SupervisorError, messageOf } from '../errors.js';
+import { LARGEST_DEVICE } from '../units.js';
 import type { BackendContext, BackendDefinition, BackendInstance } from './define.js';
 
 /** What a device announces for an instance: nothing that the instance lacks. */
@@ -125,8 +126,10 @@ function faultOf(instance: unknown): string | undefined {
   if (!BLOCK_SIZES.includes(blockSize)) {
     return `blockSize ${String(blockSize)}; expected ${BLOCK_SIZES.join(', ')} or nothing`;
   }
-  if (!Number.isSafeInteger(size) || Number(size) < SMALLEST_DEVICE || Number(size) % Number(blockSize) !== 0) {
-    return `size ${String(size)}; expected a multiple of ${String(blockSize)} bytes, at least ${String(SMALLEST_DEVICE)}`;
+  const fits = Number.isInteger(size) && Number(size) >= SMALLEST_DEVICE && Number(size) <= LARGEST_DEVICE;
+  if (!fits || Number(size) % Number(blockSize) !== 0) {
+    const range = `from ${String(SMALLEST_DEVICE)} to ${String(LARGEST_DEVICE)} bytes`;
+    return `size ${String(size)}; expected a multiple of ${String(blockSize)} ${range}`;
   }
   if (typeof given.read !== 'function') return 'no read(buffer, offset)';
   const odd = ['write', 'flush', 'discard', 'writeZeroes', 'close'].find(

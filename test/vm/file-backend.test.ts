@@ -162,6 +162,24 @@ test('files and block devices as stores', { timeout: 1_100_000 }, async (t) => {
     await assert.rejects(stat('/mnt/tmpfs/full'), { code: 'ENOENT' });
   });
 
+  await t.test('a store may be as large as any device, and no larger', async () => {
+    for (const size of [2 ** 44, 2 ** 52]) {
+      await shell(`truncate -s ${String(size)} /mnt/tmpfs/large`);
+      const device = await served.add({ name: 'large', backend: { type: 'file', path: '/mnt/tmpfs/large' } });
+      assert.equal(device.size, size);
+      await shell(`for block in 0 ${String(size / 8192)} ${String(size / 4096 - 1)}; do
+          yes $block | dd of=${pathOf(device)} bs=4096 seek=$block count=1 iflag=fullblock oflag=direct status=none
+          [ "$(dd if=/mnt/tmpfs/large bs=4096 skip=$block count=1 status=none | head -n1)" = $block ]
+        done`);
+      await served.remove('large');
+      await shell('rm /mnt/tmpfs/large');
+    }
+    await shell('truncate -s 1E /mnt/tmpfs/large');
+    const refused = await served.command('add', 'file', 'path=/mnt/tmpfs/large', '--name', 'large');
+    assert.match(refused.stderr, /it has 1024P, more than the 4P of the largest device/);
+    await shell('rm /mnt/tmpfs/large');
+  });
+
   await t.test('a store of larger blocks is discarded and zeroed to the byte', async () => {
     await shell(`truncate -s ${String(MiB)} /mnt/tmpfs/coarse`);
     const loop = (await ok('losetup', ['--show', '--sector-size', '4096', '-f', '/mnt/tmpfs/coarse'])).trim();
