@@ -220,6 +220,38 @@ test('backends that misbehave', async (t) => {
   await assertNothingLeft(served.runtimeDir, REFUSED);
 });
 
+test('a module that its author works on', async (t) => {
+  await mkdir(DIRECTORY, { recursive: true, mode: 0o755 });
+  const type = join(DIRECTORY, 'draft.mjs');
+  await writeFile(type, 'export default {', { mode: 0o644 });
+  const served = await Served.start([{ name: 'draft', queues: 1, requestTimeout: '1h', backend: { type } }], {
+    args: ['--watch'],
+  });
+
+  await t.test('is tried until it loads, also when it was broken at the start', async () => {
+    const { state, reason } = await served.device('draft');
+    assert.equal(state, 'failed');
+    assert.match(reason ?? '', /loading backend .*draft\.mjs failed: Unexpected end of input/);
+    await writeFile(
+      type,
+      'export default { name: "draft", open: () => ({ size: 65536, read: (buffer) => buffer.length }) };',
+    );
+    await served.untilLive('draft');
+  });
+
+  await t.test('can be looked at with a debugger', async () => {
+    const { queues, recoveries } = await served.device('draft');
+    process.kill(queues[0]?.pid ?? assert.fail('no process'), 'SIGUSR1');
+    await waitFor('the debugger', () => served.log.includes('Debugger listening on ws://127.0.0.1:9229/'));
+    const [target] = (await (await fetch('http://127.0.0.1:9229/json')).json()) as [{ readonly title: string }];
+    assert.match(target.title, /queue-proc\.js$/);
+    assert.equal((await served.device('draft')).recoveries, recoveries);
+  });
+
+  assert.equal(await served.terminate(), 0);
+  await assertNothingLeft(served.runtimeDir, REFUSED);
+});
+
 /** Removes what a user has in /dev/shm, as systemd-logind does when the user logs out (RemoveIPC). */
 function logOut(uid: number, directory = '/dev/shm'): void {
   for (const name of readdirSync(directory)) {
