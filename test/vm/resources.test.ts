@@ -100,7 +100,10 @@ test('a device in a machine that is short of something', { timeout: 2_300_000 },
         // Node's thread that waits for a debugger blocks every signal but the two of the C library, and does nothing else. The kernel's
         // workers for io_uring, which are tasks of ours, block those too.
         const others = tasks.filter((task) => !/^SigBlk:\s*fffffffe/m.test(readFileSync(`${task}/status`, 'utf8')));
-        assert.ok(tasks.length - others.length <= 1, tasks.map((task) => readFileSync(`${task}/status`, 'utf8')).join());
+        assert.ok(
+          tasks.length - others.length <= 1,
+          tasks.map((task) => readFileSync(`${task}/status`, 'utf8')).join(),
+        );
         for (const task of others) assert.equal(flagsOf(task) & IO_FLUSHER, IO_FLUSHER, `${task} is no I/O flusher`);
       }
     },
