@@ -45,6 +45,7 @@ export interface Inheritance {
     | (Pick<OpenBackend, 'size' | 'facts' | 'maxQueues'> & {
         readonly blockSize: number | null;
         readonly identity?: string | undefined;
+        readonly lower?: readonly LowerBackend[] | undefined;
       })
     | null;
 }
@@ -59,10 +60,45 @@ export interface OpenContext {
   readonly inherited?: Inheritance;
   /** Whom the queue processes run as; left out, as the supervisor. */
   readonly user?: User | undefined;
+  /** For what a backend has below it. */
+  readonly openLower?: OpenLower;
 }
 
 /** What is known before anything is opened. */
 export type LookContext = Pick<OpenContext, 'device' | 'blockSize' | 'readOnly'>;
+
+/** The `backend` of a configuration, as somebody wrote it. */
+export type BackendInput = Readonly<Record<string, unknown>>;
+
+/** What serves a store below a backend in JavaScript. */
+export type LowerStore =
+  /** `name` of the backend; `parked`: it has files, parked in a socket. */
+  | {
+      readonly kind: 'native';
+      readonly name: string;
+      readonly parked: boolean;
+      readonly size: number;
+      readonly blockSize: number | null;
+      readonly facts: BackendFacts;
+      readonly identity?: string | undefined;
+    }
+  | { readonly kind: 'module'; readonly path: string; readonly options: BackendInput };
+
+/** What a backend in JavaScript has asked `BackendContext.open` for. */
+export interface LowerBackend {
+  readonly asked: BackendInput;
+  readonly store: LowerStore;
+}
+
+/** What `asked` for comes to; paths in it are relative to `directory`. Rejects with a `SupervisorError`. */
+export type OpenLower = (
+  asked: BackendInput,
+  directory: string,
+  context: Pick<OpenContext, 'device' | 'inherited'>,
+) => Promise<
+  | { readonly kind: 'native'; readonly name: string; readonly backend: OpenBackend }
+  | { readonly kind: 'module'; readonly path: string; readonly options: BackendInput }
+>;
 
 /** What a backend in JavaScript says before it is opened. */
 export interface Loaded {
@@ -77,6 +113,8 @@ export interface BackendModule {
   readonly options: Readonly<Record<string, unknown>>;
   /** What paths in its options are relative to. Absolute. */
   readonly directory: string;
+  /** What it has below it. */
+  readonly lower: readonly LowerBackend[];
 }
 
 /** A backend that is open: what its queue processes inherit, and how to let go of it. */
@@ -101,7 +139,7 @@ export interface OpenBackend {
   readonly module?: BackendModule;
   /**
    * File descriptors for the C++ half, in the order it expects; they stay open until `close`. Of a backend in JavaScript the
-   * file that its shared memory is in.
+   * file that its shared memory is in, and those of the stores below it.
    */
   readonly files: readonly number[];
   /** `open` made the data: a device that then cannot be started takes it along. */

@@ -10,15 +10,13 @@ const SECTOR = 512;
 /** Keeps the data of another backend encrypted: AES-256-XTS, as dm-crypt does with `aes-xts-plain64`. */
 export default defineBackend({
   name: 'encrypting-backend',
-  options: z.looseObject({
+  options: z.strictObject({
     keyFile: z.string().describe('path of 64 random bytes that only their owner may read'),
-    backend: z.string().describe('the other backend, relative to this file; all other options are for it'),
+    backend: z.looseObject({ type: z.string() }).describe('the other backend, as a device has one'),
   }),
-  async open({ keyFile, backend, ...options }, context) {
+  async open({ keyFile, backend }, context) {
     const key = await readKey(context.resolve(keyFile));
-    const { default: definition } = await import(new URL(backend, import.meta.url).href);
-    /** @type {import('ublk-supervisor').BackendInstance} */
-    const inner = await definition.open(definition.options?.parse(options) ?? options, context);
+    const inner = await context.open(backend);
     const write = inner.write?.bind(inner);
     const flush = inner.flush?.bind(inner);
     const discard = inner.discard?.bind(inner);

@@ -9,6 +9,7 @@ import {
   type LoadedMessage,
   type OpenedMessage,
   type QueueMessage,
+  type WantsMessage,
 } from '../../src/queue-proc/message-schema.js';
 import { HEAP_FULL, LONGEST_TEXT, type LoadMessage } from '../../src/queue-proc/messages.js';
 
@@ -18,28 +19,33 @@ const DEADLINE_MS = 60_000;
 
 /**
  * Opens a backend in a process of its own to learn what a device of it announces, which the kernel wants to know before
- * there is any queue process. It runs as they will, with `sharedMemory`, a file. Rejects with `BACKEND`.
+ * there is any queue process, or what it wants below it, which it is then to be given. It runs as they will, with their `files`.
+ * Rejects with `BACKEND`.
  */
-export function probe(load: LoadMessage, sharedMemory: number, user: User | undefined): Promise<OpenedMessage> {
-  return ask(load, 'opened', sharedMemory, user);
+export async function probe(
+  load: LoadMessage,
+  files: readonly number[],
+  user: User | undefined,
+): Promise<OpenedMessage | WantsMessage> {
+  return ask(load, 'opening', files, user, (answer) => answer.type === 'opened' || answer.type === 'wants');
 }
 
 /** Loads a backend in such a process and has its options checked. Rejects with `BACKEND`. */
-export function tryLoading(load: LoadMessage, user: User | undefined): Promise<LoadedMessage> {
-  return ask({ ...load, loadOnly: true }, 'loaded', 'ignore', user);
+export function tryLoading(load: Omit<LoadMessage, 'lower'>, user: User | undefined): Promise<LoadedMessage> {
+  return ask({ ...load, lower: [], loadOnly: true }, 'loading', [], user, (answer) => answer.type === 'loaded');
 }
 
-async function ask<Type extends QueueMessage['type']>(
+async function ask<Wanted extends QueueMessage>(
   load: LoadMessage,
-  wanted: Type,
-  sharedMemory: number | 'ignore',
+  step: string,
+  files: readonly number[],
   user: User | undefined,
-): Promise<Extract<QueueMessage, { readonly type: Type }>> {
-  const step = wanted === 'loaded' ? 'loading' : 'opening';
+  isWanted: (answer: QueueMessage) => answer is Wanted,
+): Promise<Wanted> {
   const refused = (reason: string, cause?: unknown): SupervisorError =>
     new SupervisorError(`${step} backend ${load.module} failed: ${reason}`, { code: 'BACKEND', cause });
   const child = spawn(process.execPath, [PROGRAM, ...(user ? [String(user.uid), String(user.gid)] : [])], {
-    stdio: ['ignore', 'ignore', 'pipe', 'pipe', sharedMemory],
+    stdio: ['ignore', 'ignore', 'pipe', 'pipe', ...files],
     env: {},
     cwd: '/',
     detached: true,
@@ -63,7 +69,7 @@ async function ask<Type extends QueueMessage['type']>(
   }).catch((error: unknown) => {
     throw refused('its process could not be started', error);
   });
-  const answer = answers.find((one): one is Extract<QueueMessage, { readonly type: Type }> => one.type === wanted);
+  const answer = answers.find(isWanted);
   if (answer) return answer;
   const ending = answers.find((one) => one.type === 'ending');
   if (!ending && child.killed) throw refused(`it was not done within ${String(DEADLINE_MS / 1000)} s`);

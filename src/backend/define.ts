@@ -23,6 +23,11 @@ export interface BackendContext {
    */
   resolve(path: string): string;
   /**
+   * Opens a backend below this one, from what a configuration has as `backend`: `{ type: 'file', path: './disk.img' }`. Only
+   * within `open`, and the same in every instance. It is closed with the device.
+   */
+  open(backend: Readonly<Record<string, unknown>>): Promise<BackendInstance>;
+  /**
    * Memory that all instances of the device share and that outlives them: zeros when it is first asked for, gone with
    * the device. `name`: 1 to 63 of a-z, 0-9, "_", "." and "-". `size`: bytes, the same in every instance.
    */

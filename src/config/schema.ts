@@ -1,6 +1,6 @@
 import { dirname, normalize, resolve } from 'node:path';
 import * as z from 'zod';
-import { backendOptions, dataPathsOf } from '../../backends/registry.js';
+import { backendOptions, dataPathsOf, type BackendOptions } from '../../backends/registry.js';
 import { parseJson } from './json.js';
 import { oneOf, show, validate } from './problems.js';
 import type { Config, DeviceConfig } from './types.js';
@@ -155,6 +155,11 @@ export function checkConfig(input: unknown, source: string, directory: string): 
   return { devices: devices.map((one) => withAbsolutePaths(one, directory)) };
 }
 
+/** Checks the `backend` of a device by itself; paths in it are relative to `directory`. Throws `CONFIG`. */
+export function checkBackend(input: unknown, source: string, directory: string): BackendOptions {
+  return absolute(validate(backendOptions, input, source), directory);
+}
+
 /**
  * The configuration in `text`; `source`, its path, names it in errors and is what paths in it are relative to. Rejects
  * with code `CONFIG`, one line per problem.
@@ -187,13 +192,16 @@ export function deviceInput(config: DeviceConfig): object {
 }
 
 function withAbsolutePaths(
-  { directory: own, backend, ...config }: z.output<typeof device>,
+  { directory, backend, ...config }: z.output<typeof device>,
   directoryOfAll: string,
 ): DeviceConfig {
-  if (!('path' in backend)) return { ...config, backend };
-  const directory = resolve(own ?? directoryOfAll);
+  return { ...config, backend: absolute(backend, resolve(directory ?? directoryOfAll)) };
+}
+
+function absolute(backend: BackendOptions, directory: string): BackendOptions {
+  if (!('path' in backend)) return backend;
   const path = resolve(directory, backend.path);
-  return { ...config, backend: backend.type === 'module' ? { ...backend, path, directory } : { ...backend, path } };
+  return backend.type === 'module' ? { ...backend, path, directory } : { ...backend, path };
 }
 
 /** The JSON Schema of what a person writes, for editors. */

@@ -333,8 +333,43 @@ export interface InheritedQueue {
   readonly size: number;
   /** fd of a stream socket to the supervisor. */
   readonly channel: number;
-  /** fd of the file that the device's shared memory is in. */
-  readonly sharedMemory: number;
+  /**
+   * fds: of the file that the device's shared memory is in, then of the sockets that the files of what is below the backend are
+   * parked in.
+   */
+  readonly files: readonly number[];
+}
+
+/** `UBLK_IO_OP_*` of linux/ublk_cmd.h. */
+export const Operation = { read: 0, write: 1, flush: 2, discard: 3, writeZeroes: 5 } as const;
+
+/** A native backend below one in JavaScript. */
+export interface NativeDisk {
+  /** Of each tag `maxIoBytes`. */
+  readonly buffers: ArrayBuffer;
+  readonly depth: number;
+  readonly maxIoBytes: number;
+  /** Bytes or -errno; undefined: that comes later. */
+  submit(
+    tag: number,
+    operation: number,
+    offset: number,
+    length: number,
+    fua: boolean,
+    mayUnmap: boolean,
+  ): number | undefined;
+  close(): void;
+}
+
+interface NativeDiskClass {
+  readonly depth: number;
+  readonly maxIoBytes: number;
+  new (
+    backend: string,
+    size: number,
+    files: readonly number[],
+    onAnswer: (tag: number, result: number) => void,
+  ): Omit<NativeDisk, 'depth' | 'maxIoBytes'>;
 }
 
 interface NativeJsQueue {
@@ -418,6 +453,7 @@ interface Binding {
   inheritedQueue(): InheritedQueue | null;
   mapShared(fd: number, offset: number, bytes: number): ArrayBuffer;
   JsQueue: new (onBatch: (count: number) => void, onDrain: () => void, onEnd: () => void) => NativeJsQueue;
+  NativeDisk: NativeDiskClass;
   SharedPages: new (queues: number, depth: number, memfd?: number) => SharedPages;
   ZipIndexer: new (
     archive: number,
@@ -723,6 +759,29 @@ export function inheritQueue({ onBatch, onDrain, onEnd }: QueueEvents): JsQueue 
     },
     answer: (count) => {
       native.answer(count);
+    },
+  };
+}
+
+/**
+ * Opens the native half of a backend that has these files open, in this process. In a queue process only before
+ * `inheritQueue`. `onAnswer`: a request that `submit` did not answer is.
+ */
+export function openNativeDisk(
+  backend: string,
+  size: number,
+  files: readonly number[],
+  onAnswer: (tag: number, result: number) => void,
+): NativeDisk {
+  const native = binding().NativeDisk;
+  const disk = translated(() => new native(backend, size, files, onAnswer));
+  return {
+    buffers: disk.buffers,
+    depth: native.depth,
+    maxIoBytes: native.maxIoBytes,
+    submit: (...request) => translated(() => disk.submit(...request)),
+    close: () => {
+      disk.close();
     },
   };
 }

@@ -1,6 +1,8 @@
 // What a queue process that serves in JavaScript has from the zygote, for the addon that is loaded later.
 #pragma once
 
+#include <vector>
+
 #include "protocol.hpp"
 #include "shared_page.hpp"
 
@@ -11,8 +13,10 @@ struct Inheritance {
   uint32_t queue;
   int charDevice;
   const IoDescriptor* descriptors;
-  int channel;       // to the supervisor: a stream socket
-  int sharedMemory;  // the file that the device's shared memory is in
+  int channel;  // to the supervisor: a stream socket
+  // First the file that the device's shared memory is in, then for each store below the backend the socket in which its
+  // files are parked.
+  std::vector<int> files;
   SharedMap shared;
 };
 

@@ -54,8 +54,8 @@ void enterJavaScript(Inheritance& inheritance, const FileDescriptor& sharedPage,
     faultPoint("preparing", inheritance.queue);
     prepareForReclaim();
     std::vector<FileDescriptor> files = takeFiles(parkedFiles);
-    if (files.size() != 1) throw std::system_error(EBADF, std::generic_category(), "receiving the shared memory");
-    inheritance.sharedMemory = files[0].release();
+    if (files.empty()) throw std::system_error(EBADF, std::generic_category(), "receiving the shared memory");
+    for (FileDescriptor& file : files) inheritance.files.push_back(file.release());
     dropPrivileges(request.user, request.coreDump != 0);
     confine(false);
   } catch (const std::system_error& error) {

@@ -271,7 +271,7 @@ class Zygote {
     const int output = files[1 + request.queues].get();
     for (const int stream : {STDOUT_FILENO, STDERR_FILENO}) checked(dup2(output, stream), "dup2");
     throw JavaScriptChild{
-        {request, queue, keep(device), std::exchange(areas[queue].base, nullptr), files[queue + 1].release(), -1, {}},
+        {request, queue, keep(device), std::exchange(areas[queue].base, nullptr), files[queue + 1].release(), {}, {}},
         files[0].release(),
         files[2 + request.queues].release()};
   }

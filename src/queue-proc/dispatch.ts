@@ -1,8 +1,8 @@
 import { constants } from 'node:os';
 import type { BackendInstance } from '../backend/define.js';
+import { Operation } from '../native/binding.js';
 import type { JsQueue, RequestIdentity } from '../native/binding.js';
 
-const Operation = { read: 0, write: 1, flush: 2, discard: 3, writeZeroes: 5 } as const;
 const OPERATION_BITS = 0xff;
 const SECTOR = 512;
 const FUA = 0x100;

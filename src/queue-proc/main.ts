@@ -1,10 +1,13 @@
+import { closeSync } from 'node:fs';
 import { Socket } from 'node:net';
 import { resolve } from 'node:path';
 import process from 'node:process';
 import { announcedBy, checkOptions, loadBackend, openInstance } from '../backend/load.js';
+import { asAsked, lowerInstance, takeLower } from '../backend/lower.js';
+import type { BackendInput, LowerBackend } from '../../backends/interface.js';
 import type { BackendContext, BackendDefinition, BackendInstance } from '../backend/define.js';
 import { messageOf } from '../errors.js';
-import { dropPrivileges, inheritedQueue, inheritQueue } from '../native/binding.js';
+import { dropPrivileges, inheritedQueue, inheritQueue, parkedFiles } from '../native/binding.js';
 import type { InheritedQueue, RequestIdentity, User } from '../native/binding.js';
 import { Dispatcher } from './dispatch.js';
 import { onFrames, sendFrame } from './frames.js';
@@ -20,7 +23,7 @@ import { sharedMemory } from './shared-memory.js';
 
 /** Of a probe; a queue process is told which. */
 const PROBE_CHANNEL = 3;
-const PROBE_SHARED_MEMORY = 4;
+const PROBE_FIRST_FILE = 4;
 
 const inherited = inheritedQueue();
 if (inherited) process.title = `ublk/${String(inherited.deviceId)}/${String(inherited.queue)}`;
@@ -59,10 +62,13 @@ function probeUser(): User | undefined {
   return uid === undefined || gid === undefined ? undefined : { uid, gid };
 }
 
-async function load({ device, module, options, directory, loadOnly }: LoadMessage): Promise<void> {
+async function load({ device, module, options, directory, lower, loadOnly }: LoadMessage): Promise<void> {
+  const [memory = -1, ...sockets] =
+    inherited?.files ?? [0, ...lower.filter(hasFiles)].map((_, index) => PROBE_FIRST_FILE + index);
   const say = (level: 'info' | 'warn' | 'error') => (message: string) => {
     tell({ type: 'log', level, message: clipped(message) });
   };
+  const given = new Set<number>();
   const context: BackendContext = {
     device,
     queue: inherited?.queue ?? 0,
@@ -70,7 +76,14 @@ async function load({ device, module, options, directory, loadOnly }: LoadMessag
     log: { info: say('info'), warn: say('warn'), error: say('error') },
     signal: draining.signal,
     resolve: (path) => resolve(directory, path),
-    sharedMemory: (name, size) => sharedMemory(inherited?.sharedMemory ?? PROBE_SHARED_MEMORY, name, size),
+    sharedMemory: (name, size) => sharedMemory(memory, name, size),
+    open: async (backend) => {
+      const asked = asAsked(backend);
+      const place = takeLower(lower, asked, given);
+      const one = lower[place];
+      if (one === undefined) return await missing(asked);
+      return await lowerInstance(one, takeFiles(sockets[lower.filter(hasFiles).indexOf(one)]), place, context);
+    },
   };
   try {
     const definition = await loadBackend(module);
@@ -86,6 +99,26 @@ async function load({ device, module, options, directory, loadOnly }: LoadMessag
     tell({ type: 'ending', ...described(error) });
     process.exit(EXIT_UNLOADABLE);
   }
+}
+
+const hasFiles = ({ store }: LowerBackend): boolean => store.kind === 'native' && store.parked;
+
+/** Who serves must not reach what others find parked. */
+function takeFiles(socket: number | undefined): readonly number[] {
+  if (socket === undefined) return [];
+  const files = parkedFiles(socket);
+  closeSync(socket);
+  return files;
+}
+
+/** A probe says what it lacks and ends; another one, which has it, gets farther. */
+function missing(asked: BackendInput): Promise<never> {
+  if (inherited) {
+    const message = `opening ${JSON.stringify(asked)} failed: the device was made without it; open the same in every instance`;
+    return Promise.reject(new Error(message));
+  }
+  endProbe({ type: 'wants', asked });
+  return new Promise(() => undefined);
 }
 
 async function probe(definition: BackendDefinition, instance: BackendInstance): Promise<void> {

@@ -22,6 +22,9 @@ const opened = z.strictObject({
 /** The module could be loaded, and takes its options. */
 const loaded = z.strictObject({ type: z.literal('loaded'), maxQueues: z.int().min(1).nullable() });
 
+/** A probe's backend asked for what it does not have below it yet. */
+const wants = z.strictObject({ type: z.literal('wants'), asked: z.record(z.string(), z.unknown()) });
+
 /** `RequestIdentity` of src/native/binding.ts. */
 const request = z.strictObject({ operation: z.int(), startSector: z.number(), sectors: z.number() });
 
@@ -29,6 +32,7 @@ const request = z.strictObject({ operation: z.int(), startSector: z.number(), se
 export const queueMessage = z.discriminatedUnion('type', [
   opened,
   loaded,
+  wants,
   /** The process is about to end because of this. */
   z.strictObject({ type: z.literal('ending'), message: text, stack: text }),
   /** `count` requests since the last such message were answered with an error that the backend did not name; one of them. */
@@ -39,5 +43,6 @@ export const queueMessage = z.discriminatedUnion('type', [
 export type QueueMessage = z.infer<typeof queueMessage>;
 export type OpenedMessage = z.infer<typeof opened>;
 export type LoadedMessage = z.infer<typeof loaded>;
+export type WantsMessage = z.infer<typeof wants>;
 /** What a backend has to say while it serves. */
 export type BackendReport = Extract<QueueMessage, { type: 'error' | 'log' }>;

@@ -1,3 +1,5 @@
+import type { LowerBackend } from '../../backends/interface.js';
+
 /** Supervisor to queue process, the first and only message: what to serve. */
 export interface LoadMessage {
   readonly device: string;
@@ -6,6 +8,8 @@ export interface LoadMessage {
   readonly options: Readonly<Record<string, unknown>>;
   /** What paths in them are relative to. Absolute. */
   readonly directory: string;
+  /** What it has below it, of which the process has the files. */
+  readonly lower: readonly LowerBackend[];
   /** A probe is to open nothing: only whether the module can be loaded and takes the options is asked. */
   readonly loadOnly?: true;
 }

@@ -20,7 +20,7 @@ export interface StoreRequest {
   /** Chosen by the supervisor. */
   readonly store: number;
   readonly options: BackendOptions;
-  readonly context: Omit<OpenContext, 'inherited'>;
+  readonly context: Omit<OpenContext, 'inherited' | 'openLower'>;
   readonly inherited: Omit<Inheritance, 'files'> | null;
   /** `resize`: bytes. */
   readonly wanted: number | null;

@@ -125,8 +125,8 @@ export function unopenedSpec(config: DeviceConfig, { found, announced, nursery }
   };
 }
 
-function moduleOf({ path, options, directory }: BackendModule): BackendModule {
-  return { path, options, directory };
+function moduleOf({ path, options, directory }: Omit<BackendModule, 'lower'>): BackendModule {
+  return { path, options, directory, lower: [] };
 }
 
 const NO_FACTS: BackendFacts = {

@@ -7,20 +7,34 @@ import type { DeviceConfig } from '../config/types.js';
 import { messageOf } from '../errors.js';
 import type { Log } from './device-log.js';
 
-const announced = z.strictObject({
+const facts = z.strictObject({
+  volatileCache: z.boolean(),
+  fua: z.boolean(),
+  discard: z.boolean(),
+  writeZeroes: z.boolean(),
+  readOnly: z.boolean(),
+  rotational: z.boolean(),
+  idempotentWrites: z.boolean(),
+});
+
+const input = z.record(z.string(), z.unknown());
+
+const store = z.strictObject({
   size: z.int(),
   blockSize: z.int().nullable(),
   identity: z.string().optional(),
-  facts: z.strictObject({
-    volatileCache: z.boolean(),
-    fua: z.boolean(),
-    discard: z.boolean(),
-    writeZeroes: z.boolean(),
-    readOnly: z.boolean(),
-    rotational: z.boolean(),
-    idempotentWrites: z.boolean(),
-  }),
+  facts,
 });
+
+const lower = z.strictObject({
+  asked: input,
+  store: z.discriminatedUnion('kind', [
+    store.extend({ kind: z.literal('native'), name: z.string(), parked: z.boolean() }),
+    z.strictObject({ kind: z.literal('module'), path: z.string(), options: input }),
+  ]),
+});
+
+const announced = store.extend({ lower: z.array(lower).readonly().optional() });
 
 const entry = z.strictObject({
   /** Of the kernel that the device is in: no device outlives its boot. */

@@ -316,8 +316,8 @@ export class ManagedDevice {
     const { id } = this;
     const { backend } = this.device;
     if (id === null || backend === null) return;
-    const { size, blockSize, identity, facts } = backend;
-    const announced = { size, blockSize: blockSize ?? null, identity, facts };
+    const { size, blockSize, identity, facts, module } = backend;
+    const announced = { size, blockSize: blockSize ?? null, identity, facts, lower: module?.lower };
     this.#journal.write({ id, added: this.configured === null, announced, config: this.#config });
   }
 

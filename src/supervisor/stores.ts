@@ -1,6 +1,7 @@
 import { closeSync } from 'node:fs';
 import type { Inheritance, OpenBackend, OpenContext } from '../../backends/interface.js';
 import { mayHang, openBackend, type BackendOptions } from '../../backends/registry.js';
+import { lowerOpener } from '../backend/open-lower.js';
 import { SupervisorError } from '../errors.js';
 import { parkFiles, parkedFiles } from '../native/binding.js';
 import type { DescribedStore, StoreCall, StoreRequest } from '../store-proc/messages.js';
@@ -20,7 +21,7 @@ export class Stores {
   #ended = false;
 
   async open(options: BackendOptions, context: OpenContext): Promise<OpenBackend> {
-    if (!mayHang(options)) return openHere(options, context);
+    if (!mayHang(options)) return openHere(options, { ...context, openLower: lowerOpener(this.open.bind(this)) });
     const { inherited, ...rest } = context;
     const known = inherited === undefined ? null : withoutFiles(inherited);
     this.#lastStore += 1;

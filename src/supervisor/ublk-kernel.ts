@@ -229,8 +229,8 @@ export class UblkKernel implements Kernel {
       output?.handedOver();
     }
     if (module !== null) {
-      const { path, options, directory } = module;
-      const load = { device: spec.name, module: path, options, directory };
+      const { path, options, directory, lower } = module;
+      const load = { device: spec.name, module: path, options, directory, lower };
       for (const channel of channels) channel.load(load);
     }
     return record.generation;

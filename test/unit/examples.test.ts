@@ -6,8 +6,9 @@ import { join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { execa } from 'execa';
 import t, { type Test } from 'tap';
-import type { BackendContext, BackendDefinition } from '../../src/backend/define.js';
+import type { BackendContext, BackendDefinition, BackendInstance } from '../../src/backend/define.js';
 import { loadConfig } from '../../src/config/load.js';
+import { zipArchive } from './zip-archive.js';
 
 /** The examples of backends, checked as their author would. */
 
@@ -81,10 +82,29 @@ t.test('http-backend.js', async (t) => {
 t.test('encrypting-backend.js', async (t) => {
   const keyFile = join(t.testdir(), 'key');
   writeFileSync(keyFile, randomBytes(64), { mode: 0o600 });
-  const options = [`keyFile=${keyFile}`, 'backend=./ram-backend.js', 'size=4194304'];
-  t.match(await testBackend('./encrypting-backend.js', ...options), { exitCode: 0, all: / 0 failed, / });
+  const over = (backend: object): string[] => [`keyFile=${keyFile}`, `backend=${JSON.stringify(backend)}`];
+  const size = 4 * 2 ** 20;
+  const zip = join(t.testdirName, 'disk.zip');
+  writeFileSync(zip, zipArchive([{ name: 'disk', data: randomBytes(size) }]));
+  for (const backend of [
+    { type: './ram-backend.js', size },
+    { type: 'ram', size },
+    { type: 'file', path: join(t.testdirName, 'disk.img'), size },
+    { type: 'zip', path: zip },
+  ]) {
+    t.match(
+      await testBackend('./encrypting-backend.js', ...over(backend)),
+      { exitCode: 0, all: / 0 failed, / },
+      backend.type,
+    );
+  }
+  const missing = over({ type: 'file', path: join(t.testdirName, 'missing.img') });
+  t.match(await testBackend('./encrypting-backend.js', ...missing), { exitCode: 1, all: /there is no such file/ });
+  const wrong = over({ type: 'ram', size, sise: 1 });
+  t.match(await testBackend('./encrypting-backend.js', ...wrong), { exitCode: 1, all: /unknown key "sise"/ });
   chmodSync(keyFile, 0o640);
-  t.match(await testBackend('./encrypting-backend.js', ...options), { exitCode: 1, all: /chmod 600/ });
+  const ram = over({ type: 'ram', size });
+  t.match(await testBackend('./encrypting-backend.js', ...ram), { exitCode: 1, all: /chmod 600/ });
 });
 
 t.test('encrypting-backend.js stores nothing in the clear', async (t) => {
@@ -92,8 +112,13 @@ t.test('encrypting-backend.js stores nothing in the clear', async (t) => {
   writeFileSync(keyFile, randomBytes(64), { mode: 0o600 });
   const module = (await import(join(root, 'examples/encrypting-backend.js'))) as { default: BackendDefinition };
   const stored = Buffer.alloc(8192);
-  const options = { keyFile, backend: './ram-backend.js', size: stored.length };
-  const context = { sharedMemory: () => stored, resolve } as unknown as BackendContext;
+  const options = { keyFile, backend: { type: 'ram', size: stored.length } };
+  const below: BackendInstance = {
+    size: stored.length,
+    read: (buffer, offset) => stored.copy(buffer, 0, offset, offset + buffer.length),
+    write: (buffer, offset) => buffer.copy(stored, offset),
+  };
+  const context = { open: () => Promise.resolve(below), resolve } as unknown as BackendContext;
   const instance = await module.default.open(options, context);
   const clear = Buffer.alloc(1024, 'text ');
   t.equal(await instance.write?.(clear, 512, { fua: false }), 1024);

@@ -27,7 +27,7 @@ function openModule(path: string, options: Readonly<Record<string, unknown>>, on
     ...backend,
     dataPaths: ['copy'],
     facts: { ...facts, discard: discard !== false },
-    module: { path, options, directory: '/' },
+    module: { path, options, directory: '/', lower: [] },
     size: Number(size),
     renew: async (wanted) => {
       onRenewed();

@@ -46,8 +46,12 @@ test('every backend in JavaScript', { timeout: 1_100_000 }, async (t) => {
     {
       name: 'encrypting',
       settings: { queues: 1, directory: '/run' },
-      backend: { type: example('encrypting'), keyFile: './key', backend: './ram-backend.js', size: SIZE },
-      expected: { ...plain, writeZeroes: false },
+      backend: {
+        type: example('encrypting'),
+        keyFile: './key',
+        backend: { type: 'file', path: './encrypted.img', size: SIZE },
+      },
+      expected: { ...usual, writeZeroes: false },
     },
     {
       name: 'http',

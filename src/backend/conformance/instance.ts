@@ -1,4 +1,5 @@
 import { MessageChannel, Worker } from 'node:worker_threads';
+import type { BackendInput } from '../../../backends/interface.js';
 import { messageOf } from '../../errors.js';
 import { packageRoot } from '../../package-root.js';
 import type { Announced } from '../load.js';
@@ -11,10 +12,13 @@ import {
   type ToWorker,
   type WorkerOptions,
 } from './messages.js';
+import type { SharedLower } from './shared-lower.js';
 
 export interface InstanceSettings extends Pick<WorkerOptions, 'module' | 'options' | 'queue' | 'queues'> {
   /** The device's shared memory by name. */
   readonly memory: Map<string, SharedArrayBuffer>;
+  /** What it has below it. */
+  readonly lower: SharedLower;
   /** How long `open` and every call may take. */
   readonly deadlineMs: number;
 }
@@ -59,8 +63,10 @@ export class TestInstance {
       env: {},
       execArgv: [],
     });
+    const given = new Set<number>();
     this.#worker.on('message', (message: FromWorker) => {
-      this.#settle(message.type === 'settled' ? message.id : OPENING, message);
+      if (message.type === 'wants') void this.#give(message.id, message.asked, given);
+      else this.#settle(message.type === 'settled' ? message.id : OPENING, message);
     });
     this.#worker.on('error', (error) => {
       this.#end(withFrames(`its process died of: ${messageOf(error)}`, error));
@@ -122,6 +128,14 @@ export class TestInstance {
     if (message.type !== 'settled') throw new TypeError(message.type);
     if (message.fault !== undefined) throw new Error(`${what} ${message.fault}`);
     return message.data ?? new Uint8Array();
+  }
+
+  async #give(id: number, asked: BackendInput, given: Set<number>): Promise<void> {
+    try {
+      this.#send({ type: 'lower', id, ...(await this.#settings.lower.give(asked, given)) });
+    } catch (error) {
+      this.#send({ type: 'no-lower', id, reason: messageOf(error) });
+    }
   }
 
   #answer(id: number, what: string): Promise<FromWorker> {

@@ -1,5 +1,7 @@
 import type { MessagePort } from 'node:worker_threads';
+import type { BackendInput } from '../../../backends/interface.js';
 import type { Announced } from '../load.js';
+import type { GivenLower } from './shared-lower.js';
 
 /** What the suite and the worker thread that stands for a queue process tell each other. */
 
@@ -35,11 +37,16 @@ export type ToWorker =
   | { readonly type: 'call'; readonly id: number; readonly call: Call }
   /** Settles with a fault if a buffer changed after its call had settled. */
   | { readonly type: 'inspect'; readonly id: number }
-  | { readonly type: 'drain' };
+  | { readonly type: 'drain' }
+  /** What the backend asked for; its files are open in this process. */
+  | ({ readonly type: 'lower'; readonly id: number } & GivenLower)
+  | { readonly type: 'no-lower'; readonly id: number; readonly reason: string };
 
 export type FromWorker =
   | { readonly type: 'opened'; readonly announced: Announced }
   | { readonly type: 'refused'; readonly reason: string }
+  /** Its backend wants that below it. */
+  | { readonly type: 'wants'; readonly id: number; readonly asked: BackendInput }
   /** `fault`: what is wrong with the answer, or what was thrown. `data`: what a read left in its buffer. */
   | { readonly type: 'settled'; readonly id: number; readonly fault?: string; readonly data?: Uint8Array };
 

@@ -3,30 +3,35 @@ import { assertSame, type Disk } from './disk.js';
 import { TestInstance, type InstanceSettings } from './instance.js';
 import type { Request } from './messages.js';
 import { QUEUES } from './operations.js';
+import { SharedLower } from './shared-lower.js';
 
-export type WorkerDiskSettings = Omit<InstanceSettings, 'queue' | 'queues' | 'memory'>;
+export type WorkerDiskSettings = Omit<InstanceSettings, 'queue' | 'queues' | 'memory' | 'lower'>;
+
+/** What its instances have together. */
+type Shared = Pick<InstanceSettings, 'memory' | 'lower'>;
 
 /** A disk without a kernel: an instance of the backend for each queue, or as many as it serves. */
 export class WorkerDisk implements Disk {
   readonly choosesQueue = true;
   readonly #settings: WorkerDiskSettings;
-  readonly #memory: Map<string, SharedArrayBuffer>;
+  readonly #shared: Shared;
   #instances: readonly TestInstance[];
 
-  private constructor(
-    settings: WorkerDiskSettings,
-    memory: Map<string, SharedArrayBuffer>,
-    instances: readonly TestInstance[],
-  ) {
+  private constructor(settings: WorkerDiskSettings, shared: Shared, instances: readonly TestInstance[]) {
     this.#settings = settings;
-    this.#memory = memory;
+    this.#shared = shared;
     this.#instances = instances;
   }
 
   /** Rejects if an instance cannot be opened or announces something else than the first. */
   static async open(settings: WorkerDiskSettings): Promise<WorkerDisk> {
-    const memory = new Map<string, SharedArrayBuffer>();
-    return new WorkerDisk(settings, memory, await openAll(settings, memory));
+    const shared = { memory: new Map<string, SharedArrayBuffer>(), lower: new SharedLower() };
+    try {
+      return new WorkerDisk(settings, shared, await openAll(settings, shared));
+    } catch (error) {
+      await shared.lower.end();
+      throw error;
+    }
   }
 
   get announced(): Announced {
@@ -49,8 +54,8 @@ export class WorkerDisk implements Disk {
 
   /** Without a word to the old instances. */
   async replace(): Promise<void> {
-    await this.end();
-    this.#instances = await openAll(this.#settings, this.#memory);
+    await this.#killAll();
+    this.#instances = await openAll(this.#settings, this.#shared);
   }
 
   reset(): Promise<void> {
@@ -58,6 +63,11 @@ export class WorkerDisk implements Disk {
   }
 
   async end(): Promise<void> {
+    await this.#killAll();
+    await this.#shared.lower.end();
+  }
+
+  async #killAll(): Promise<void> {
     await Promise.all(this.#instances.map((instance) => instance.kill()));
   }
 
@@ -68,11 +78,11 @@ export class WorkerDisk implements Disk {
   }
 }
 
-async function openAll(settings: WorkerDiskSettings, memory: Map<string, SharedArrayBuffer>): Promise<TestInstance[]> {
+async function openAll(settings: WorkerDiskSettings, shared: Shared): Promise<TestInstance[]> {
   const opened: TestInstance[] = [];
   try {
     for (let queue = 0; queue < QUEUES; queue++) {
-      const instance = await TestInstance.open({ ...settings, memory, queue, queues: QUEUES });
+      const instance = await TestInstance.open({ ...settings, ...shared, queue, queues: QUEUES });
       opened.push(instance);
       const [first = instance] = opened;
       assertSame(first.announced, instance.announced);

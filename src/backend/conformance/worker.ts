@@ -3,7 +3,9 @@ import { inspect } from 'node:util';
 import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads';
 import { messageOf, reasonOf } from '../../errors.js';
 import { printable } from '../../printable.js';
+import type { BackendInput } from '../../../backends/interface.js';
 import type { BackendContext, BackendInstance } from '../define.js';
+import { asAsked, lowerInstance } from '../lower.js';
 import { announcedBy, assertSharedMemory, loadBackend, openInstance } from '../load.js';
 import { withFrames } from './frames.js';
 import {
@@ -16,11 +18,13 @@ import {
   type ToWorker,
   type WorkerOptions,
 } from './messages.js';
+import type { GivenLower } from './shared-lower.js';
 
 /** A worker thread that stands for a queue process: its modules, and so its instance, are its own. */
 
 const { module, options, queue, queues, memory, answered } = workerData as WorkerOptions;
 const draining = new AbortController();
+let lastWish = 0;
 /** Nobody may touch these buffers any more. */
 const settled: { readonly call: Call; readonly buffer: Buffer }[] = [];
 
@@ -31,6 +35,10 @@ const context: Omit<BackendContext, 'queues'> = {
   signal: draining.signal,
   resolve: (path) => resolve(path),
   sharedMemory,
+  open: async (backend) => {
+    const { lower, files, place } = await given(backend);
+    return await lowerInstance(lower, files, place, { ...context, queues });
+  },
 };
 
 try {
@@ -40,11 +48,26 @@ try {
   parentPort?.on('message', (message: ToWorker) => {
     if (message.type === 'drain') draining.abort();
     else if (message.type === 'inspect') tell({ type: 'settled', id: message.id, ...intrusion() });
-    else void serve(instance, message.id, message.call);
+    else if (message.type === 'call') void serve(instance, message.id, message.call);
   });
   tell({ type: 'opened', announced: announcedBy(definition, instance) });
 } catch (error) {
   tell({ type: 'refused', reason: withFrames(messageOf(error), error) });
+}
+
+/** The suite opens what an instance has below it, too. */
+function given(backend: BackendInput): Promise<GivenLower> {
+  const id = ++lastWish;
+  tell({ type: 'wants', id, asked: asAsked(backend) });
+  return new Promise((resolve, reject) => {
+    const onMessage = (message: ToWorker): void => {
+      if ((message.type !== 'lower' && message.type !== 'no-lower') || message.id !== id) return;
+      parentPort?.off('message', onMessage);
+      if (message.type === 'lower') resolve(message);
+      else reject(new Error(message.reason));
+    };
+    parentPort?.on('message', onMessage);
+  });
 }
 
 function tell(message: FromWorker): void {

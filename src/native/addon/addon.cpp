@@ -13,6 +13,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exportSystem(env, exports);
   exportZygoteChannel(env, exports);
   exportProcessWatch(env, exports);
+  exportNativeDisk(env, exports);
   exportNotify(env, exports);
   exportSharedPages(env, exports);
   exportJsQueue(env, exports);

@@ -29,6 +29,7 @@ void exportSystem(Napi::Env env, Napi::Object exports);
 void exportZygoteChannel(Napi::Env env, Napi::Object exports);
 void exportProcessWatch(Napi::Env env, Napi::Object exports);
 void exportJsQueue(Napi::Env env, Napi::Object exports);
+void exportNativeDisk(Napi::Env env, Napi::Object exports);
 void exportNotify(Napi::Env env, Napi::Object exports);
 void exportSharedPages(Napi::Env env, Napi::Object exports);
 void exportZipIndexer(Napi::Env env, Napi::Object exports);

@@ -1,4 +1,3 @@
-#include <dlfcn.h>
 #include <linux/futex.h>
 #include <signal.h>
 #include <sys/eventfd.h>
@@ -16,10 +15,10 @@
 #include <vector>
 
 #include "../file_descriptor.hpp"
-#include "../inheritance.hpp"
 #include "../process_setup.hpp"
 #include "../queue.hpp"
 #include "bindings.hpp"
+#include "inherited.hpp"
 #include "javascript_stack.hpp"
 #include "watcher.hpp"
 
@@ -30,16 +29,6 @@ namespace {
 // So long the queue goes on while there is something to take; then timers, sockets and whatever else the backend waits for
 // have their turn, in which answers come that are not given at once.
 constexpr uint64_t kTurnNs = 1'000'000;
-
-Inheritance* inheritance() {
-  const auto find = reinterpret_cast<Inheritance* (*)()>(dlsym(RTLD_DEFAULT, "ublk_supervisor_inheritance"));
-  Inheritance* inherited = find ? find() : nullptr;
-  // The zygote runs on when another version is installed in its place.
-  if (inherited && inherited->request.header.version != kProtocolVersion) {
-    throw std::system_error(EPROTO, std::generic_category(), "inheriting a queue from a zygote of another version");
-  }
-  return inherited;
-}
 
 // inheritedQueue(): what this queue process is for; null in any other process.
 Napi::Value inheritedQueue(const Napi::CallbackInfo& info) {
@@ -53,7 +42,9 @@ Napi::Value inheritedQueue(const Napi::CallbackInfo& info) {
   answer.Set("maxIoBytes", inherited->request.maxIoBytes);
   answer.Set("size", static_cast<double>(inherited->request.size));
   answer.Set("channel", inherited->channel);
-  answer.Set("sharedMemory", inherited->sharedMemory);
+  Napi::Array files = Napi::Array::New(info.Env());
+  for (const int file : inherited->files) files.Set(files.Length(), file);
+  answer.Set("files", files);
   return answer;
 }
 
@@ -122,8 +113,8 @@ class JsQueue final : public Napi::ObjectWrap<JsQueue>, private Backend {
                                                   .page = page_,
                                                   .inflight = inherited_->shared.inflight(inherited_->queue)},
                                        static_cast<Backend&>(*this));
-      // The ring's registered file is now the only reference.
-      close(inherited_->charDevice);
+      // The registered file of this ring, and of those of stores below the backend, is now the only reference.
+      close(std::exchange(inherited_->charDevice, -1));
       eventfd_ = FileDescriptor(checked(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), "eventfd"));
       queue_->notify(eventfd_.get());
       // Only the buffers: V8 gives memory back with madvise(), which locked memory refuses.
@@ -238,7 +229,7 @@ class JsQueue final : public Napi::ObjectWrap<JsQueue>, private Backend {
   Napi::FunctionReference onBatch_;
   Napi::FunctionReference onDrain_;
   Napi::FunctionReference onEnd_;
-  const Inheritance* inherited_ = nullptr;
+  Inheritance* inherited_ = nullptr;
   QueuePage* page_ = nullptr;
   std::unique_ptr<Queue> queue_;
   FileDescriptor eventfd_;

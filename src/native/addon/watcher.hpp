@@ -39,6 +39,14 @@ class Watcher {
     handle_ = nullptr;
   }
 
+  // Whether it keeps the process from ending, which it does at first.
+  void ref() {
+    if (handle_) uv_ref(reinterpret_cast<uv_handle_t*>(&handle_->poll));
+  }
+  void unref() {
+    if (handle_) uv_unref(reinterpret_cast<uv_handle_t*>(&handle_->poll));
+  }
+
   bool active() const { return handle_ != nullptr; }
 
  private:
