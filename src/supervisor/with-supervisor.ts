@@ -49,10 +49,12 @@ type Use = (supervisor: Supervisor, ended: Promise<void>) => Promise<void>;
  */
 export async function withSupervisor(place: SupervisorPlace, use: Use): Promise<SupervisorEnd | null> {
   const { runtimeDir, group, log } = place;
+  // Before anything goes through io_uring: the kernel's workers for it are for ever what the first who needed one was.
+  const marked = markAsIoFlusher();
   assertReady((warning) => {
     log.warn({}, warning);
   });
-  becomeIoFlusher();
+  if (marked instanceof Error) throw marked;
   if (runtimeDir === undefined) {
     const directory = await mkdtemp('/run/ublk-supervisor-');
     try {
@@ -68,6 +70,16 @@ export async function withSupervisor(place: SupervisorPlace, use: Use): Promise<
     } finally {
       await lock.close();
     }
+  }
+}
+
+/** Why that is not possible, which `assertReady` says better. */
+function markAsIoFlusher(): unknown {
+  try {
+    becomeIoFlusher();
+    return null;
+  } catch (error) {
+    return error;
   }
 }
 
