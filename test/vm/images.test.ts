@@ -68,21 +68,34 @@ test('images that others made', async (t) => {
       return { name: `${name}-behind`, path: loop.trim(), blockSize };
     }),
   );
-  const disks = [...images.map(({ name, blockSize }) => ({ name, path: fileOf(name), blockSize })), ...behindLoop];
-  const served = await Served.start(
-    disks.map(({ name, path }) => ({ name, backend: { type: 'file', path, readOnly: name === 'iso' } })),
+  const inArchives = await Promise.all(
+    ['ext4-4k', 'fat12', 'squashfs', 'iso'].map(async (name) => {
+      const path = `${DIRECTORY}/${name}.zip`;
+      await ok('python3', ['-m', 'zipfile', '-c', path, fileOf(name)]);
+      const { blockSize } = images.find((image) => image.name === name) ?? assert.fail();
+      return { name: `${name}-zipped`, blockSize, backend: { type: 'zip', path }, chosen: ['blockSize', 'dataPath'] };
+    }),
   );
-  for (const { name, blockSize } of disks) {
+  const inFiles = [...images.map(({ name, blockSize }) => ({ name, path: fileOf(name), blockSize })), ...behindLoop];
+  const disks = [
+    ...inFiles.map(({ name, path, blockSize }) => {
+      const backend = { type: 'file', path, readOnly: name === 'iso' };
+      return { name, blockSize, backend, chosen: ['blockSize', 'direct', 'dataPath'] };
+    }),
+    ...inArchives,
+  ];
+  const served = await Served.start(disks.map(({ name, backend }) => ({ name, backend })));
+  for (const { name, blockSize, chosen } of disks) {
     await t.test(name, async () => {
       const { path, ...device } = await served.device(name);
       assert.ok(path);
       assert.equal(device.blockSize, blockSize);
       assert.deepEqual(
         device.choices.map(({ what }) => what),
-        ['blockSize', 'direct', 'dataPath'],
+        chosen,
       );
       assert.equal((await ok('blockdev', ['--getss', path])).trim(), String(blockSize));
-      const readOnly = ['iso', 'squashfs'].includes(name);
+      const readOnly = ['iso', 'squashfs'].includes(name) || name.endsWith('-zipped');
       await shell(`
         mount ${readOnly ? '-o ro' : ''} ${path} /mnt/image
         cd /mnt/image; sha256sum --quiet -c sums
