@@ -141,13 +141,15 @@ test('a device in a machine that is short of something', { timeout: 2_300_000 },
     await shell(`mkfs.ext4 -qF ${device.path ?? ''}; mount ${device.path ?? ''} /mnt/files`);
     const group = await Cgroup.make('squeezed', { 'memory.max': '24M' });
     const zygotes = processesNamed('ublk-zygote');
-    // When nothing can be freed at once the largest process is ended, which is to be whoever takes memory, and begins again.
+    // When nothing can be freed at once somebody is ended, which is to be whoever takes memory, and begins again.
+    const spared = '/proc/self/oom_score_adj';
     for (const pid of [served.pid, ...zygotes]) await writeFile(`/proc/${String(pid)}/oom_score_adj`, '-1000');
     for (const pid of [served.pid, ...zygotes, ...pidsOf(device)]) await group.add(pid);
     const stop = '/run/squeezed';
     const writing = inGroup(
       group,
-      `until test -e ${stop}; do ${hog(32)} || true; done & hog=$!
+      `echo -1000 > ${spared}
+      until test -e ${stop}; do (echo 0 > ${spared}; exec ${hog(32)}) || true; done & hog=$!
       until test -e ${stop}; do cp /run/noise /mnt/files/noise; cp /mnt/files/noise /mnt/files/copy; done
       wait $hog
       sync -f /mnt/files
