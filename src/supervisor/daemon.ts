@@ -2,6 +2,7 @@ import { setTimeout } from 'node:timers/promises';
 import type { Config } from '../config/types.js';
 import { messageOf } from '../errors.js';
 import { descriptorShortage } from './descriptor-limit.js';
+import { capabilityShortage } from './preflight.js';
 import { deviceLimit, deviceShortage } from './device-limit.js';
 import { DaemonExit } from './exit-codes.js';
 import type { Log } from './device-log.js';
@@ -47,7 +48,11 @@ export async function runDaemon(options: DaemonOptions): Promise<number> {
     const signals = listenForSignals(supervisor, notifier, log);
     const stopWatching = watch ? watchModules(supervisor, log) : () => undefined;
     const { length } = config.devices;
-    const shortages = [descriptorShortage(config.devices), deviceShortage(length, deviceLimit(thisHost))];
+    const shortages = [
+      descriptorShortage(config.devices),
+      deviceShortage(length, deviceLimit(thisHost)),
+      capabilityShortage(config.devices),
+    ];
     for (const shortage of shortages) if (shortage !== null) log.warn({}, shortage);
     try {
       const failures = await supervisor.start(config);

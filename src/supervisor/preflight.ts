@@ -1,4 +1,5 @@
 import { getSystemErrorMap } from 'node:util';
+import type { DeviceConfig } from '../config/types.js';
 import { SupervisorError, messageOf } from '../errors.js';
 import { typeOfDev } from './device-nodes.js';
 import { thisHost, type Host } from './host.js';
@@ -26,6 +27,8 @@ const CONTROL_DEVICE = '/dev/ublk-control';
 /** What device commands, queue processes and their limits take, by number; a container may have left some out. */
 const REQUIRED = { CAP_SETPCAP: 8n, CAP_SYS_ADMIN: 21n, CAP_SYS_RESOURCE: 24n };
 const CAP_SYS_PTRACE = 19n;
+/** To become the user of a device, and to end and to watch its processes. */
+const FOR_USERS = { CAP_KILL: 5n, CAP_SETGID: 6n, CAP_SETUID: 7n, CAP_SYS_PTRACE };
 const CAP_MKNOD = 27n;
 
 /** Releases whose ADD_DEV oopses and never returns. */
@@ -137,6 +140,18 @@ function missingOf(capabilities: Readonly<Record<string, bigint>>, host: Host): 
   const given = BigInt(`0x${effective ?? '0'}`);
   const missing = Object.entries(capabilities).filter(([, bit]) => ((given >> bit) & 1n) === 0n);
   return missing.map(([name]) => name).join(', ');
+}
+
+/** What the supervisor lacks for the devices that have a `user`, in one line; null: nothing. */
+export function capabilityShortage(
+  devices: readonly Pick<DeviceConfig, 'name' | 'user'>[],
+  host: Host = thisHost,
+): string | null {
+  const [first, ...others] = devices.filter(({ user }) => user !== undefined && user.uid !== 0);
+  const missing = missingOf(FOR_USERS, host);
+  if (first === undefined || missing === '') return null;
+  const which = others.length === 0 ? `device ${first.name} has` : `${String(others.length + 1)} devices have`;
+  return `${which} a user, which takes ${missing}; run in a container or a service that has it`;
 }
 
 /** Where it is not the kernel's, the nodes of new devices have to be made. */

@@ -4,7 +4,7 @@ import { SupervisorError } from '../../src/errors.js';
 import { deviceShortage } from '../../src/supervisor/device-limit.js';
 import { daemonExitCode } from '../../src/supervisor/exit-codes.js';
 import type { Host } from '../../src/supervisor/host.js';
-import { assertReady, preflightChecks, runChecks } from '../../src/supervisor/preflight.js';
+import { assertReady, capabilityShortage, preflightChecks, runChecks } from '../../src/supervisor/preflight.js';
 import { featuresWith, hasFeature, ublkFeatureTable } from '../../src/supervisor/ublk-features.js';
 
 type Files = Readonly<Record<string, string>>;
@@ -177,6 +177,20 @@ t.test('what a device can do without is a warning, or nothing', async (t) => {
   t.match(warningsOf({ files: withCapabilities('000001fffff7ffff') }), [
     /^who has a device open: without CAP_SYS_PTRACE .*; run/,
   ]);
+});
+
+t.test('what a user of a device takes', async (t) => {
+  const root = { name: 'root', user: { uid: 0, gid: 0 } };
+  const none = { name: 'none', user: undefined };
+  const guest = { name: 'guest', user: { uid: 1000, gid: 1000 } };
+  const lacking = host({ files: withCapabilities('000001ffffffff5f') });
+  t.equal(capabilityShortage([root, none, guest], host()), null);
+  t.equal(capabilityShortage([root, none], lacking), null);
+  t.match(
+    capabilityShortage([none, guest], lacking),
+    /^device guest has a user, which takes CAP_KILL, CAP_SETUID; run/,
+  );
+  t.match(capabilityShortage([guest, guest], lacking), /^2 devices have a user, which takes /);
 });
 
 t.test('the number of devices that the kernel takes', async (t) => {
