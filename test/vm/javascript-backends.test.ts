@@ -46,12 +46,9 @@ test('every backend in JavaScript', { timeout: 1_100_000 }, async (t) => {
     {
       name: 'encrypting',
       settings: { queues: 1, directory: '/run' },
-      backend: {
-        type: example('encrypting'),
-        keyFile: './key',
-        backend: { type: 'file', path: './encrypted.img', size: SIZE },
-      },
-      expected: { ...usual, writeZeroes: false },
+      // Over one without discard: what was discarded below it is noise, which the tests do not expect.
+      backend: { type: example('encrypting'), keyFile: './key', backend: { type: example('ram'), size: SIZE } },
+      expected: { ...plain, writeZeroes: false },
     },
     {
       name: 'http',
