@@ -57,7 +57,10 @@ export function nativeInstance(store: NativeStore, files: readonly number[]): Ba
       throw new RangeError(`${name}: expected ${range}, got ${String(length)} bytes at ${String(offset)}`);
     }
     const starts = Array.from({ length: Math.ceil(length / most) }, (_, index) => index * most);
-    await Promise.all(starts.map((start) => withTag((tag) => act(tag, start, Math.min(most, length - start)))));
+    const pieces = starts.map((start) => withTag((tag) => act(tag, start, Math.min(most, length - start))));
+    // The caller has its buffer again when this settles, so no piece of it may be under way then.
+    await Promise.allSettled(pieces);
+    await Promise.all(pieces);
     return length;
   };
   const bufferOf = (tag: number, length: number): Buffer => Buffer.from(disk.buffers, tag * disk.maxIoBytes, length);
