@@ -52,6 +52,12 @@ SharedMap mapSharedPage(int memfd, uint32_t queues, uint32_t depth) {
   return {base, layout};
 }
 
+std::byte* mapMemory(size_t bytes, int protection) {
+  void* memory = mmap(nullptr, bytes, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+  if (memory == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "allocating request buffers");
+  return static_cast<std::byte*>(memory);
+}
+
 void prepareForReclaim() {
   checked(prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0), "PR_SET_IO_FLUSHER");
   const rlimit unlimited{RLIM_INFINITY, RLIM_INFINITY};

@@ -1,6 +1,7 @@
 // What a queue process does to itself before it fetches. Everything throws std::system_error.
 #pragma once
 
+#include <cstddef>
 #include <system_error>
 
 #include "shared_page.hpp"
@@ -10,6 +11,9 @@ namespace ublk {
 
 // Of a memfd that is sealed against shrinking.
 SharedMap mapSharedPage(int memfd, uint32_t queues, uint32_t depth);
+
+// Memory that is there at once; `protection` as for mmap(2).
+std::byte* mapMemory(size_t bytes, int protection);
 
 // Writing dirty pages back must never wait for this process to get memory that the write-back is meant to free.
 // Threads inherit the flag that marks them for the kernel, so this comes before there are any.

@@ -26,12 +26,6 @@ uint64_t monotonicNs() {
   return static_cast<uint64_t>(now.tv_sec) * 1000000000 + static_cast<uint64_t>(now.tv_nsec);
 }
 
-std::byte* mapMemory(size_t bytes, int protection) {
-  void* memory = mmap(nullptr, bytes, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-  if (memory == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "allocating request buffers");
-  return static_cast<std::byte*>(memory);
-}
-
 // A flush has no place; the kernel leaves anything there.
 RequestIdentity identityOf(const IoDescriptor& descriptor) {
   const uint32_t operation = descriptor.opFlags & kOperationMask;

@@ -10,6 +10,7 @@
 
 #include "../../../backends/registry.hpp"
 #include "../file_descriptor.hpp"
+#include "../process_setup.hpp"
 #include "../queue.hpp"
 #include "bindings.hpp"
 #include "inherited.hpp"
@@ -21,12 +22,6 @@ namespace {
 
 constexpr uint32_t kDepth = 32;
 constexpr uint32_t kMaxIoBytes = 256 * 1024;
-
-std::byte* map(size_t bytes, int protection) {
-  void* memory = mmap(nullptr, bytes, protection, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (memory == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "allocating buffers");
-  return static_cast<std::byte*>(memory);
-}
 
 // A native backend below one in JavaScript, with a ring of its own.
 //
@@ -69,8 +64,8 @@ class NativeDisk final : public Napi::ObjectWrap<NativeDisk>, private Responder 
       eventfd_ = FileDescriptor(checked(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), "eventfd"));
       result = io_uring_register_eventfd(&ring_, eventfd_.get());
       if (result < 0) throw std::system_error(-result, std::generic_category(), "registering an eventfd");
-      memory_ = map(size_t{kDepth} * kMaxIoBytes, PROT_READ | PROT_WRITE);
-      zeros_ = map(kMaxIoBytes, PROT_READ);
+      memory_ = mapMemory(size_t{kDepth} * kMaxIoBytes, PROT_READ | PROT_WRITE);
+      zeros_ = mapMemory(kMaxIoBytes, PROT_READ);
       if (inherited) checked(mlock(memory_, size_t{kDepth} * kMaxIoBytes), "locking buffers");
       const std::span<const int> files(registered.data() + 1, registered.size() - 1);
       backend_->open({.size = size, .depth = kDepth, .maxIoBytes = kMaxIoBytes, .files = files});
