@@ -1,14 +1,11 @@
+import { Operation } from '../native/binding.js';
 import type { RequestIdentity } from '../native/binding.js';
 import type { OperationName, RequestStatus } from './status.js';
 
 /** By `UBLK_IO_OP_*`. */
-const names: Readonly<Record<number, OperationName>> = {
-  0: 'read',
-  1: 'write',
-  2: 'flush',
-  3: 'discard',
-  5: 'writeZeroes',
-};
+const names: Readonly<Record<number, OperationName>> = Object.fromEntries(
+  (Object.entries(Operation) as [OperationName, number][]).map(([name, operation]) => [operation, name]),
+);
 
 export const isOperation = (operation: number): boolean => operation in names;
 
