@@ -49,12 +49,15 @@ type Use = (supervisor: Supervisor, ended: Promise<void>) => Promise<void>;
  */
 export async function withSupervisor(place: SupervisorPlace, use: Use): Promise<SupervisorEnd | null> {
   const { runtimeDir, group, log } = place;
-  // Before anything goes through io_uring: the kernel's workers for it are for ever what the first who needed one was.
-  const marked = markAsIoFlusher();
-  assertReady((warning) => {
-    log.warn({}, warning);
-  });
-  if (marked instanceof Error) throw marked;
+  try {
+    // Before anything goes through io_uring: the kernel's workers for it are for ever what the first who needed one was.
+    becomeIoFlusher();
+  } finally {
+    // Says better what is missing for that.
+    assertReady((warning) => {
+      log.warn({}, warning);
+    });
+  }
   if (runtimeDir === undefined) {
     const directory = await mkdtemp('/run/ublk-supervisor-');
     try {
@@ -70,16 +73,6 @@ export async function withSupervisor(place: SupervisorPlace, use: Use): Promise<
     } finally {
       await lock.close();
     }
-  }
-}
-
-/** Why that is not possible, which `assertReady` says better. */
-function markAsIoFlusher(): unknown {
-  try {
-    becomeIoFlusher();
-    return null;
-  } catch (error) {
-    return error;
   }
 }
 
