@@ -47,13 +47,7 @@ export async function lookAtBackend(options: BackendOptions, context: LookContex
   return (await backend.look?.(options, context)) ?? null;
 }
 
-/** Whether `tryLoadingBackend` has anything to try. */
-export function isLoaded(options: BackendOptions): boolean {
-  const backend: Backend<BackendOptions> = backends[options.type];
-  return backend.tryLoading !== undefined;
-}
-
-/** As `Backend.tryLoading`. */
+/** As `Backend.tryLoading`; null: there is nothing to load. */
 export async function tryLoadingBackend(
   options: BackendOptions,
   context: Pick<OpenContext, 'device' | 'user'>,

@@ -1,4 +1,4 @@
-import { isAbsolute, resolve } from 'node:path';
+import { resolve } from 'node:path';
 import { SupervisorError } from '../../src/errors.js';
 import type { BackendInput, LowerBackend, OpenBackend, OpenContext, OpenLower } from '../interface.js';
 import { trustedPath } from './trusted.js';
@@ -104,7 +104,7 @@ export class LowerBackends {
 export function isNamedIn(options: unknown, asked: BackendInput, directory: string): boolean {
   const { path } = asked;
   if (typeof path !== 'string') return true;
-  const wanted = isAbsolute(path) ? path : resolve(directory, path);
+  const wanted = resolve(directory, path);
   const names = (value: unknown): boolean =>
     typeof value === 'string'
       ? resolve(directory, value) === wanted

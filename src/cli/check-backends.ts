@@ -1,5 +1,5 @@
 import { fork } from 'node:child_process';
-import { canLook, isLoaded, tryLoadingBackend } from '../../backends/registry.js';
+import { canLook, tryLoadingBackend } from '../../backends/registry.js';
 import type { DeviceConfig } from '../config/types.js';
 import { SupervisorError, messageOf } from '../errors.js';
 import type { LookAnswer, LookRequest } from '../look-proc/messages.js';
@@ -23,13 +23,13 @@ type Look = Exclude<LookAnswer, { readonly index: null }>;
  */
 export async function problemsOfBackends(devices: readonly DeviceConfig[]): Promise<readonly string[]> {
   const problems = new Map(await problemsOfFiles(devices));
-  const loaded = [...devices.entries()].filter(([index, { backend }]) => isLoaded(backend) && !problems.has(index));
-  const tried = await fewAtOnce(loaded, async ([, device]) => {
+  const found = [...devices.entries()].filter(([index]) => !problems.has(index));
+  const tried = await fewAtOnce(found, async ([, device]) => {
     const { backend, name, user } = device;
-    const found = await tryLoadingBackend(backend, { device: name, user: isRoot ? user : undefined });
-    return tooManyQueues(device, found?.maxQueues ?? undefined);
+    const loaded = await tryLoadingBackend(backend, { device: name, user: isRoot ? user : undefined });
+    return tooManyQueues(device, loaded?.maxQueues ?? undefined);
   });
-  for (const [at, [index]] of loaded.entries()) {
+  for (const [at, [index]] of found.entries()) {
     const outcome = tried[at];
     const problem = outcome?.status === 'rejected' ? messageOf(outcome.reason) : (outcome?.value ?? null);
     if (problem !== null) problems.set(index, problem);

@@ -1,17 +1,8 @@
 import t from 'tap';
-import type { BackendFacts, LowerBackend, OpenBackend, OpenLower } from '../../backends/interface.js';
+import type { LowerBackend, OpenBackend, OpenLower } from '../../backends/interface.js';
 import { LowerBackends, isNamedIn } from '../../backends/module/lower-backends.js';
 import { takeLower } from '../../src/backend/lower.js';
-
-const facts: BackendFacts = {
-  volatileCache: true,
-  fua: true,
-  discard: true,
-  writeZeroes: true,
-  readOnly: false,
-  rotational: false,
-  idempotentWrites: true,
-};
+import { facts } from './device-harness.js';
 
 /** Opens whatever is asked for, and keeps what it was asked and told. */
 function rig() {

@@ -96,7 +96,7 @@ test('a store below a backend in JavaScript is kept as others are', async (t) =>
     const reading = ok('dd', [`if=${await pathOf('kept')}`, 'of=/dev/null', 'bs=4k', 'count=1', 'iflag=direct']);
     await waitFor('its being missed', async () => {
       const { state, reason } = await served.device('kept');
-      return state === 'degraded' && /there is no such file|disk\.img/.test(reason ?? '');
+      return state === 'degraded' && reason?.includes('disk.img failed: there is no such file any more') === true;
     });
     await rename(`${path}.away`, path);
     await reading;

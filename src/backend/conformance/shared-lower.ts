@@ -23,8 +23,11 @@ export class SharedLower {
   /** `given`: to the same instance before. Rejects with why it cannot be opened. */
   give(asked: BackendInput, given: Set<number>): Promise<GivenLower> {
     const one = this.#last.then(async () => {
-      if (takeLower(this.#lower.described, asked, new Set(given)) < 0) await this.#lower.add(asked, process.cwd());
-      const place = takeLower(this.#lower.described, asked, given);
+      let place = takeLower(this.#lower.described, asked, given);
+      if (place < 0) {
+        await this.#lower.add(asked, process.cwd());
+        place = takeLower(this.#lower.described, asked, given);
+      }
       const lower = this.#lower.described[place];
       if (lower === undefined) throw new TypeError('it was opened and is not there');
       return { lower, place, files: this.#lower.filesOf(place) };

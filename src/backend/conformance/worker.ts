@@ -28,23 +28,10 @@ let lastWish = 0;
 /** Nobody may touch these buffers any more. */
 const settled: { readonly call: Call; readonly buffer: Buffer }[] = [];
 
-const context: Omit<BackendContext, 'queues'> = {
-  device: 'test',
-  queue,
-  log: { info: say('info'), warn: say('warn'), error: say('error') },
-  signal: draining.signal,
-  resolve: (path) => resolve(path),
-  sharedMemory,
-  open: async (backend) => {
-    const { lower, files, place } = await given(backend);
-    return await lowerInstance(lower, files, place, { ...context, queues });
-  },
-};
-
 try {
   const definition = await loadBackend(module);
   const { maxQueues = queues } = definition;
-  const instance = await openInstance(definition, options, { ...context, queues: Math.min(queues, maxQueues) });
+  const instance = await openInstance(definition, options, contextOf(Math.min(queues, maxQueues)));
   parentPort?.on('message', (message: ToWorker) => {
     if (message.type === 'drain') draining.abort();
     else if (message.type === 'inspect') tell({ type: 'settled', id: message.id, ...intrusion() });
@@ -53,6 +40,23 @@ try {
   tell({ type: 'opened', announced: announcedBy(definition, instance) });
 } catch (error) {
   tell({ type: 'refused', reason: withFrames(messageOf(error), error) });
+}
+
+function contextOf(queues: number): BackendContext {
+  const context: BackendContext = {
+    device: 'test',
+    queue,
+    queues,
+    log: { info: say('info'), warn: say('warn'), error: say('error') },
+    signal: draining.signal,
+    resolve: (path) => resolve(path),
+    sharedMemory,
+    open: async (backend) => {
+      const { lower, files, place } = await given(backend);
+      return await lowerInstance(lower, files, place, context);
+    },
+  };
+  return context;
 }
 
 /** The suite opens what an instance has below it, too. */
