@@ -12,13 +12,14 @@ import { DeviceRequests } from './device-requests.js';
 import { within } from './deadline.js';
 import { deviceSpec, specOfFound, unopenedSpec, type Announced } from './device-spec.js';
 import { assertSameDevice, type HandOver, type Served } from './hand-over.js';
-import { Interrupt } from './interrupt.js';
+import { aborted, Interrupt } from './interrupt.js';
 import type { DeviceSpec, FoundDevice, Kernel, QueueReport } from './kernel.js';
 import { describeRequest, requestStatus } from './requests.js';
 import { machine, targetOfFailure, type AfterRemoval, type DeviceEvent, type DeviceState } from './machine.js';
 import type { Rule, Step, Target } from './machine.js';
 import type { DeviceStatus, ExitStatus } from './status.js';
 import { KernelDevice, type Death } from './steps.js';
+import type { Turn, Turns } from './turns.js';
 
 export interface DeviceOptions {
   readonly config: DeviceConfig;
@@ -33,6 +34,8 @@ export interface DeviceOptions {
   readonly announced?: Announced | null | undefined;
   /** null: crash reports are in the log and in `status` alone. */
   readonly crashFiles?: CrashFiles | null;
+  /** For devices that recover at the same time. */
+  readonly turns: Turns;
   /** Called after every change of state; must not throw. */
   readonly onChange?: ((state: DeviceState) => void) | undefined;
 }
@@ -66,6 +69,8 @@ export class Device {
   readonly #kernel: Kernel;
   readonly #clock: Clock;
   readonly #log: Log;
+  readonly #turns: Turns;
+  #turn: Turn | null = null;
   readonly #onChange: (state: DeviceState) => void;
   readonly #device: KernelDevice;
   #attempts: Attempts;
@@ -91,7 +96,7 @@ export class Device {
   #interrupt = new Interrupt();
 
   constructor(options: DeviceOptions) {
-    const { config, openBackend, kernel, log, found = null, clock = monotonicClock, ...hooks } = options;
+    const { config, openBackend, kernel, turns, log, found = null, clock = monotonicClock, ...hooks } = options;
     this.#config = config;
     this.#found = found;
     this.#spec = unopenedSpec(config, { found, announced: options.announced ?? null, nursery: kernel.nursery(null) });
@@ -100,6 +105,7 @@ export class Device {
     this.#openBackend = openBackend;
     this.#log = log;
     this.#kernel = kernel;
+    this.#turns = turns;
     this.#onChange = hooks.onChange ?? (() => undefined);
     const onExit = (status: ExitStatus): void => {
       this.#onExit(status);
@@ -366,6 +372,7 @@ export class Device {
       this.#lacksStore = false;
       return;
     }
+    if (step === 'takeTurn') return this.#takeTurn(interrupt.signal);
     if (step === 'exchange') {
       this.#exchange();
       return;
@@ -414,6 +421,12 @@ export class Device {
     }
     this.#requests.handedOver();
     this.#previous = null;
+  }
+
+  /** Who is to stop as soon as this attempt has ended does not wait for others. */
+  async #takeTurn(signal: AbortSignal): Promise<void> {
+    this.#turn = this.#turns.take();
+    await Promise.race([this.#turn.begun, aborted(signal)]);
   }
 
   async #backOff(signal: AbortSignal): Promise<void> {
@@ -466,6 +479,8 @@ export class Device {
 
   #enter(target: Target): void {
     const from = this.#state;
+    this.#turn?.end();
+    this.#turn = null;
     if (from === 'handingOver') this.#endHandOver(target);
     if (target === 'refuse' && this.#stopUnderWay) this.#requests.stopRefused(this.#whyNotLive());
     if (typeof target === 'object') this.#afterRemoval = target.then;

@@ -20,3 +20,11 @@ export class Interrupt {
     this.#controller?.abort(FIRED);
   }
 }
+
+/** Resolves when it fires. */
+export async function aborted(signal: AbortSignal): Promise<void> {
+  if (signal.aborted) return;
+  await new Promise((resolve) => {
+    signal.addEventListener('abort', resolve, { once: true });
+  });
+}

@@ -32,6 +32,7 @@ export type Step =
   | 'killGeneration'
   | 'checkRecoverable'
   | 'beginRecovery'
+  | 'takeTurn'
   | 'endRecovery'
   | 'growDevice'
   | 'assertUnused'
@@ -160,6 +161,8 @@ export const machine: Readonly<Record<DeviceState, Rule>> = {
       'openBackend',
       'checkBackend',
       'beginRecovery',
+      // Not before: what keeps the kernel from beginning, such as a hung store, keeps no other device waiting.
+      'takeTurn',
       'spawn',
       'endRecovery',
       // After a crash in the middle of a change of size.

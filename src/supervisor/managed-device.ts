@@ -14,6 +14,7 @@ import type { Kernel } from './kernel.js';
 import type { Journal } from './journal.js';
 import { Partitions } from './partitions.js';
 import type { DeviceChange } from './status.js';
+import type { Turns } from './turns.js';
 
 export interface OpensStores {
   /** The files of `inherited` are the socket that they are parked in, which stays the caller's. */
@@ -24,6 +25,8 @@ export interface OpensStores {
 
 export interface ManagedDeviceContext {
   readonly kernel: Kernel;
+  /** For devices that recover at the same time. */
+  readonly turns: Turns;
   readonly log: Log;
   readonly stores: OpensStores;
   readonly clock: Clock | undefined;
@@ -121,6 +124,7 @@ export class ManagedDevice {
       config: this.#config,
       openBackend,
       kernel,
+      turns: context.turns,
       log,
       clock,
       found,

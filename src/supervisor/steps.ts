@@ -3,7 +3,7 @@ import type { Clock } from './clock.js';
 import { EXIT_UNLOADABLE } from '../queue-proc/messages.js';
 import { describeExit } from './device-history.js';
 import type { MarkedRequest } from '../native/binding.js';
-import type { Interrupt } from './interrupt.js';
+import { aborted, type Interrupt } from './interrupt.js';
 import type { DeviceSpec, FoundDevice, Generation, GrantedDevice, Kernel, QueueReport, Remains } from './kernel.js';
 import type { Log } from './device-log.js';
 import type { DeviceState, Step } from './machine.js';
@@ -15,7 +15,7 @@ const EXIT_GRACE_MS = 1000;
 /** How long a generation that hands over may take to finish what its backend has; the rest of it is issued again. */
 const DRAIN_DEADLINE_MS = 5000;
 
-export type KernelStep = Exclude<Step, 'backOff' | 'openBackend' | 'checkBackend' | 'exchange'>;
+export type KernelStep = Exclude<Step, 'backOff' | 'openBackend' | 'checkBackend' | 'takeTurn' | 'exchange'>;
 
 export interface StepContext {
   /** Stop or shrink the device even while somebody uses it. */
@@ -419,11 +419,4 @@ export class KernelDevice {
     const device = this.spec.name;
     return new SupervisorError(`${verb} device ${device} failed: ${reason}`, { code, device, cause });
   }
-}
-
-async function aborted(signal: AbortSignal): Promise<void> {
-  if (signal.aborted) return;
-  await new Promise((resolve) => {
-    signal.addEventListener('abort', resolve, { once: true });
-  });
 }

@@ -11,6 +11,7 @@ import { ManagedDevice, withSize, type ManagedDeviceContext, type OpensStores } 
 import type { LeftDevice } from './adoption.js';
 import { machine } from './machine.js';
 import type { Successor } from './zygote-keeper.js';
+import { Turns } from './turns.js';
 import type { Journal } from './journal.js';
 import type { DeviceChange, DeviceStatus, Status, SupervisorApi, SupervisorStatus } from './status.js';
 
@@ -47,6 +48,8 @@ const ORDER_PATIENCE_MS = 5_000;
 const STARTING_AT_ONCE = 8;
 /** So long others wait for a device that stops. */
 const STOP_PATIENCE_MS = 5000;
+/** So long others that recover wait for one of them. */
+const RECOVERY_PATIENCE_MS = 5000;
 /** How long a start waits for a backend to be opened: what waits for the start is not to wait for that one. */
 const START_PATIENCE_MS = 60_000;
 
@@ -92,7 +95,8 @@ export class Supervisor implements SupervisorApi {
     const { kernel, log, stores, clock, onEnd = () => undefined } = options;
     const { journal = NO_JOURNAL, crashFiles = null } = options;
     const { onDeviceChange = () => undefined, onPartitionsChange = () => undefined } = options;
-    this.#context = { kernel, log, stores, clock, journal, crashFiles, onDeviceChange, onPartitionsChange };
+    const turns = new Turns(RECOVERY_PATIENCE_MS);
+    this.#context = { kernel, turns, log, stores, clock, journal, crashFiles, onDeviceChange, onPartitionsChange };
     this.#findLeftDevices = options.findLeftDevices ?? (() => Promise.resolve([]));
     this.#log = log;
     this.#version = options.version;

@@ -3,6 +3,7 @@ import type { OpenBackend } from '../../backends/interface.js';
 import type { FoundDevice } from '../../src/supervisor/kernel.js';
 import { Device } from '../../src/supervisor/device.js';
 import type { DeviceState } from '../../src/supervisor/machine.js';
+import { Turns } from '../../src/supervisor/turns.js';
 import {
   backend,
   deviceConfig,
@@ -35,7 +36,7 @@ function newDevice(
     model,
     clock,
     states,
-    device: new Device({ config, openBackend: open, kernel, log: silent, clock, onChange, found }),
+    device: new Device({ config, openBackend: open, kernel, turns: new Turns(), log: silent, clock, onChange, found }),
   };
 }
 

@@ -5,6 +5,7 @@ import { SupervisorError } from '../../src/errors.js';
 import type { Log } from '../../src/supervisor/device-log.js';
 import { Device } from '../../src/supervisor/device.js';
 import type { DeviceState } from '../../src/supervisor/machine.js';
+import { Turns } from '../../src/supervisor/turns.js';
 import { ModelClock } from './model-clock.js';
 import { type KernelVersion } from './model-device.js';
 import { ModelKernel } from './model-kernel.js';
@@ -103,7 +104,7 @@ export function rig(version: KernelVersion, recovery: Partial<RecoveryConfig> = 
     model,
     clock,
     states,
-    device: new Device({ config, openBackend, kernel: model, log: silent, clock, onChange }),
+    device: new Device({ config, openBackend, kernel: model, turns: new Turns(), log: silent, clock, onChange }),
   };
 }
 

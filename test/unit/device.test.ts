@@ -2,6 +2,7 @@ import t from 'tap';
 import type { OpenBackend } from '../../backends/interface.js';
 import { SupervisorError } from '../../src/errors.js';
 import { Device } from '../../src/supervisor/device.js';
+import { Turns } from '../../src/supervisor/turns.js';
 import { backend, deviceConfig, facts, faultsOf, liveRig, openBackend, quiet, silent } from './device-harness.js';
 import { ModelClock } from './model-clock.js';
 import { kernelVersions, type KernelVersion } from './model-device.js';
@@ -57,7 +58,14 @@ for (const version of kernelVersions) {
 t.test('another device is served on whatever happens to this one', async (t) => {
   const model = new ModelKernel('6.16');
   const make = (name: string) =>
-    new Device({ config: deviceConfig(name), openBackend, kernel: model, log: silent, clock: new ModelClock() });
+    new Device({
+      config: deviceConfig(name),
+      openBackend,
+      kernel: model,
+      turns: new Turns(),
+      log: silent,
+      clock: new ModelClock(),
+    });
   const [victim, other] = [make('ram0'), make('ram1')];
   await Promise.all([victim.start(), other.start()]);
   const bystander = model.devices.get(1);
@@ -74,12 +82,40 @@ t.test('another device is served on whatever happens to this one', async (t) => 
   t.strictSame(model.violations, []);
 });
 
+t.test('devices that die at the same time recover a few at a time, unless they are to be stopped', async (t) => {
+  const model = new ModelKernel('7.2');
+  const turns = new Turns();
+  const names = Array.from({ length: 10 }, (_none, index) => `ram${String(index)}`);
+  const devices = names.map((name) => {
+    const config = deviceConfig(name);
+    return new Device({ config, openBackend, kernel: model, turns, log: silent, clock: new ModelClock() });
+  });
+  await Promise.all(devices.map((device) => device.start()));
+  const others = Array.from({ length: 8 }, () => turns.take());
+  for (const { generations } of model.devices.values()) generations[0]?.exit(0);
+  await quiet();
+  const states = (): string[] => devices.map(({ state }) => state);
+  t.strictSame(new Set(states()), new Set(['recovering']));
+  const stopped = devices[9]?.stop({ force: true });
+  await stopped;
+  t.strictSame(new Set(states()), new Set(['recovering', 'gone']));
+  others[0]?.end();
+  await quiet();
+  t.strictSame(
+    states().slice(0, 9),
+    Array.from({ length: 9 }, () => 'live'),
+    'one after the other in one turn',
+  );
+  t.strictSame(model.violations, []);
+});
+
 t.test('the device is configured from its configuration and its backend', async (t) => {
   const make = async (config: object, other: object = {}, version: KernelVersion = '7.2') => {
     const device = new Device({
       config: { ...deviceConfig('ram0'), ...config },
       openBackend: () => Promise.resolve({ ...backend, ...other }),
       kernel: new ModelKernel(version),
+      turns: new Turns(),
       log: silent,
     });
     await device.open();
@@ -109,7 +145,7 @@ t.test('a device whose data changed is not served until it is what it was', asyn
   const config = deviceConfig('ram0', { onGiveUp: 'stop' });
   const clock = new ModelClock();
   const openBackend = (): Promise<OpenBackend> => Promise.resolve({ ...backend, check });
-  const device = new Device({ config, openBackend, kernel: model, log: silent, clock });
+  const device = new Device({ config, openBackend, kernel: model, turns: new Turns(), log: silent, clock });
   await device.start();
   clock.held = true;
   refusal = new SupervisorError('checking /disk failed: it shrank', { code: 'BACKEND' });
