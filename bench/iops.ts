@@ -44,10 +44,13 @@ interface Contender {
   readonly path: string;
 }
 
+type Build = 'this' | 'other';
+
 /** Devices of ours by name, to be compared with `reference`: one of them, or a block device that is made for it. */
 interface Match {
   readonly workloads: readonly Access[];
-  readonly devices: Readonly<Record<string, object>>;
+  /** `build`: for what two builds cannot have both, such as a file. */
+  readonly devices: (build: Build) => Readonly<Record<string, object>>;
   readonly reference: string | { readonly name: string; readonly make: string; readonly remove: string };
   /** Shell commands before and after everything. */
   readonly setUp?: string;
@@ -69,10 +72,10 @@ const file = (path: string): object => ({ type: 'file', path, size: SIZE });
 const matches: Readonly<Record<string, Match>> = {
   null: {
     workloads: random,
-    devices: {
+    devices: () => ({
       'user-copy': { dataPath: 'user-copy', backend: { type: 'null', size: SIZE } },
       copy: { dataPath: 'copy', backend: { type: 'null', size: SIZE } },
-    },
+    }),
     reference: {
       name: 'null_blk',
       make: 'modprobe null_blk nr_devices=1 gb=1 bs=4096 submit_queues=2 irqmode=0; echo /dev/nullb0',
@@ -82,39 +85,39 @@ const matches: Readonly<Record<string, Match>> = {
   },
   ram: {
     workloads: random,
-    devices: {
+    devices: () => ({
       'user-copy': { dataPath: 'user-copy', backend: { type: 'ram', size: SIZE } },
       copy: { dataPath: 'copy', backend: { type: 'ram', size: SIZE } },
-    },
+    }),
     reference: loop('/dev/shm/ublk-bench-loop'),
     fill: true,
   },
   javascript: {
     workloads: random,
-    devices: {
+    devices: () => ({
       sync: { backend: { type: module('examples/ram-backend.js'), size: SIZE } },
       async: { backend: { type: module('bench/async-ram-backend.js'), size: SIZE } },
       native: { dataPath: 'copy', backend: { type: 'ram', size: SIZE } },
-    },
+    }),
     reference: 'native',
     fill: true,
   },
   'file-tmpfs': {
     workloads: ofFiles,
-    devices: {
-      'zero-copy': { dataPath: 'zero-copy', backend: file('/dev/shm/ublk-bench-zero-copy') },
-      copy: { dataPath: 'copy', backend: file('/dev/shm/ublk-bench-copy') },
-    },
+    devices: (build) => ({
+      'zero-copy': { dataPath: 'zero-copy', backend: file(`/dev/shm/ublk-bench-zero-copy-${build}`) },
+      copy: { dataPath: 'copy', backend: file(`/dev/shm/ublk-bench-copy-${build}`) },
+    }),
     reference: loop('/dev/shm/ublk-bench-loop'),
     tearDown: 'rm /dev/shm/ublk-bench-*',
     fill: true,
   },
   'file-ext4': {
     workloads: ofFiles,
-    devices: {
-      'zero-copy': { dataPath: 'zero-copy', backend: file(`${MOUNT}/zero-copy`) },
-      copy: { dataPath: 'copy', backend: file(`${MOUNT}/copy`) },
-    },
+    devices: (build) => ({
+      'zero-copy': { dataPath: 'zero-copy', backend: file(`${MOUNT}/zero-copy-${build}`) },
+      copy: { dataPath: 'copy', backend: file(`${MOUNT}/copy-${build}`) },
+    }),
     reference: loop(`${MOUNT}/loop`, '--direct-io=on'),
     setUp: `modprobe loop; truncate -s ${String(5 * SIZE)} ${IMAGE}; mkfs.ext4 -q ${IMAGE}; mkdir -p ${MOUNT}; mount -o loop ${IMAGE} ${MOUNT}`,
     tearDown: `umount ${MOUNT}; rm ${IMAGE}`,
@@ -130,11 +133,11 @@ export async function benchIops(options: BenchOptions): Promise<void> {
     if (options.backend !== undefined && options.backend !== name) continue;
     if (match.setUp !== undefined) await shell(match.setUp);
     const served = await serve(match, 'this');
-    const ours = await contenders(served, match);
+    const ours = await contenders(served, match, 'this');
     if (options.against === undefined) await againstReference(name, match, ours, options);
     else {
       const other = await serve(match, 'other', options.against);
-      const theirs = (await contenders(other, match)).map((one) => ({ ...one, name: `${one.name} (other)` }));
+      const theirs = (await contenders(other, match, 'other')).map((one) => ({ ...one, name: `${one.name} (other)` }));
       const pairs = ours.flatMap((our, index) => (theirs[index] ? [{ of: our, with: theirs[index] }] : []));
       await compare(name, match, pairs, options);
       await other.terminate();
@@ -211,16 +214,20 @@ async function compare(
 }
 
 /** `root`: of another checkout. */
-function serve({ devices }: Match, prefix: string, root?: string): Promise<Served> {
-  const configs = Object.entries(devices).map(([name, device]) => ({
-    name: `bench-${prefix}-${name}`,
+function serve({ devices }: Match, build: Build, root?: string): Promise<Served> {
+  const configs = Object.entries(devices(build)).map(([name, device]) => ({
+    name: `bench-${build}-${name}`,
     queues: 2,
     ...device,
   }));
   return Served.start(configs, root);
 }
 
-async function contenders(served: Served, { devices }: Match): Promise<Contender[]> {
-  const names = Object.keys(devices);
-  return (await served.devices()).map(({ path }, index) => ({ name: names[index] ?? '', path: path ?? '' }));
+async function contenders(served: Served, { devices }: Match, build: Build): Promise<Contender[]> {
+  const all = Object.keys(devices(build)).map(async (name) => {
+    const { path, state, reason } = await served.device(`bench-${build}-${name}`);
+    if (state !== 'live' || path === null) throw new Error(`${name} of ${build} build is ${state}: ${reason ?? ''}`);
+    return { name, path };
+  });
+  return Promise.all(all);
 }
