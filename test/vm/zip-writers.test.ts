@@ -18,15 +18,23 @@ const GZIP_NAME = 8;
 const GZIP_HEADER_BYTES = 10;
 const GZIP_TRAILER_BYTES = 8;
 
+interface Written {
+  readonly archive: string;
+  /** A file with what it has to serve. */
+  readonly content: string;
+}
+
 /** The deflate stream of a gzip file in an archive: some programs write no other files. */
-async function archiveOf(gzip: string): Promise<string> {
+async function archiveOf(gzip: string): Promise<Written> {
   const file = await readFile(gzip);
   const named = ((file[3] ?? 0) & GZIP_NAME) !== 0;
   const start = named ? file.indexOf(0, GZIP_HEADER_BYTES) + 1 : GZIP_HEADER_BYTES;
   const compressed = file.subarray(start, -GZIP_TRAILER_BYTES);
-  const path = '/tmp/stream.zip';
-  await writeFile(path, zipArchive([{ name: 'data', data: gunzipSync(file), compressed }]));
-  return path;
+  const written = { archive: '/tmp/stream.zip', content: '/tmp/stream' };
+  const content = gunzipSync(file);
+  await writeFile(written.content, content);
+  await writeFile(written.archive, zipArchive([{ name: 'data', data: content, compressed }]));
+  return written;
 }
 
 test('archives of other programs', { timeout: 1_000_000 }, async (t) => {
@@ -35,9 +43,9 @@ test('archives of other programs', { timeout: 1_000_000 }, async (t) => {
   for (const name of (await readdir(archives)).sort()) {
     await t.test(name, async () => {
       const file = join(archives, name);
-      const path = name.endsWith('.gz') ? await archiveOf(file) : file;
+      const { archive: path, content } = name.endsWith('.gz') ? await archiveOf(file) : { archive: file, content: data };
       const device = await served.add({ name: 'archive', backend: { type: 'zip', path } });
-      await ok('cmp', ['-n', String(device.size), device.path ?? '', data]);
+      await ok('cmp', ['-n', String(device.size), device.path ?? '', content]);
       await served.remove('archive');
     });
   }
