@@ -2,7 +2,7 @@ import { execFile } from 'node:child_process';
 import { availableParallelism } from 'node:os';
 import { setTimeout } from 'node:timers/promises';
 import { promisify } from 'node:util';
-import type { DeviceStatus } from '../src/supervisor/status.js';
+import type { DeviceStatus } from '../src/api/status.js';
 import type { BenchOptions } from './options.js';
 import { Reading } from './reading.js';
 import { Served } from './served.js';

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { closeSync, constants, openSync, readSync } from 'node:fs';
 import { setTimeout } from 'node:timers/promises';
 import { parentPort, workerData } from 'node:worker_threads';
-import { takeSlot } from '../src/backend/conformance/direct-file.js';
+import { takeSlot } from '../src/js-backend/conformance/direct-file.js';
 
 /** The thread of reading.ts. Says when it begins to measure; told to end, how long the longest read took in milliseconds. */
 

@@ -6,8 +6,8 @@ import { join, resolve } from 'node:path';
 import { setTimeout } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
-import { createClient } from '../src/cli/client.js';
-import type { DeviceStatus } from '../src/supervisor/status.js';
+import { createClient } from '../src/api/client.js';
+import type { DeviceStatus } from '../src/api/status.js';
 
 const ourRoot = fileURLToPath(new URL('../../', import.meta.url));
 /** In a guest that counts instructions, time flies while it waits for a busy host. */

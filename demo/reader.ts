@@ -1,7 +1,7 @@
 import { constants, closeSync, openSync, readSync, writeFileSync } from 'node:fs';
 import { Worker, isMainThread, parentPort, workerData } from 'node:worker_threads';
 import { fileURLToPath } from 'node:url';
-import { takeSlot } from '../src/backend/conformance/direct-file.js';
+import { takeSlot } from '../src/js-backend/conformance/direct-file.js';
 
 /**
  * What a program sees that uses the device: a thread that reads a file, block by block and past the page cache, measures

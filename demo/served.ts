@@ -3,8 +3,8 @@ import { once } from 'node:events';
 import { readFile } from 'node:fs/promises';
 import { fileURLToPath } from 'node:url';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { createClient } from '../src/cli/client.js';
-import type { DeviceStatus } from '../src/supervisor/status.js';
+import { createClient } from '../src/api/client.js';
+import type { DeviceStatus } from '../src/api/status.js';
 import { DemoError, command } from './command.js';
 
 const CLI = fileURLToPath(new URL('../src/cli/main.js', import.meta.url));

@@ -1,8 +1,8 @@
 import { InvalidArgumentError, Option, type Command } from 'commander';
 import { parseJson } from '../config/json.js';
 import { messageOf } from '../errors.js';
-import { runtimeDirectory } from '../supervisor/runtime-dir.js';
-import { createClient, type Client } from './client.js';
+import { runtimeDirectory } from '../api/runtime-dir.js';
+import { createClient, type Client } from '../api/client.js';
 
 export interface RuntimeDirOption {
   readonly runtimeDir?: string;

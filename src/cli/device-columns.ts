@@ -1,5 +1,5 @@
 import { formatSize } from '../units.js';
-import type { DeviceStatus } from '../supervisor/status.js';
+import type { DeviceStatus } from '../api/status.js';
 import type { Column } from './table.js';
 
 export const usualDeviceColumns = ['NAME', 'PATH', 'STATE', 'SIZE', 'BACKEND', 'QUEUES', 'RECOVERIES'] as const;

@@ -1,10 +1,10 @@
 import { dirname } from 'node:path';
 import { messageOf } from '../errors.js';
 import { ublkDeviceInfo } from '../native/binding.js';
-import type { Check, CheckResult } from '../supervisor/preflight.js';
-import { deviceLimit, raiseTo } from '../supervisor/device-limit.js';
-import type { DeviceStatus } from '../supervisor/status.js';
-import { featureFlag } from '../supervisor/ublk-features.js';
+import type { Check, CheckResult } from '../supervisor/host/preflight.js';
+import { deviceLimit, raiseTo } from '../supervisor/host/device-limit.js';
+import type { DeviceStatus } from '../api/status.js';
+import { featureFlag } from '../supervisor/host/ublk-features.js';
 import { formatSize } from '../units.js';
 
 /** Rings and request buffers of a device with many deep queues. */

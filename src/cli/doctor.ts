@@ -1,9 +1,9 @@
 import { Chalk } from 'chalk';
-import { thisHost } from '../supervisor/host.js';
-import { preflightChecks, runChecks, type CheckStatus } from '../supervisor/preflight.js';
-import { runtimeDirectory } from '../supervisor/runtime-dir.js';
-import type { DeviceStatus } from '../supervisor/status.js';
-import { createClient } from './client.js';
+import { thisHost } from '../supervisor/host/host.js';
+import { preflightChecks, runChecks, type CheckStatus } from '../supervisor/host/preflight.js';
+import { runtimeDirectory } from '../api/runtime-dir.js';
+import type { DeviceStatus } from '../api/status.js';
+import { createClient } from '../api/client.js';
 import { runtimeDirOption, type Register, type RuntimeDirOption } from './common-options.js';
 import { deviceLimitCheck, devicesCheck, memlockCheck, runtimeDirCheck } from './doctor-checks.js';
 import { sharedMemoryCheck, swapCheck } from './doctor-checks.js';

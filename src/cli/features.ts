@@ -1,5 +1,5 @@
 import { ublkFeatures } from '../native/binding.js';
-import { featuresWith, hasFeature, type UblkFeature } from '../supervisor/ublk-features.js';
+import { featuresWith, hasFeature, type UblkFeature } from '../supervisor/host/ublk-features.js';
 import type { Register } from './common-options.js';
 import { print, printJson } from './output.js';
 import { formatTable, tableObjects, type Column } from './table.js';

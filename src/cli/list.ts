@@ -1,5 +1,5 @@
 import { InvalidArgumentError, Option } from 'commander';
-import type { DeviceStatus } from '../supervisor/status.js';
+import type { DeviceStatus } from '../api/status.js';
 import { clientOf, runtimeDirOption, type Register, type RuntimeDirOption } from './common-options.js';
 import { deviceColumns, usualDeviceColumns } from './device-columns.js';
 import { print, printJson } from './output.js';

@@ -16,7 +16,7 @@ export const newBackendCommand: Register = (program) => {
     .action(async (name: string, { directory = name }: { readonly directory?: string }) => {
       const { deviceName } = await import('../config/schema.js');
       const { validate } = await import('../config/problems.js');
-      const { stripsTypes } = await import('../backend/load.js');
+      const { stripsTypes } = await import('../js-backend/load.js');
       validate(deviceName, name, 'name');
       try {
         // It must not be there yet, so nothing can be overwritten.

@@ -1,5 +1,5 @@
 import { formatSize } from '../units.js';
-import { describeRequest } from '../supervisor/requests.js';
+import { describeRequest } from '../api/requests.js';
 import type {
   BackendErrorStatus,
   CrashStatus,
@@ -7,7 +7,7 @@ import type {
   ExitStatus,
   OperationStatus,
   QueueStatus,
-} from '../supervisor/status.js';
+} from '../api/status.js';
 import { clientOf, runtimeDirOption, type Register, type RuntimeDirOption } from './common-options.js';
 import { print, printJson } from './output.js';
 import { formatTable, type Column } from './table.js';

@@ -1,9 +1,9 @@
 import { resolve } from 'node:path';
-import { BlockDisk } from '../backend/conformance/block-disk.js';
-import { blockDeviceChecks } from '../backend/conformance/checks.js';
-import { runChecks, type CheckResult } from '../backend/conformance/run.js';
+import { BlockDisk } from '../js-backend/conformance/block-disk.js';
+import { blockDeviceChecks } from '../js-backend/conformance/checks.js';
+import { runChecks, type CheckResult } from '../js-backend/conformance/run.js';
 import { SupervisorError } from '../errors.js';
-import { createLogger } from '../supervisor/log.js';
+import { createLogger } from '../log/log.js';
 import { withSupervisor } from '../supervisor/with-supervisor.js';
 
 /** A recovery boots node, which takes many seconds on a busy emulated machine. */

@@ -1,6 +1,6 @@
 import { Chalk } from 'chalk';
 import { Option } from 'commander';
-import type { CheckResult } from '../backend/conformance/index.js';
+import type { CheckResult } from '../js-backend/conformance/index.js';
 import { setting, wholeNumber, type Register, type Setting } from './common-options.js';
 import { CliExit } from './exit-codes.js';
 import { print, printColoured } from './output.js';
@@ -29,7 +29,7 @@ export const testBackendCommand: Register = (program) => {
         const { checkOnDevice } = await import('./test-backend-device.js');
         await checkOnDevice(module, options, seed, report);
       } else {
-        const { checkBackend } = await import('../backend/conformance/index.js');
+        const { checkBackend } = await import('../js-backend/conformance/index.js');
         await report(checkBackend(module, options, seed === undefined ? {} : { seed }));
       }
     });

@@ -1,6 +1,6 @@
 import { setTimeout } from 'node:timers/promises';
 import { SupervisorError } from '../errors.js';
-import type { Client } from './client.js';
+import type { Client } from '../api/client.js';
 import { clientOf, runtimeDirOption, type Register, type RuntimeDirOption } from './common-options.js';
 
 interface UpgradeOptions extends RuntimeDirOption {

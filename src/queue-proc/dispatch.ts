@@ -1,5 +1,5 @@
 import { constants } from 'node:os';
-import type { BackendInstance } from '../backend/define.js';
+import type { BackendInstance } from '../js-backend/define.js';
 import { Operation } from '../native/binding.js';
 import type { JsQueue, RequestIdentity } from '../native/binding.js';
 

@@ -5,7 +5,7 @@ import { LONGEST_TEXT } from './messages.js';
 
 const text = z.string().max(LONGEST_TEXT);
 
-/** What the device announces; `Announced` of src/backend/load.ts. */
+/** What the device announces; `Announced` of src/js-backend/load.ts. */
 const opened = z.strictObject({
   type: z.literal('opened'),
   size: z.number(),

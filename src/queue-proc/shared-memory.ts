@@ -1,5 +1,5 @@
 import { ftruncateSync, readSync, writeSync } from 'node:fs';
-import { assertSharedMemory } from '../backend/load.js';
+import { assertSharedMemory } from '../js-backend/load.js';
 import { lockForProcess, mapShared } from '../native/binding.js';
 
 const PAGE = 4096;

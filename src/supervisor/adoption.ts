@@ -2,7 +2,7 @@ import { isDeepStrictEqual } from 'node:util';
 import type { DeviceConfig } from '../config/types.js';
 import { messageOf } from '../errors.js';
 import { openPidfd, watchProcess } from '../native/binding.js';
-import type { Log } from './device-log.js';
+import type { Log } from '../log/device-log.js';
 import {
   logicalBlockSizeOf,
   dataPathOf,
@@ -10,13 +10,13 @@ import {
   sizeOf,
   stateOf,
   type KernelDevice,
-} from './found-devices.js';
+} from './ublk/found-devices.js';
 import type { Instance } from './instance.js';
 import type { Journal, JournalEntry } from './journal.js';
-import type { FoundDevice, HeldByZygote } from './kernel.js';
-import { nameOf } from './processes.js';
-import { closeHeld } from './zygote.js';
-import type { ZygoteKeeper } from './zygote-keeper.js';
+import type { FoundDevice, HeldByZygote } from './ublk/kernel.js';
+import { nameOf } from './host/processes.js';
+import { closeHeld } from './zygote/zygote.js';
+import type { ZygoteKeeper } from './zygote/zygote-keeper.js';
 
 /** A device that an earlier supervisor of this runtime directory left, or only meant to have. */
 export interface LeftDevice {

@@ -3,18 +3,18 @@ import { SupervisorError } from '../errors.js';
 import type { LeftDevice } from './adoption.js';
 import type { BackendOptions } from '../../backends/registry.js';
 import type { DeviceConfig } from '../config/types.js';
-import { monotonicClock, type Clock } from './clock.js';
-import type { CrashFiles } from './crash-files.js';
-import type { Log } from './device-log.js';
-import { within } from './deadline.js';
-import { Device } from './device.js';
-import type { Served } from './hand-over.js';
-import type { DeviceState } from './machine.js';
-import type { Kernel } from './kernel.js';
+import { monotonicClock, type Clock } from '../timing/clock.js';
+import type { CrashFiles } from './crashes/crash-files.js';
+import type { Log } from '../log/device-log.js';
+import { within } from '../timing/deadline.js';
+import { Device } from './device/device.js';
+import type { Served } from './device/hand-over.js';
+import type { DeviceState } from './device/machine.js';
+import type { Kernel } from './ublk/kernel.js';
 import type { Journal } from './journal.js';
-import { Partitions } from './partitions.js';
-import type { DeviceChange } from './status.js';
-import type { Turns } from './turns.js';
+import { Partitions } from './nodes/partitions.js';
+import type { DeviceChange } from '../api/status.js';
+import type { Turns } from '../timing/turns.js';
 
 export interface OpensStores {
   /** The files of `inherited` are the socket that they are parked in, which stays the caller's. */

@@ -1,5 +1,5 @@
 import type { DeviceConfig } from '../config/types.js';
-import type { DeviceState } from './machine.js';
+import type { DeviceState } from './device/machine.js';
 
 /** What a device is now. */
 export interface Running {

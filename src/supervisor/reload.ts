@@ -1,7 +1,7 @@
 import type { DeviceConfig } from '../config/types.js';
 import { messageOf, SupervisorError } from '../errors.js';
-import type { Log } from './device-log.js';
-import type { Claim } from './kernel.js';
+import type { Log } from '../log/device-log.js';
+import type { Claim } from './ublk/kernel.js';
 import { withSize, type ManagedDevice, type Prepared as PreparedDevice } from './managed-device.js';
 import { planOf, type PlanEntry } from './reload-plan.js';
 

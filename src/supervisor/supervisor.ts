@@ -1,19 +1,19 @@
 import type { Config, DeviceConfig } from '../config/types.js';
 import { messageOf, SupervisorError } from '../errors.js';
-import type { Clock } from './clock.js';
-import type { CrashFiles } from './crash-files.js';
-import type { Log } from './device-log.js';
-import { fewAtOnce } from './few-at-once.js';
-import type { Claim, Kernel } from './kernel.js';
+import type { Clock } from '../timing/clock.js';
+import type { CrashFiles } from './crashes/crash-files.js';
+import type { Log } from '../log/device-log.js';
+import { fewAtOnce } from '../timing/few-at-once.js';
+import type { Claim, Kernel } from './ublk/kernel.js';
 import { configuredSize, type PlanEntry } from './reload-plan.js';
 import { reload } from './reload.js';
 import { ManagedDevice, withSize, type ManagedDeviceContext, type OpensStores } from './managed-device.js';
 import type { LeftDevice } from './adoption.js';
-import { machine } from './machine.js';
-import type { Successor } from './zygote-keeper.js';
-import { Turns } from './turns.js';
+import { machine } from './device/machine.js';
+import type { Successor } from './zygote/zygote-keeper.js';
+import { Turns } from '../timing/turns.js';
 import type { Journal } from './journal.js';
-import type { DeviceChange, DeviceStatus, Status, SupervisorApi, SupervisorStatus } from './status.js';
+import type { DeviceChange, DeviceStatus, Status, SupervisorApi, SupervisorStatus } from '../api/status.js';
 
 export interface SupervisorOptions {
   readonly kernel: Kernel;

@@ -8,20 +8,20 @@ import { SupervisorError, messageOf } from '../errors.js';
 import { becomeIoFlusher, flock, ublkFeatures } from '../native/binding.js';
 import { version } from '../version.js';
 import { findLeftDevices } from './adoption.js';
-import { createApiServer } from './api-server.js';
-import { CrashFiles } from './crash-files.js';
-import { DeviceLinks } from './device-links.js';
-import type { Log } from './device-log.js';
+import { createApiServer } from '../api/api-server.js';
+import { CrashFiles } from './crashes/crash-files.js';
+import { DeviceLinks } from './nodes/device-links.js';
+import type { Log } from '../log/device-log.js';
 import { Instance } from './instance.js';
 import { Journal } from './journal.js';
-import { assertReady } from './preflight.js';
-import { controlSocket, lockFile } from './runtime-dir.js';
-import { shareWithGroup } from './socket-group.js';
+import { assertReady } from './host/preflight.js';
+import { controlSocket, lockFile } from '../api/runtime-dir.js';
+import { shareWithGroup } from '../api/socket-group.js';
 import { Supervisor, type SupervisorEnd } from './supervisor.js';
-import { UblkKernel } from './ublk-kernel.js';
-import type { DeviceChange } from './status.js';
-import { Stores } from './stores.js';
-import { ZygoteKeeper } from './zygote-keeper.js';
+import { UblkKernel } from './ublk/ublk-kernel.js';
+import type { DeviceChange } from '../api/status.js';
+import { Stores } from './stores/stores.js';
+import { ZygoteKeeper } from './zygote/zygote-keeper.js';
 
 export interface SupervisorPlace {
   /** For one supervisor at a time, with its control socket. Left out: a private one, and no control socket. */

@@ -7,14 +7,14 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { pino } from 'pino';
 import t, { type Test } from 'tap';
-import { createClient } from '../../src/cli/client.js';
+import { createClient } from '../../src/api/client.js';
 import { parseDevice } from '../../src/config/schema.js';
 import { SupervisorError } from '../../src/errors.js';
 import type { Peer } from '../../src/native/binding.js';
-import { createApiServer, type ApiServer } from '../../src/supervisor/api-server.js';
-import { Peers } from '../../src/supervisor/peers.js';
+import { createApiServer, type ApiServer } from '../../src/api/api-server.js';
+import { Peers } from '../../src/api/peers.js';
 import type { PlanEntry } from '../../src/supervisor/reload-plan.js';
-import type { DeviceStatus, Status, SupervisorApi, SupervisorStatus } from '../../src/supervisor/status.js';
+import type { DeviceStatus, Status, SupervisorApi, SupervisorStatus } from '../../src/api/status.js';
 import { scratch } from './device-status.js';
 
 /** Remembers what it was asked for; knows one device. */

@@ -1,4 +1,4 @@
-import { checkBackend, type CheckResult } from '../../src/backend/conformance/index.js';
+import { checkBackend, type CheckResult } from '../../src/js-backend/conformance/index.js';
 import { faults } from './faulty-backend.js';
 
 /**

@@ -2,7 +2,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { execa } from 'execa';
 import t from 'tap';
-import { checkBackend, testBackend, type CheckResult } from '../../src/backend/conformance/index.js';
+import { checkBackend, testBackend, type CheckResult } from '../../src/js-backend/conformance/index.js';
 import type { Fault } from './faulty-backend.js';
 
 const faulty = new URL('faulty-backend.js', import.meta.url);

@@ -1,7 +1,7 @@
 import { lstat, mkdir, readFile, readdir, symlink, writeFile, chmod } from 'node:fs/promises';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
-import { CrashFiles } from '../../src/supervisor/crash-files.js';
+import { CrashFiles } from '../../src/supervisor/crashes/crash-files.js';
 import { silent } from './device-harness.js';
 
 const at = (second: number) => `2026-01-01T00:00:${String(second).padStart(2, '0')}.000Z`;

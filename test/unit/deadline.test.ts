@@ -1,7 +1,7 @@
 import { once } from 'node:events';
 import { MessageChannel } from 'node:worker_threads';
 import t from 'tap';
-import { within } from '../../src/supervisor/deadline.js';
+import { within } from '../../src/timing/deadline.js';
 
 /** As a supervisor is that sees many devices die at once. */
 function beBusy(ms: number): void {

@@ -1,7 +1,7 @@
 import { execFileSync } from 'node:child_process';
 import t from 'tap';
 import { parseDevice } from '../../src/config/schema.js';
-import { descriptorShortage } from '../../src/supervisor/descriptor-limit.js';
+import { descriptorShortage } from '../../src/supervisor/host/descriptor-limit.js';
 
 const device = (index: number) =>
   parseDevice({ name: `d${String(index)}`, queues: 2, backend: { type: 'null', size: 4096 } });

@@ -1,9 +1,9 @@
 import t from 'tap';
 import type { OpenBackend } from '../../backends/interface.js';
-import type { FoundDevice } from '../../src/supervisor/kernel.js';
-import { Device } from '../../src/supervisor/device.js';
-import type { DeviceState } from '../../src/supervisor/machine.js';
-import { Turns } from '../../src/supervisor/turns.js';
+import type { FoundDevice } from '../../src/supervisor/ublk/kernel.js';
+import { Device } from '../../src/supervisor/device/device.js';
+import type { DeviceState } from '../../src/supervisor/device/machine.js';
+import { Turns } from '../../src/timing/turns.js';
 import {
   backend,
   deviceConfig,

@@ -1,5 +1,5 @@
 import t from 'tap';
-import type { HeldRequest, Remains } from '../../src/supervisor/kernel.js';
+import type { HeldRequest, Remains } from '../../src/supervisor/ublk/kernel.js';
 import { liveRig, quiet, type Rig } from './device-harness.js';
 
 const read = (startSector: number, queue = 0): HeldRequest => ({

@@ -1,7 +1,7 @@
 import t from 'tap';
 import { SupervisorError } from '../../src/errors.js';
 import type { DeviceConfig } from '../../src/config/types.js';
-import type { Served } from '../../src/supervisor/hand-over.js';
+import type { Served } from '../../src/supervisor/device/hand-over.js';
 import { backend, deviceConfig, facts, faultsOf, liveRig, outcomeOf, quiet, type Rig } from './device-harness.js';
 import { kernelVersions } from './model-device.js';
 import type { Moment } from './model-kernel.js';

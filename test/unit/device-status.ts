@@ -1,4 +1,4 @@
-import type { DeviceStatus, QueueStatus, Status } from '../../src/supervisor/status.js';
+import type { DeviceStatus, QueueStatus, Status } from '../../src/api/status.js';
 
 /** Of a device that is live. */
 export const scratch: DeviceStatus = {

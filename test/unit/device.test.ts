@@ -1,8 +1,8 @@
 import t from 'tap';
 import type { OpenBackend } from '../../backends/interface.js';
 import { SupervisorError } from '../../src/errors.js';
-import { Device } from '../../src/supervisor/device.js';
-import { Turns } from '../../src/supervisor/turns.js';
+import { Device } from '../../src/supervisor/device/device.js';
+import { Turns } from '../../src/timing/turns.js';
 import { backend, deviceConfig, facts, faultsOf, liveRig, openBackend, quiet, silent } from './device-harness.js';
 import { ModelClock } from './model-clock.js';
 import { kernelVersions, type KernelVersion } from './model-device.js';

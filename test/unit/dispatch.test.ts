@@ -1,6 +1,6 @@
 import { setImmediate } from 'node:timers/promises';
 import t from 'tap';
-import type { BackendInstance } from '../../src/backend/define.js';
+import type { BackendInstance } from '../../src/js-backend/define.js';
 import type { JsQueue } from '../../src/native/binding.js';
 import { Dispatcher } from '../../src/queue-proc/dispatch.js';
 

@@ -6,7 +6,7 @@ import { join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { execa } from 'execa';
 import t, { type Test } from 'tap';
-import type { BackendContext, BackendDefinition, BackendInstance } from '../../src/backend/define.js';
+import type { BackendContext, BackendDefinition, BackendInstance } from '../../src/js-backend/define.js';
 import { loadConfig } from '../../src/config/load.js';
 import { zipArchive } from './zip-archive.js';
 

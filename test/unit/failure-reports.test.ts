@@ -1,6 +1,6 @@
 import t from 'tap';
 import type { FailedRequests } from '../../src/native/binding.js';
-import { FailureReports } from '../../src/supervisor/failure-reports.js';
+import { FailureReports } from '../../src/supervisor/ublk/failure-reports.js';
 
 const ENOSPC = 28;
 const EIO = 5;

@@ -1,7 +1,7 @@
 import { setImmediate } from 'node:timers';
 import { setTimeout } from 'node:timers/promises';
 import { z } from 'zod';
-import { defineBackend, type BackendContext, type BackendInstance } from '../../src/backend/define.js';
+import { defineBackend, type BackendContext, type BackendInstance } from '../../src/js-backend/define.js';
 
 /** A RAM disk that keeps every rule of a backend but the one that `fault` names. */
 

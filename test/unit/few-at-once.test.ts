@@ -1,5 +1,5 @@
 import t from 'tap';
-import { fewAtOnce } from '../../src/supervisor/few-at-once.js';
+import { fewAtOnce } from '../../src/timing/few-at-once.js';
 
 const numbers = Array.from({ length: 30 }, (_none, index) => index);
 

@@ -1,7 +1,7 @@
 import t from 'tap';
 import type { LowerBackend, OpenBackend, OpenLower } from '../../backends/interface.js';
 import { LowerBackends, isNamedIn } from '../../backends/module/lower-backends.js';
-import { takeLower } from '../../src/backend/lower.js';
+import { takeLower } from '../../src/js-backend/lower.js';
 import { facts } from './device-harness.js';
 
 /** Opens whatever is asked for, and keeps what it was asked and told. */

@@ -6,7 +6,7 @@ import {
   type Rule,
   type Step,
   type Target,
-} from '../../src/supervisor/machine.js';
+} from '../../src/supervisor/device/machine.js';
 
 const rules = Object.entries(machine) as [DeviceState, Rule][];
 const resting = rules.filter(([, { done }]) => done === null).map(([state]) => state);

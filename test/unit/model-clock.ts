@@ -1,4 +1,4 @@
-import type { Clock } from '../../src/supervisor/clock.js';
+import type { Clock } from '../../src/timing/clock.js';
 
 /** More than anything takes that ends. */
 const MOST_SLEEPS = 40;

@@ -1,4 +1,4 @@
-import type { KernelQuirks } from '../../src/supervisor/kernel.js';
+import type { KernelQuirks } from '../../src/supervisor/ublk/kernel.js';
 import type { ModelGeneration } from './model-generation.js';
 
 export const kernelVersions = ['6.12', '6.16', '7.2'] as const;

@@ -1,6 +1,6 @@
 import { SupervisorError } from '../../src/errors.js';
-import type { Generation, Remains } from '../../src/supervisor/kernel.js';
-import type { ExitStatus, GenerationPhase } from '../../src/supervisor/status.js';
+import type { Generation, Remains } from '../../src/supervisor/ublk/kernel.js';
+import type { ExitStatus, GenerationPhase } from '../../src/api/status.js';
 
 /** Queue processes of the model kernel: tests let them die, hang in uninterruptible sleep or linger. */
 export class ModelGeneration implements Generation {

@@ -10,8 +10,8 @@ import type {
   KernelDeviceState,
   KernelQuirks,
   StopOptions,
-} from '../../src/supervisor/kernel.js';
-import type { QueueStatus } from '../../src/supervisor/status.js';
+} from '../../src/supervisor/ublk/kernel.js';
+import type { QueueStatus } from '../../src/api/status.js';
 import { alive, behaviours, newDevice, type Behaviour, type KernelVersion, type ModelDevice } from './model-device.js';
 import { ModelGeneration } from './model-generation.js';
 

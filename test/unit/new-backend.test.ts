@@ -3,7 +3,7 @@ import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { execa } from 'execa';
 import t, { type Test } from 'tap';
-import { stripsTypes } from '../../src/backend/load.js';
+import { stripsTypes } from '../../src/js-backend/load.js';
 import { loadConfig } from '../../src/config/load.js';
 
 const root = fileURLToPath(new URL('../../../', import.meta.url));

@@ -6,8 +6,8 @@ import { mock } from 'node:test';
 import { execa } from 'execa';
 import t, { type Test } from 'tap';
 import { sendDatagram } from '../../src/native/binding.js';
-import { DeviceOverview } from '../../src/supervisor/device-overview.js';
-import { Notifier, takeNotifier, type NotifierOptions } from '../../src/supervisor/notify.js';
+import { DeviceOverview } from '../../src/supervisor/service/device-overview.js';
+import { Notifier, takeNotifier, type NotifierOptions } from '../../src/supervisor/service/notify.js';
 
 /** sd_notify(3) against a datagram socket of another process, which Node cannot make. */
 

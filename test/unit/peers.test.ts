@@ -1,7 +1,7 @@
 import { EventEmitter } from 'node:events';
 import type { Socket } from 'node:net';
 import t from 'tap';
-import { Peers } from '../../src/supervisor/peers.js';
+import { Peers } from '../../src/api/peers.js';
 
 /** Stands for a connection of the user that it carries. */
 class Connection extends EventEmitter {

@@ -1,11 +1,11 @@
 import t from 'tap';
 import { deviceLimitCheck, sharedMemoryCheck, swapCheck } from '../../src/cli/doctor-checks.js';
 import { SupervisorError } from '../../src/errors.js';
-import { deviceShortage } from '../../src/supervisor/device-limit.js';
+import { deviceShortage } from '../../src/supervisor/host/device-limit.js';
 import { daemonExitCode } from '../../src/supervisor/exit-codes.js';
-import type { Host } from '../../src/supervisor/host.js';
-import { assertReady, capabilityShortage, preflightChecks, runChecks } from '../../src/supervisor/preflight.js';
-import { featuresWith, hasFeature, ublkFeatureTable } from '../../src/supervisor/ublk-features.js';
+import type { Host } from '../../src/supervisor/host/host.js';
+import { assertReady, capabilityShortage, preflightChecks, runChecks } from '../../src/supervisor/host/preflight.js';
+import { featuresWith, hasFeature, ublkFeatureTable } from '../../src/supervisor/host/ublk-features.js';
 
 type Files = Readonly<Record<string, string>>;
 

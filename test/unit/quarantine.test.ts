@@ -1,6 +1,6 @@
 import t from 'tap';
 import type { RequestIdentity } from '../../src/native/binding.js';
-import { MOST_QUARANTINED, Quarantine } from '../../src/supervisor/quarantine.js';
+import { MOST_QUARANTINED, Quarantine } from '../../src/supervisor/crashes/quarantine.js';
 
 const request = (startSector: number, operation = 0): RequestIdentity => ({ operation, startSector, sectors: 8 });
 const poison = request(8);

@@ -1,6 +1,6 @@
 import { mock } from 'node:test';
 import t, { type Test } from 'tap';
-import { Rounds } from '../../src/supervisor/rounds.js';
+import { Rounds } from '../../src/timing/rounds.js';
 
 interface Time {
   now: number;

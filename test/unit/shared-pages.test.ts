@@ -2,14 +2,14 @@ import { randomFillSync } from 'node:crypto';
 import { fstatSync, openSync, writeSync } from 'node:fs';
 import t from 'tap';
 import { createSharedPages, QueuePhase, reopenSharedPages, SIGNS, type SharedPages } from '../../src/native/binding.js';
-import { crashReport, describeCrash, describeQuarantined } from '../../src/supervisor/crash-report.js';
-import { FailureReports } from '../../src/supervisor/failure-reports.js';
-import { ProcessGeneration } from '../../src/supervisor/generation.js';
-import { Quarantine } from '../../src/supervisor/quarantine.js';
-import { Rounds } from '../../src/supervisor/rounds.js';
-import { describeRequest, requestStatus } from '../../src/supervisor/requests.js';
-import type { ExitStatus } from '../../src/supervisor/status.js';
-import { HangDetector } from '../../src/supervisor/watchdog.js';
+import { crashReport, describeCrash, describeQuarantined } from '../../src/supervisor/crashes/crash-report.js';
+import { FailureReports } from '../../src/supervisor/ublk/failure-reports.js';
+import { ProcessGeneration } from '../../src/supervisor/ublk/generation.js';
+import { Quarantine } from '../../src/supervisor/crashes/quarantine.js';
+import { Rounds } from '../../src/timing/rounds.js';
+import { describeRequest, requestStatus } from '../../src/api/requests.js';
+import type { ExitStatus } from '../../src/api/status.js';
+import { HangDetector } from '../../src/supervisor/ublk/watchdog.js';
 
 /** A queue process can write to all of its device's shared page, and the supervisor reads that all the time. */
 

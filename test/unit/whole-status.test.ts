@@ -1,7 +1,7 @@
 import { setImmediate as turn } from 'node:timers/promises';
 import t from 'tap';
-import type { DeviceStatus, SupervisorApi } from '../../src/supervisor/status.js';
-import { WholeStatus } from '../../src/supervisor/whole-status.js';
+import type { DeviceStatus, SupervisorApi } from '../../src/api/status.js';
+import { WholeStatus } from '../../src/api/whole-status.js';
 import { scratch } from './device-status.js';
 
 const device = { ...scratch, name: 'a', reason: 'a reason with \u009b, "quotes" and ä' };

@@ -3,8 +3,8 @@ import assert from 'node:assert/strict';
 import { rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { DirectFile } from '../../src/backend/conformance/direct-file.js';
-import type { DeviceStatus } from '../../src/supervisor/status.js';
+import { DirectFile } from '../../src/js-backend/conformance/direct-file.js';
+import type { DeviceStatus } from '../../src/api/status.js';
 import { Served, assertNothingLeft, processesNamed, root } from './harness.js';
 
 /** A supervisor is killed at each step of a start, a recovery and a stop; test/unit/device-adoption does it in a model. */

@@ -3,8 +3,8 @@ import assert from 'node:assert/strict';
 import { copyFile, mkdir, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { DirectFile } from '../../src/backend/conformance/direct-file.js';
-import type { DeviceStatus } from '../../src/supervisor/status.js';
+import { DirectFile } from '../../src/js-backend/conformance/direct-file.js';
+import type { DeviceStatus } from '../../src/api/status.js';
 import { Load, verifiedWrites } from './fio.js';
 import {
   COMMAND_TIMEOUT_MS,

@@ -5,7 +5,7 @@ import { availableParallelism } from 'node:os';
 import { test } from 'node:test';
 import { Disk, counted, fresh, isZero, pathOf, testRefusal } from './device-suite.js';
 import { DATA_OFFSET } from '../../backends/ram/ram-file.js';
-import { DirectFile } from '../../src/backend/conformance/direct-file.js';
+import { DirectFile } from '../../src/js-backend/conformance/direct-file.js';
 import { Served, assertNothingLeft, ok } from './harness.js';
 import { ramFile } from './ram-data.js';
 import { seed } from './random.js';

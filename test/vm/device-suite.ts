@@ -4,11 +4,11 @@ import { constants } from 'node:fs';
 import { mkdir, open, readFile, writeFile } from 'node:fs/promises';
 import { basename } from 'node:path';
 import type { TestContext } from 'node:test';
-import { DirectFile } from '../../src/backend/conformance/direct-file.js';
+import { DirectFile } from '../../src/js-backend/conformance/direct-file.js';
 import { Load, verifiedWrites } from './fio.js';
 import { Served, assertNothingLeft, ok, root, shell, waitFor } from './harness.js';
 import { random } from './random.js';
-import type { DeviceStatus, OperationStatus, QueueStatus } from '../../src/supervisor/status.js';
+import type { DeviceStatus, OperationStatus, QueueStatus } from '../../src/api/status.js';
 
 /** What every device has to do, whatever serves it: `testBackends`, and the pieces of it that other tests use. */
 
@@ -57,7 +57,7 @@ export interface Row {
 export async function makeSample(): Promise<Sample> {
   await shell(`
     mkdir -p /tmp/sample/tree
-    cp -r ${root}src/backend /tmp/sample/tree
+    cp -r ${root}src/js-backend /tmp/sample/tree
     head -c 1M /dev/urandom > /tmp/sample/tree/random
     mke2fs -q -t ext4 -b 4096 -d /tmp/sample /tmp/sample.img ${String(IMAGE_BYTES / KiB)}k`);
   return { tree: '/tmp/sample/tree', image: await readFile('/tmp/sample.img') };

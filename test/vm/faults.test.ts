@@ -5,7 +5,7 @@ import { test } from 'node:test';
 import { setTimeout } from 'node:timers/promises';
 import { arm, disarm, installFaultPoints, isWaiting, untilFetched, untilStruck } from './fault-points.js';
 import { Served, assertNothingLeft, hasEnded, isLinux, processesNamed, root, run, waitFor } from './harness.js';
-import type { DeviceStatus } from '../../src/supervisor/status.js';
+import type { DeviceStatus } from '../../src/api/status.js';
 import { Witness } from './witness.js';
 
 /** Queue processes that die or hang before they serve, at a first start and as replacements. */

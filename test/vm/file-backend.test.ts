@@ -4,9 +4,9 @@ import { randomBytes } from 'node:crypto';
 import { constants, readFileSync, readdirSync, readlinkSync, realpathSync } from 'node:fs';
 import { open, readFile, rename, stat, truncate, writeFile } from 'node:fs/promises';
 import { test } from 'node:test';
-import type { DeviceStatus } from '../../src/supervisor/status.js';
+import type { DeviceStatus } from '../../src/api/status.js';
 import { isZero, pathOf } from './device-suite.js';
-import { DirectFile } from '../../src/backend/conformance/direct-file.js';
+import { DirectFile } from '../../src/js-backend/conformance/direct-file.js';
 import { Served, assertNothingLeft, isLinux, ok, processesNamed, shell, waitFor } from './harness.js';
 
 /** Files and block devices as stores: on tmpfs, on ext4, on a loop device, on every data path that the kernel has. */

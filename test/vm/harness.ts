@@ -10,8 +10,8 @@ import { setTimeout } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import assert from 'node:assert/strict';
 import { messageOf } from '../../src/errors.js';
-import { parentOf } from '../../src/supervisor/processes.js';
-import type { DeviceStatus, Status } from '../../src/supervisor/status.js';
+import { parentOf } from '../../src/supervisor/host/processes.js';
+import type { DeviceStatus, Status } from '../../src/api/status.js';
 
 /** What the tests share that run inside a guest, as root, on a real kernel. */
 

@@ -5,7 +5,7 @@ import { randomBytes } from 'node:crypto';
 import { truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { DirectFile } from '../../src/backend/conformance/direct-file.js';
+import { DirectFile } from '../../src/js-backend/conformance/direct-file.js';
 import { Served, assertNothingLeft, hasEnded, processesNamed, shell, supervisorCommand, waitFor } from './harness.js';
 
 /** A file system that does not answer, be it for hours, concerns the devices on it alone, however many they are. */

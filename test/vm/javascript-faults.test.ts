@@ -5,7 +5,7 @@ import { copyFile, mkdir, rename, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { memoryFileOf } from '../../backends/module/memory-file.js';
-import { DirectFile } from '../../src/backend/conformance/direct-file.js';
+import { DirectFile } from '../../src/js-backend/conformance/direct-file.js';
 import { Served, assertNothingLeft, ok, processesNamed, root, waitFor } from './harness.js';
 import { memoryOf } from './ram-data.js';
 import { Witness } from './witness.js';

@@ -6,7 +6,7 @@ import { copyFile, mkdir, rename, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { zipArchive } from '../unit/zip-archive.js';
-import { DirectFile } from '../../src/backend/conformance/direct-file.js';
+import { DirectFile } from '../../src/js-backend/conformance/direct-file.js';
 import { IMAGE_BYTES, makeSample, testBackends } from './device-suite.js';
 import { Served, assertNothingLeft, ok, processesNamed, root, shell, signal, trust, waitFor } from './harness.js';
 import { seed } from './random.js';

@@ -8,7 +8,7 @@ import { existsSync } from 'node:fs';
 import { open, readFile, writeFile } from 'node:fs/promises';
 import { test } from 'node:test';
 import { setTimeout } from 'node:timers/promises';
-import type { DeviceStatus } from '../../src/supervisor/status.js';
+import type { DeviceStatus } from '../../src/api/status.js';
 import { Cgroup } from './cgroup.js';
 import { Served, hasEnded, ok, run, shell, waitFor } from './harness.js';
 import { Oracles, Registers, assertCause } from './oracles.js';

@@ -3,7 +3,7 @@ import { fork, type ChildProcess } from 'node:child_process';
 import { join } from 'node:path';
 import { after } from 'node:test';
 import { messageOf } from '../../src/errors.js';
-import type { DeviceStatus, ExitStatus } from '../../src/supervisor/status.js';
+import type { DeviceStatus, ExitStatus } from '../../src/api/status.js';
 import { type Served, assertNothingLeft, kernelComplaints, root, waitFor } from './harness.js';
 import { seed } from './random.js';
 import type { RegisterReport } from './registers.js';

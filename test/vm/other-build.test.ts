@@ -4,7 +4,7 @@ import assert from 'node:assert/strict';
 import { copyFile, rename } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import type { DeviceStatus } from '../../src/supervisor/status.js';
+import type { DeviceStatus } from '../../src/api/status.js';
 import { underVerifiedWrites } from './fio.js';
 import { Served, assertNothingLeft, processesNamed, root, trust, waitFor, zygoteOf } from './harness.js';
 

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { spawn, type ChildProcess } from 'node:child_process';
 import { mkdir, writeFile } from 'node:fs/promises';
-import type { DeviceStatus } from '../../src/supervisor/status.js';
+import type { DeviceStatus } from '../../src/api/status.js';
 import { Served, assertNothingLeft, ok, run, shell, waitFor, type Finished } from './harness.js';
 
 /** Devices whose stores can be made to stop answering. */

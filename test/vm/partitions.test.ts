@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { existsSync, readFileSync, readdirSync, readlinkSync, statSync } from 'node:fs';
 import { open } from 'node:fs/promises';
 import { test } from 'node:test';
-import type { DeviceStatus } from '../../src/supervisor/status.js';
+import type { DeviceStatus } from '../../src/api/status.js';
 import { Load, verifiedWrites } from './fio.js';
 import { Served, assertNothingLeft, isLinux, ok, run, shell, signal, waitFor } from './harness.js';
 

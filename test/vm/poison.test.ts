@@ -4,8 +4,8 @@ import assert from 'node:assert/strict';
 import { copyFile, mkdir, readdir, readFile, stat, symlink, writeFile } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { test } from 'node:test';
-import { DirectFile } from '../../src/backend/conformance/direct-file.js';
-import type { CrashStatus, DeviceStatus } from '../../src/supervisor/status.js';
+import { DirectFile } from '../../src/js-backend/conformance/direct-file.js';
+import type { CrashStatus, DeviceStatus } from '../../src/api/status.js';
 import { Served, assertNothingLeft, root, waitFor } from './harness.js';
 
 /** Requests that crash whoever serves them, and what is told of crashes. */

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { readdirSync } from 'node:fs';
 import { test } from 'node:test';
 import { setTimeout } from 'node:timers/promises';
-import type { DeviceStatus } from '../../src/supervisor/status.js';
+import type { DeviceStatus } from '../../src/api/status.js';
 import { Load, verifiedWrites } from './fio.js';
 import { Served, assertNothingLeft, processesNamed, waitFor, zygoteOf, signal } from './harness.js';
 import { random, seed } from './random.js';

@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { DirectFile } from '../../src/backend/conformance/direct-file.js';
+import { DirectFile } from '../../src/js-backend/conformance/direct-file.js';
 import { setTimeout } from 'node:timers/promises';
 import { crc32 } from 'node:zlib';
 import { random } from './random.js';

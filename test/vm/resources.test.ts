@@ -8,7 +8,7 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { setTimeout } from 'node:timers/promises';
 import { ublkDeviceInfo } from '../../src/native/binding.js';
-import type { DeviceStatus } from '../../src/supervisor/status.js';
+import type { DeviceStatus } from '../../src/api/status.js';
 import { Cgroup } from './cgroup.js';
 import { Served, ok, processesNamed, root, run, shell, waitFor, zygoteOf } from './harness.js';
 import { Oracles, assertCause } from './oracles.js';

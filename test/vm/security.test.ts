@@ -64,7 +64,7 @@ export default {
 
 const statusLine = (pid: number, key: string): string =>
   new RegExp(`^${key}:[ \\t]*(.*)$`, 'm').exec(readFileSync(`/proc/${String(pid)}/status`, 'utf8'))?.[1]?.trim() ?? '?';
-/** As src/supervisor/api-server.ts has it. */
+/** As src/api/api-server.ts has it. */
 const MOST_CONNECTIONS = 64;
 
 const openFiles = (pid: number): number => readdirSync(`/proc/${String(pid)}/fd`).length;

@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import type { DeviceStatus } from '../../src/supervisor/status.js';
+import type { DeviceStatus } from '../../src/api/status.js';
 import { hasEnded, Served, waitFor, signal } from './harness.js';
 
 /** A device of the configuration. */

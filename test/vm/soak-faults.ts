@@ -1,6 +1,6 @@
 import { setTimeout } from 'node:timers/promises';
 import { ublkFeatures } from '../../src/native/binding.js';
-import { featureFlag } from '../../src/supervisor/ublk-features.js';
+import { featureFlag } from '../../src/supervisor/host/ublk-features.js';
 import { isLinux, processesNamed, shell, waitFor, type ApiResponse, signal } from './harness.js';
 import { memoryOf } from './ram-data.js';
 import type { Random } from './random.js';

@@ -2,7 +2,7 @@
 // kernels: newest
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import type { DeviceStatus } from '../../src/supervisor/status.js';
+import type { DeviceStatus } from '../../src/api/status.js';
 import { waitFor } from './harness.js';
 import { assertUnharmed, startStores, use } from './outage.js';
 

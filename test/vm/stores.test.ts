@@ -5,7 +5,7 @@ import { randomBytes } from 'node:crypto';
 import { mkdir, rename, rm, stat, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { DirectFile } from '../../src/backend/conformance/direct-file.js';
+import { DirectFile } from '../../src/js-backend/conformance/direct-file.js';
 import { zipArchive } from '../unit/zip-archive.js';
 import { Served, assertNothingLeft, processesNamed, run, signal, waitFor } from './harness.js';
 

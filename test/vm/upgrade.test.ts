@@ -4,7 +4,7 @@ import assert from 'node:assert/strict';
 import { copyFile, readdir, rename, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import type { DeviceStatus } from '../../src/supervisor/status.js';
+import type { DeviceStatus } from '../../src/api/status.js';
 import { arm, disarm, installFaultPoints, untilStruck } from './fault-points.js';
 import { underVerifiedWrites } from './fio.js';
 import {

@@ -43,7 +43,9 @@ test('archives of other programs', { timeout: 1_000_000 }, async (t) => {
   for (const name of (await readdir(archives)).sort()) {
     await t.test(name, async () => {
       const file = join(archives, name);
-      const { archive: path, content } = name.endsWith('.gz') ? await archiveOf(file) : { archive: file, content: data };
+      const { archive: path, content } = name.endsWith('.gz')
+        ? await archiveOf(file)
+        : { archive: file, content: data };
       const device = await served.add({ name: 'archive', backend: { type: 'zip', path } });
       await ok('cmp', ['-n', String(device.size), device.path ?? '', content]);
       await served.remove('archive');

@@ -4,7 +4,7 @@ import { randomBytes } from 'node:crypto';
 import { truncate, writeFile } from 'node:fs/promises';
 import { test } from 'node:test';
 import { singleBlock, zipArchive } from '../unit/zip-archive.js';
-import { DirectFile } from '../../src/backend/conformance/direct-file.js';
+import { DirectFile } from '../../src/js-backend/conformance/direct-file.js';
 import { Served, assertNothingLeft, ok, shell } from './harness.js';
 
 const MIB = 2 ** 20;

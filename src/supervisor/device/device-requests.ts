@@ -1,0 +1,116 @@
+import type { SupervisorError } from '../../errors.js';
+import type { HandOver } from './hand-over.js';
+
+interface Waiter {
+  readonly resolve: () => void;
+  readonly reject: (error: SupervisorError) => void;
+}
+
+/** Something that the device's own processes may keep from being done, by dying in the middle of it. */
+interface Repeatable extends Waiter {
+  interruptions: number;
+}
+
+interface StopRequest extends Repeatable {
+  readonly force: boolean;
+}
+
+interface HandOverRequest extends Repeatable {
+  readonly next: HandOver;
+}
+
+const MOST_INTERRUPTIONS = 3;
+
+/** Who waits for what of one device. Every request is settled by the device's resting in some state. */
+export class DeviceRequests {
+  #live: Waiter[] = [];
+  readonly #stops: StopRequest[] = [];
+  readonly #handOvers: HandOverRequest[] = [];
+  /** Hand-overs that failed, to be told so when the device rests again. */
+  readonly #failed: (() => void)[] = [];
+
+  get stopPending(): boolean {
+    return this.#stops.length > 0;
+  }
+
+  /** Of the stop that is or comes first under way. */
+  get force(): boolean {
+    return this.#stops[0]?.force ?? false;
+  }
+
+  /** The hand-over that is or comes first under way. */
+  get handOver(): HandOver | null {
+    return this.#handOvers[0]?.next ?? null;
+  }
+
+  untilLive(): Promise<void> {
+    return new Promise((resolve, reject) => {
+      this.#live.push({ resolve, reject });
+    });
+  }
+
+  untilGone(force: boolean): Promise<void> {
+    return new Promise((resolve, reject) => {
+      this.#stops.push({ force, resolve, reject, interruptions: 0 });
+    });
+  }
+
+  untilHandedOver(next: HandOver): Promise<void> {
+    return new Promise((resolve, reject) => {
+      this.#handOvers.push({ next, resolve, reject, interruptions: 0 });
+    });
+  }
+
+  /** Whether the stop under way, which a death interrupted, is to be tried again after the recovery. */
+  stopAgain(): boolean {
+    return again(this.#stops[0]);
+  }
+
+  /** Likewise of the hand-over. */
+  handOverAgain(): boolean {
+    return again(this.#handOvers[0]);
+  }
+
+  handedOver(): void {
+    this.#handOvers.shift()?.resolve();
+  }
+
+  handOverFailed(error: SupervisorError): void {
+    const request = this.#handOvers.shift();
+    if (request === undefined) return;
+    this.#failed.push(() => {
+      request.reject(error);
+    });
+  }
+
+  rests(): void {
+    for (const reject of this.#failed.splice(0)) reject();
+  }
+
+  /** Nobody can serve the device any more, so nothing can be handed over. */
+  handOversRefused(error: SupervisorError): void {
+    for (const request of this.#handOvers.splice(0)) request.reject(error);
+  }
+
+  live(): void {
+    for (const waiter of this.#live.splice(0)) waiter.resolve();
+  }
+
+  notLive(error: SupervisorError): void {
+    for (const waiter of this.#live.splice(0)) waiter.reject(error);
+  }
+
+  stopRefused(error: SupervisorError): void {
+    this.#stops.shift()?.reject(error);
+  }
+
+  gone(): void {
+    for (const stop of this.#stops.splice(0)) stop.resolve();
+  }
+}
+
+function again(request: Repeatable | undefined): boolean {
+  if (request === undefined) return false;
+  request.interruptions += 1;
+  return request.interruptions <= MOST_INTERRUPTIONS;
+}

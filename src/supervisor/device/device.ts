@@ -1,0 +1,644 @@
+import type { OpenBackend } from '../../../backends/interface.js';
+import type { DeviceConfig } from '../../config/types.js';
+import { messageOf, SupervisorError } from '../../errors.js';
+import type { MarkedRequest } from '../../native/binding.js';
+import { Attempts } from './attempts.js';
+import { monotonicClock, type Clock } from '../../timing/clock.js';
+import type { CrashFiles } from '../crashes/crash-files.js';
+import { DeviceCrashes } from '../crashes/device-crashes.js';
+import { describeExit, DeviceHistory } from './device-history.js';
+import type { Log } from '../../log/device-log.js';
+import { DeviceRequests } from './device-requests.js';
+import { within } from '../../timing/deadline.js';
+import { deviceSpec, specOfFound, unopenedSpec, type Announced } from './device-spec.js';
+import { assertSameDevice, type HandOver, type Served } from './hand-over.js';
+import { aborted, Interrupt } from '../../timing/interrupt.js';
+import type { DeviceSpec, FoundDevice, Kernel, QueueReport } from '../ublk/kernel.js';
+import { describeRequest, requestStatus } from '../../api/requests.js';
+import { machine, targetOfFailure, type AfterRemoval, type DeviceEvent, type DeviceState } from './machine.js';
+import type { Rule, Step, Target } from './machine.js';
+import type { DeviceStatus, ExitStatus } from '../../api/status.js';
+import { KernelDevice, type Death } from './steps.js';
+import type { Turn, Turns } from '../../timing/turns.js';
+
+export interface DeviceOptions {
+  readonly config: DeviceConfig;
+  /** One attempt to open the backend; asked for again and again until it is open. */
+  readonly openBackend: () => Promise<OpenBackend>;
+  readonly kernel: Kernel;
+  readonly log: Log;
+  readonly clock?: Clock | undefined;
+  /** What an earlier supervisor left of it in the kernel. */
+  readonly found?: FoundDevice | undefined;
+  /** What the backend of the found device announced when it was opened then; null: it is not known. */
+  readonly announced?: Announced | null | undefined;
+  /** null: crash reports are in the log and in `status` alone. */
+  readonly crashFiles?: CrashFiles | null;
+  /** For devices that recover at the same time. */
+  readonly turns: Turns;
+  /** Called after every change of state; must not throw. */
+  readonly onChange?: ((state: DeviceState) => void) | undefined;
+}
+
+/** How often what passes by itself is tried again. */
+const RETRY_INTERVAL_MS = 1000;
+/**
+ * Codes of a recovery that fails for as long as a store does not answer, or a backend cannot be loaded. A dead process'
+ * requests that are in a store keep its char device until the store has answered them.
+ */
+const PASSING: ReadonlySet<string | null> = new Set(['UNLOADABLE', 'EBUSY', 'TIMEOUT']);
+/** A large archive is read through when it is opened. What takes longer goes on, and the device with it when it is done. */
+const OPEN_DEADLINE_MS = 120_000;
+const CHECK_DEADLINE_MS = 30_000;
+
+const events: readonly DeviceEvent[] = ['exited', 'stop', 'recover', 'handOver'];
+
+/**
+ * Runs one device through its states. What happens to it is level-triggered: an exit, a stop or a recover stays
+ * pending until a state answers it. Only the one loop in `#run` changes the state, so nothing can interleave.
+ */
+export class Device {
+  #config: DeviceConfig;
+  #spec: DeviceSpec;
+  /** null: it could not be opened yet. */
+  #backend: OpenBackend | null = null;
+  #opening: Promise<OpenBackend> | null = null;
+  #checking: Promise<void> | null = null;
+  readonly #openBackend: () => Promise<OpenBackend>;
+  readonly #found: FoundDevice | null;
+  readonly #kernel: Kernel;
+  readonly #clock: Clock;
+  readonly #log: Log;
+  readonly #turns: Turns;
+  #turn: Turn | null = null;
+  readonly #onChange: (state: DeviceState) => void;
+  readonly #device: KernelDevice;
+  #attempts: Attempts;
+  readonly #history: DeviceHistory;
+  readonly #crashes: DeviceCrashes;
+  readonly #requests = new DeviceRequests();
+
+  #state: DeviceState;
+  #afterRemoval: AfterRemoval = 'gone';
+  #running = false;
+  #error: SupervisorError | null = null;
+  #reason: string | null = null;
+  #recoverWanted = false;
+  /** What is served again should the hand-over under way fail. */
+  #previous: HandOver | null = null;
+  /** Why the device is degraded while it is tried again and again. */
+  #retrying: string | null = null;
+  /** The code of what made the device degraded; some of it passes by itself. */
+  #degradedBy: string | null = null;
+  /** The device waits for its backend, or its backend's data, to be there. */
+  #lacksStore = false;
+  /** Ends what can be ended: of the step under way a back-off or startDevice, at rest the wait for what passes by itself. */
+  #interrupt = new Interrupt();
+
+  constructor(options: DeviceOptions) {
+    const { config, openBackend, kernel, turns, log, found = null, clock = monotonicClock, ...hooks } = options;
+    this.#config = config;
+    this.#found = found;
+    this.#spec = unopenedSpec(config, { found, announced: options.announced ?? null, nursery: kernel.nursery(null) });
+    this.#state = found === null ? 'adding' : 'adopting';
+    this.#clock = clock;
+    this.#openBackend = openBackend;
+    this.#log = log;
+    this.#kernel = kernel;
+    this.#turns = turns;
+    this.#onChange = hooks.onChange ?? (() => undefined);
+    const onExit = (status: ExitStatus): void => {
+      this.#onExit(status);
+    };
+    const onReport = (report: QueueReport): void => {
+      this.#onReport(report);
+    };
+    const onDeath = (death: Death): void => {
+      // Of what is tried again and again the first attempt says it all.
+      if (this.#retrying === null) this.#crashes.died(death);
+      // It took the time-out, so it paces itself; and a store that does not answer must not use up the restarts.
+      if (death.remains.hung !== null) this.#attempts.askedFor();
+    };
+    const marked = (): readonly MarkedRequest[] => this.#crashes.marked;
+    const onMarked = (earlier: readonly MarkedRequest[]): void => {
+      this.#crashes.restore(earlier);
+    };
+    this.#crashes = new DeviceCrashes({
+      device: config.name,
+      backend: this.#spec.backend.name,
+      poisonAfter: config.recovery.poisonAfter,
+      log,
+      files: options.crashFiles ?? null,
+    });
+    this.#device = new KernelDevice({
+      spec: this.#spec,
+      found,
+      kernel,
+      clock,
+      log,
+      onExit,
+      onDeath,
+      marked,
+      onMarked,
+      onReport,
+    });
+    this.#attempts = new Attempts(config.recovery, clock);
+    this.#history = new DeviceHistory(() => clock.now());
+  }
+
+  get state(): DeviceState {
+    return this.#state;
+  }
+
+  /** null: it is not open. */
+  get backend(): OpenBackend | null {
+    return this.#backend;
+  }
+
+  /** Resolves when no attempt to open the backend is under way. */
+  get opened(): Promise<unknown> {
+    return Promise.resolve(this.#opening).catch(() => undefined);
+  }
+
+  /**
+   * Opens the backend unless it is open: one attempt at a time, whoever waits for it. Rejects with why it cannot be, with
+   * `CONFIG` when the configuration does not fit it.
+   */
+  open(): Promise<OpenBackend> {
+    if (this.#backend !== null) return Promise.resolve(this.#backend);
+    this.#opening ??= this.#open().finally(() => {
+      this.#opening = null;
+    });
+    return this.#opening;
+  }
+
+  /** N of /dev/ublkbN; null while the kernel has no such device. */
+  get id(): number | null {
+    return this.#device.id;
+  }
+
+  /** Call once. Resolves when the device is live; rejects when it failed, or was stopped before. */
+  start(): Promise<void> {
+    if (this.#state === 'gone') return Promise.reject(this.#stopped());
+    this.#attempts.askedFor();
+    return this.#untilLive();
+  }
+
+  /**
+   * Resolves when the device is gone. Without `force` it is refused with `IN_USE` or `EBUSY` while somebody has the
+   * device open or mounted. A stop that waits behind a refused one is tried next.
+   */
+  stop({ force }: { readonly force: boolean }): Promise<void> {
+    if (this.#state === 'gone') return Promise.resolve();
+    const gone = this.#requests.untilGone(force);
+    this.#interrupt.fire();
+    void this.#run();
+    return gone;
+  }
+
+  /**
+   * Resolves when the device is live (again), with its restarts forgotten; rejects with why it is not. `clearQuarantine`:
+   * what was refused is given to the backend again, from now on.
+   */
+  recover({ clearQuarantine = false }: { readonly clearQuarantine?: boolean } = {}): Promise<void> {
+    if (this.#state === 'gone' || this.#requests.stopPending) return Promise.reject(this.#stopped());
+    if (clearQuarantine) {
+      this.#crashes.clearQuarantine();
+      this.#device.unmark();
+    }
+    this.#attempts.forgetRestarts();
+    if (this.#state === 'live') return this.openSoon().then(() => undefined);
+    this.#attempts.askedFor();
+    this.#recoverWanted = true;
+    // Of the steps that can be ended only a back-off is in the way, not a startDevice.
+    if (this.#state !== 'starting') this.#interrupt.fire();
+    return this.#untilLive();
+  }
+
+  /** What `next` comes to. Throws when this device cannot serve it. */
+  specOf(next: Served): DeviceSpec {
+    const { choices, blockSize } = this.#spec;
+    const config = { ...next.config, blockSize: next.config.blockSize ?? blockSize };
+    const spec = deviceSpec({ ...next, config }, this.#kernel);
+    assertSameDevice(this.#spec, spec);
+    return { ...spec, choices };
+  }
+
+  /**
+   * Lets the generation that serves finish what it has, and replaces it by one that serves `next`; users of the device see
+   * a pause. Rejects with why that did not work; then what was served before is served again wherever that is possible.
+   * `force`: shrink even while somebody uses the device.
+   */
+  async handOver(next: Served, { force }: { readonly force: boolean }): Promise<void> {
+    const spec = this.specOf(next);
+    if (this.#state === 'gone' || this.#state === 'failed') throw this.#whyNotLive();
+    const done = this.#requests.untilHandedOver({ ...next, spec, force });
+    void this.#run();
+    await done;
+  }
+
+  /** N of /dev/ublkbN while there is one. */
+  get blockDevice(): number | null {
+    return this.#device.blockDevice;
+  }
+
+  /** Bytes of what is served. */
+  get size(): number {
+    return this.#spec.size;
+  }
+
+  get blockSize(): number {
+    return this.#spec.blockSize;
+  }
+
+  status(): DeviceStatus {
+    const { id, started, generationNumber, stalled } = this.#device;
+    const { recoveries, lastExit, lastBackendError, lastPauseMs } = this.#history;
+    return {
+      name: this.#spec.name,
+      id,
+      path: id !== null && started ? `/dev/ublkb${String(id)}` : null,
+      state: this.#state,
+      reason: this.#reason ?? stalled ?? this.#crashes.reason,
+      backend: this.#spec.backend.name,
+      size: this.#spec.size,
+      blockSize: this.#spec.blockSize,
+      dataPath: this.#spec.dataPath,
+      choices: this.#spec.choices,
+      generation: generationNumber,
+      recoveries,
+      lastExit,
+      lastCrash: this.#crashes.last,
+      quarantine: this.#crashes.quarantined,
+      lastBackendError,
+      lastPauseMs,
+      queues: this.#device.queueStatus(),
+    };
+  }
+
+  async #open(): Promise<OpenBackend> {
+    const { name } = this.#config;
+    const backend = await this.#openBackend().catch((error: unknown) => {
+      if (error instanceof SupervisorError) throw error;
+      throw this.#newError(`opening the backend of device ${name} failed: ${messageOf(error)}`, 'INTERNAL', error);
+    });
+    try {
+      if (this.#state === 'gone') throw this.#stopped();
+      const found = this.#found;
+      if (found !== null) assertSameSize(name, found, backend.size);
+      const served = { config: this.#config, backend, nursery: null };
+      const spec = found === null ? deviceSpec(served, this.#kernel) : specOfFound(served, this.#kernel, found);
+      this.#serve({ config: this.#config, backend, spec });
+      return backend;
+    } catch (error) {
+      await backend.close();
+      if (backend.created) await backend.remove();
+      throw error;
+    }
+  }
+
+  /** Likewise, but rejects when that takes too long, or `interrupted` fires; then it goes on. */
+  openSoon(interrupted?: AbortSignal): Promise<OpenBackend> {
+    const what = `opening the backend of device ${this.#config.name}`;
+    return within(what, OPEN_DEADLINE_MS, this.open(), interrupted);
+  }
+
+  /** As above, one at a time. */
+  async #check(): Promise<void> {
+    this.#checking ??= (this.#backend?.check?.() ?? Promise.resolve()).finally(() => {
+      this.#checking = null;
+    });
+    await within(`checking the backend of device ${this.#config.name}`, CHECK_DEADLINE_MS, this.#checking);
+  }
+
+  #untilLive(): Promise<void> {
+    const live = this.#requests.untilLive();
+    void this.#run();
+    return live;
+  }
+
+  /** The interpreter. It ends in the same turn in which it saw that the device rests and nothing is pending. */
+  async #run(): Promise<void> {
+    if (this.#running) return;
+    this.#running = true;
+    for (;;) {
+      const rule = machine[this.#state];
+      const target = rule.done === null ? this.#answer(rule) : await this.#perform(rule.steps, rule, rule.done);
+      if (target === undefined) break;
+      this.#enter(target);
+    }
+    this.#running = false;
+  }
+
+  /** Where the first pending event that this state answers leads. */
+  #answer({ on }: Rule): Target | undefined {
+    const { exited } = this.#device;
+    const pending = {
+      exited,
+      stop: this.#requests.stopPending,
+      recover: this.#recoverWanted,
+      handOver: this.#requests.handOver !== null,
+    };
+    const event = events.find((name) => pending[name] && on[name] !== undefined);
+    return event && on[event];
+  }
+
+  async #perform(steps: readonly Step[], rule: Rule, done: Target | 'then'): Promise<Target> {
+    for (const step of steps) {
+      const answer = this.#answer(rule);
+      if (answer !== undefined) return answer;
+      try {
+        await this.#step(step);
+      } catch (error) {
+        const answer = this.#answer(rule);
+        // That was what interrupted it.
+        if (step === 'openBackend' && answer !== undefined) return answer;
+        return this.#fail(step, error);
+      }
+    }
+    return this.#answer(rule) ?? (done === 'then' ? this.#afterRemoval : done);
+  }
+
+  async #step(step: Step): Promise<void> {
+    const interrupt = this.#renewInterrupt();
+    if (this.#requests.stopPending) interrupt.fire();
+    if (step === 'backOff') return this.#backOff(interrupt.signal);
+    if (step === 'openBackend') {
+      if (this.#backend === null) await this.openSoon(interrupt.signal);
+      return;
+    }
+    if (step === 'checkBackend') {
+      await this.#check();
+      this.#lacksStore = false;
+      return;
+    }
+    if (step === 'takeTurn') return this.#takeTurn(interrupt.signal);
+    if (step === 'exchange') {
+      this.#exchange();
+      return;
+    }
+    if (step === 'drainGeneration') this.#history.paused();
+    // A removal that nobody asked for is the last resort, so it cannot depend on who uses the device.
+    const handOver = this.#state === 'handingOver' ? this.#requests.handOver : null;
+    const force = handOver?.force ?? (this.#stopUnderWay ? this.#requests.force : true);
+    return this.#device.run(step, { force, cancelStart: interrupt });
+  }
+
+  /** Whatever still waits under the last one was for what is over. */
+  #renewInterrupt(): Interrupt {
+    this.#interrupt.fire();
+    this.#interrupt = new Interrupt();
+    return this.#interrupt;
+  }
+
+  #exchange(): void {
+    const next = this.#requests.handOver;
+    if (next === null) return;
+    const { nursery } = this.#spec;
+    const backend = this.#backend ?? next.backend;
+    this.#previous = { config: this.#config, backend, nursery, spec: this.#spec, force: true };
+    this.#serve(next);
+  }
+
+  #serve({ config, backend, spec }: Pick<HandOver, 'config' | 'backend' | 'spec'>): void {
+    if (config.recovery !== this.#config.recovery) this.#attempts = new Attempts(config.recovery, this.#clock);
+    this.#config = config;
+    this.#backend = backend;
+    this.#spec = spec;
+    this.#device.spec = spec;
+  }
+
+  #takeBack(): void {
+    if (this.#previous !== null) this.#serve(this.#previous);
+    this.#previous = null;
+  }
+
+  /** Leaves `handingOver`. Only a generation that serves what was asked for is a success. */
+  #endHandOver(target: Target): void {
+    if (target !== 'live') {
+      this.#takeBack();
+      return;
+    }
+    this.#requests.handedOver();
+    this.#previous = null;
+  }
+
+  /** Who is to stop as soon as this attempt has ended does not wait for others. */
+  async #takeTurn(signal: AbortSignal): Promise<void> {
+    this.#turn = this.#turns.take();
+    await Promise.race([this.#turn.begun, aborted(signal)]);
+  }
+
+  async #backOff(signal: AbortSignal): Promise<void> {
+    const { name } = this.#config;
+    const exhausted = await this.#attempts.backOff(this.#history.servedMs, this.#requests.stopPending, signal);
+    if (exhausted === null) return;
+    const last = this.#reason ?? `restarting device ${name} failed`;
+    const advice = `ublk-supervisor recover ${name} tries again`;
+    throw this.#newError(`${last}; ${exhausted.reason}, ${advice}`, exhausted.code, this.#error);
+  }
+
+  #fail(step: Step, error: unknown): Target {
+    const { name } = this.#config;
+    const known =
+      error instanceof SupervisorError
+        ? error
+        : this.#newError(`${step} of device ${name} failed: ${messageOf(error)}`, 'INTERNAL', error);
+    if (this.#state === 'stopping' && this.#afterRemoval !== 'gone' && this.#error !== null) {
+      // A removal that fails must not hide why the device is removed.
+      this.#reason = `${this.#error.message}; ${known.message}`;
+    } else {
+      this.#error = known;
+      this.#reason = known.message;
+    }
+    if (this.#interrupted(known.code)) {
+      this.#attempts.rested();
+      return 'recovering';
+    }
+    if (this.#state === 'handingOver') {
+      this.#requests.handOverFailed(known);
+      this.#takeBack();
+      this.#attempts.askedFor();
+    } else this.#attempts.failed();
+    const target = targetOfFailure(this.#state, step, known.code);
+    if (step === 'openBackend' || (step === 'checkBackend' && this.#state !== 'handingOver')) this.#lacksStore = true;
+    // A stop that was refused because of the device's users says nothing about that.
+    if (target === 'degraded' || known.code === 'STUCK') this.#degradedBy = known.code;
+    return target;
+  }
+
+  /**
+   * What failed did so because the device's own processes died or hung, and nothing was done yet that recovering them does
+   * not mend: a stop or a hand-over stays asked for, and is carried out afterwards.
+   */
+  #interrupted(code: string): boolean {
+    if (!this.#device.exited) return false;
+    if (this.#state === 'handingOver') return code !== 'IN_USE' && code !== 'EBUSY' && this.#requests.handOverAgain();
+    return this.#stopUnderWay && code === 'WRITE_BACK' && this.#requests.stopAgain();
+  }
+
+  #enter(target: Target): void {
+    const from = this.#state;
+    this.#turn?.end();
+    this.#turn = null;
+    if (from === 'handingOver') this.#endHandOver(target);
+    if (target === 'refuse' && this.#stopUnderWay) this.#requests.stopRefused(this.#whyNotLive());
+    if (typeof target === 'object') this.#afterRemoval = target.then;
+    this.#state = target === 'refuse' ? this.#device.rest : typeof target === 'object' ? target.state : target;
+    this.#recoverWanted = false;
+    if (this.#state === 'live' && target !== 'refuse') this.#becomeLive(from);
+    // Why an earlier stop was refused says nothing about this one.
+    if (this.#state === 'draining' && from === 'live') this.#reason = null;
+    if (machine[this.#state].done === null) this.#rest();
+    this.#report(from);
+  }
+
+  #becomeLive(from: DeviceState): void {
+    this.#reason = null;
+    this.#degradedBy = null;
+    this.#lacksStore = this.#backend === null;
+    if (from === 'recovering') this.#crashes.recovered(this.#history.recovered());
+    else if (from === 'handingOver') this.#history.handedOver();
+    else this.#history.started();
+  }
+
+  #rest(): void {
+    this.#attempts.rested();
+    this.#requests.rests();
+    if (this.#state === 'failed' || this.#state === 'gone') this.#requests.handOversRefused(this.#whyNotLive());
+    if (this.#state === 'live') this.#requests.live();
+    else this.#requests.notLive(this.#whyNotLive());
+    // Also when a stop, which interrupted it, was refused.
+    const interrupt = this.#renewInterrupt();
+    const cause = this.#state === 'degraded' && this.#config.recovery.auto ? this.#degradedBy : null;
+    if (PASSING.has(cause) && !this.#lacksStore) void this.#retry(interrupt.signal);
+    else this.#retrying = null;
+    if (this.#lacksStore && this.#state !== 'gone') void this.#awaitStore(interrupt.signal);
+    if (cause === 'STUCK') void this.#recoverOnceEnded(interrupt.signal);
+    if (this.#state !== 'gone') return;
+    this.#reason = null;
+    this.#requests.gone();
+  }
+
+  /**
+   * Opens the backend, or looks whether its data is there again, until it is: then the device goes on. What is served by
+   * processes that an earlier supervisor left is served meanwhile.
+   */
+  async #awaitStore(interrupted: AbortSignal): Promise<void> {
+    const { name: device } = this.#config;
+    let found = this.#state === 'live' && (await this.#findStore(interrupted));
+    while (!found) {
+      await this.#clock.sleep(RETRY_INTERVAL_MS, interrupted);
+      if (interrupted.aborted) return;
+      found = await this.#findStore(interrupted);
+    }
+    if (interrupted.aborted) return;
+    this.#lacksStore = false;
+    if (this.#state === 'live') this.#reason = null;
+    if (this.#state === 'live' || (this.#state === 'degraded' && !this.#config.recovery.auto)) return;
+    this.#log.info({ device }, `the backend of device ${device} is there`);
+    this.#attempts.askedFor();
+    this.#recoverWanted = true;
+    void this.#run();
+  }
+
+  async #findStore(interrupted: AbortSignal): Promise<boolean> {
+    const { name: device } = this.#config;
+    try {
+      await this.openSoon(interrupted);
+      await this.#check();
+      return true;
+    } catch (error) {
+      const reason = messageOf(error);
+      if (interrupted.aborted || reason === this.#reason) return false;
+      this.#log.warn({ device }, `${reason}; it is tried again`);
+      this.#reason = reason;
+      return false;
+    }
+  }
+
+  /** Again and again, until that works or somebody wants something else of the device. */
+  async #retry(interrupted: AbortSignal): Promise<void> {
+    await this.#clock.sleep(RETRY_INTERVAL_MS, interrupted);
+    if (interrupted.aborted || this.#state !== 'degraded') return;
+    this.#retrying = this.#reason;
+    this.#attempts.askedFor();
+    this.#recoverWanted = true;
+    void this.#run();
+  }
+
+  /** What kept a queue process in uninterruptible sleep may let go of it at any time. */
+  async #recoverOnceEnded(interrupted: AbortSignal): Promise<void> {
+    await this.#device.allExited;
+    if (interrupted.aborted || this.#state !== 'degraded') return;
+    this.#attempts.askedFor();
+    this.#recoverWanted = true;
+    void this.#run();
+  }
+
+  #report(from: DeviceState): void {
+    const { name: device } = this.#config;
+    this.#onChange(this.#state);
+    // Said once is enough.
+    if (this.#retrying !== null && this.#state !== 'live' && this.#reason === this.#retrying) return;
+    const bad = this.#state === 'degraded' || this.#state === 'failed';
+    const level = bad ? 'error' : this.#reason === null ? 'info' : 'warn';
+    const why = this.#reason === null ? '' : `: ${this.#reason}`;
+    this.#log[level]({ device, state: this.#state, from }, `device ${device} is ${this.#state}${why}`);
+  }
+
+  #onExit(status: ExitStatus): void {
+    const { name: device } = this.#config;
+    const { queue, pid, code, signal, stack } = status;
+    this.#error = this.#newError(`serving device ${device} failed: ${describeExit(status)}`, 'EXITED');
+    this.#reason = this.#error.message;
+    this.#history.exited(status, this.#device.exited);
+    const fields = { device, queue, pid, code, signal, ...(stack === null ? {} : { stack }) };
+    if (this.#retrying === null) this.#log.warn(fields, this.#error.message);
+    void this.#run();
+  }
+
+  #onReport(said: QueueReport): void {
+    const { name: device } = this.#config;
+    if (said.queue === null) {
+      this.#log[said.report.level]({ device }, said.report.message);
+      return;
+    }
+    const { queue, report } = said;
+    if (report.type === 'log') {
+      this.#log[report.level]({ device, queue }, report.message);
+      return;
+    }
+    const { message, stack, count } = report;
+    const request = requestStatus(report.request);
+    this.#history.failedRequest({ queue, request, message, stack, at: new Date().toISOString() });
+    const more = count > 1 ? ` (${String(count)} of them)` : '';
+    const what = `a ${describeRequest(request)} of device ${device}`;
+    this.#log.error({ device, queue, stack }, `${what} failed with EIO: ${message}${more}`);
+  }
+
+  #whyNotLive(): SupervisorError {
+    return (this.#state === 'gone' ? null : this.#error) ?? this.#stopped();
+  }
+
+  #stopped(): SupervisorError {
+    return this.#newError(`device ${this.#config.name} is not served: it was stopped`, 'STOPPED');
+  }
+
+  #newError(message: string, code: string, cause?: unknown): SupervisorError {
+    return new SupervisorError(message, { code, device: this.#config.name, cause: cause ?? undefined });
+  }
+
+  get #stopUnderWay(): boolean {
+    return this.#state === 'draining' || (this.#state === 'stopping' && this.#afterRemoval === 'gone');
+  }
+}
+
+/** Who uses the device was promised that size. */
+function assertSameSize(device: string, { id, size }: FoundDevice, now: number): void {
+  if (size === null || size === now) return;
+  const message =
+    `adopting device ${device} failed: /dev/ublkb${String(id)} has ${String(size)} bytes and its backend ` +
+    `${String(now)}; it goes on being served, but is managed only when that is its size again`;
+  throw new SupervisorError(message, { code: 'CONFIG', device });
+}

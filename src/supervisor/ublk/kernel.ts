@@ -1,0 +1,227 @@
+import type { BackendFacts, BackendModule, Choice, DataPath } from '../../../backends/interface.js';
+import type { RecoveryMode, User } from '../../config/types.js';
+import type { HeldGeneration, MarkedRequest, RequestIdentity } from '../../native/binding.js';
+import type { BackendReport } from '../../queue-proc/message-schema.js';
+import type { GenerationPhase, OperationName, QueueStatus } from '../../api/status.js';
+
+/** Everything about a device that the kernel and the queue processes need, fixed for the device's life. */
+export interface DeviceSpec {
+  readonly name: string;
+  readonly id: number | undefined;
+  readonly queues: number;
+  readonly depth: number;
+  readonly blockSize: number;
+  readonly size: number;
+  readonly dataPath: DataPath;
+  /** What its configuration left open. */
+  readonly choices: readonly Choice[];
+  readonly recovery: RecoveryMode;
+  /** A generation that gives no sign of life for so long is ended; watchdog.ts says what is one. */
+  readonly requestTimeoutMs: number;
+  /** Whom the queue processes run as; undefined: as the supervisor, without its capabilities. */
+  readonly user: User | undefined;
+  readonly coreDump: boolean;
+  /** Which nursery its zygote is of, and so which native code serves it; where that nursery is closed, the present one. */
+  readonly nursery: number;
+  readonly facts: BackendFacts;
+  readonly backend: {
+    readonly name: string;
+    readonly files: readonly number[];
+    /** null: the backend is native. */
+    readonly module: BackendModule | null;
+  };
+}
+
+/** What ADD_DEV granted: the kernel chooses the id where none was asked for and clamps the queues to the CPUs. */
+export interface GrantedDevice {
+  readonly id: number;
+  readonly queues: number;
+  readonly depth: number;
+}
+
+/** A generation that its zygote holds for the successor of a supervisor that is gone. */
+export interface HeldByZygote extends HeldGeneration {
+  readonly zygote: number;
+}
+
+/** A device that an earlier supervisor made and the kernel still has. */
+export interface FoundDevice extends GrantedDevice {
+  readonly state: KernelDeviceState;
+  readonly dataPath: DataPath;
+  /** Bytes; null: it has no block device. */
+  readonly size: number | null;
+  /** Bytes; null: it has no block device. */
+  readonly blockSize: number | null;
+  /** Its last generation, where there still is the zygote that forked it. */
+  readonly held: HeldByZygote | null;
+}
+
+/** `DEAD`: not started, or stopped. `QUIESCED`: its server is gone; also where new requests fail meanwhile. */
+export type KernelDeviceState = 'DEAD' | 'LIVE' | 'QUIESCED';
+
+/** Who serves a device that an earlier supervisor left. */
+export interface Adopted {
+  readonly generation: Generation;
+  /** Of the requests that the generation got to know. */
+  readonly marked: readonly MarkedRequest[];
+}
+
+/** `queue` null: of one of them. */
+export type QueueReport =
+  | { readonly queue: number; readonly report: BackendReport }
+  | { readonly queue: null; readonly report: Extract<BackendReport, { type: 'log' }> };
+
+export interface HeldRequest extends RequestIdentity {
+  readonly queue: number;
+  readonly ageMs: number;
+}
+
+/** What a hang says against requests; as a rule nothing, as it may be the store that does not answer. */
+export interface HangEvidence {
+  /** The only request that was not answered in time, where later ones of its kind were. */
+  readonly overtaken: RequestIdentity | null;
+}
+
+/** What a dead generation left in the shared page. */
+export interface Remains {
+  /** Its queues whose process ended by itself, or hung; the others were ended with it. */
+  readonly died: readonly number[];
+  /** null: it was not ended because it hung. */
+  readonly hung: HangEvidence | null;
+  readonly phase: GenerationPhase;
+  /** What its backends had not answered; ages at the death. */
+  readonly held: readonly HeldRequest[];
+  /** Marked requests that it has not answered, whether its backends got them or not. */
+  readonly marked: readonly MarkedRequest[];
+  /** How many requests it answered. */
+  readonly answered: Readonly<Record<OperationName, number>>;
+  /** How long before its death; null: never. */
+  readonly lastAnswerMs: number | null;
+}
+
+/** One set of queue processes, one per hardware queue, forked together and ended together. */
+export interface Generation {
+  readonly number: number;
+  /** By queue index. */
+  readonly pids: readonly number[];
+  /** Aborted, with an ExitStatus as reason, when the first of the processes has exited. */
+  readonly exited: AbortSignal;
+  /** Resolves when every process is gone. */
+  readonly allExited: Promise<void>;
+  /** What has been waited for longer than the request time-out, though new processes could do no better; null: nothing. */
+  readonly stalled: string | null;
+  /** Read from the shared page, so it is valid after the processes are dead. */
+  phase(): GenerationPhase;
+  /** To be called once the processes are dead and before there are others. */
+  remains(): Remains;
+  /**
+   * Asks every process to finish what its backend has, to take nothing new and to exit; resolves when all have, or when
+   * `deadlineMs` has passed. Their exits are not reported.
+   */
+  drain(deadlineMs: number): Promise<void>;
+  /** SIGKILL to every process that is left; resolves when all have exited. Rejects after a deadline (uninterruptible sleep). */
+  kill(): Promise<void>;
+}
+
+/** What differs between kernels; resolved once from the features and the release. */
+export interface KernelQuirks {
+  /** A device whose replacement died between its first and its last FETCH can never be recovered (6.12 to 6.19). */
+  readonly midFetchDeathIsFatal: boolean;
+  /** START_USER_RECOVERY is refused with EINVAL when an earlier one succeeded and nobody fetched since (6.12). */
+  readonly recoveryBeginsOnce: boolean;
+  /** A dead server with every command in flight is only noticed by the block layer's time-out (6.14 and before). */
+  readonly deathNoticedByTimeout: boolean;
+  /**
+   * The last FETCH of a first start makes the kernel forget which commands it cancelled before, so that DEL_DEV oopses (6.16
+   * to 6.19).
+   */
+  readonly lastFetchForgetsCancelled: boolean;
+}
+
+/** What is to be done to block devices that nobody may use meanwhile. */
+export type ClaimedFor = 'stopping' | 'shrinking';
+
+/** While it is held nobody can mount the devices, swap on them, or make other devices of them. */
+export interface Claim {
+  /** To be called in any case; once is enough. */
+  release(): Promise<void>;
+}
+
+export interface StopOptions {
+  /** Also while somebody uses the device. */
+  readonly force: boolean;
+  /** Fires when a queue process exits; null: nobody serves, so nothing can be written back. */
+  readonly served: AbortSignal | null;
+}
+
+/**
+ * The kernel as the device state machine sees it. Every operation has a deadline and rejects with a `SupervisorError`
+ * whose `code` is the errno's name (`EBUSY`), or `TIMEOUT`, or `ABORTED` when `signal` fired.
+ * Operations are named after the ublk control commands that they send (Documentation/block/ublk.rst).
+ */
+export interface Kernel {
+  readonly quirks: KernelQuirks;
+  /** That nursery if there is one of that number, else the one that forks what is new. */
+  nursery(wanted: number | null): number;
+  offers(dataPath: DataPath): boolean;
+  /** By which a device of that name is known in the kernel; a few names share one. */
+  cookieOf(name: string): bigint;
+  /** There is UPDATE_SIZE. */
+  readonly resizes: boolean;
+  /** ADD_DEV, then compares the granted flags. A device that lacks a flag we need is deleted again. */
+  addDevice(spec: DeviceSpec): Promise<GrantedDevice>;
+  /** SET_PARAMS. */
+  setParameters(id: number, spec: DeviceSpec): Promise<void>;
+  /**
+   * Opens and maps /dev/ublkcN in the zygote and forks the queue processes; resolves once they exist. `onReport`: what
+   * backends in JavaScript say from then on. `marked`: requests that they treat with care. `firstStart`: it is for
+   * `startDevice`, not `endRecovery`.
+   */
+  spawn(
+    granted: GrantedDevice,
+    spec: DeviceSpec,
+    generation: number,
+    onReport: (report: QueueReport) => void,
+    marked: readonly MarkedRequest[],
+    firstStart: boolean,
+  ): Promise<Generation>;
+  /** The device's queues forget what was marked, at once. */
+  unmark(id: number): void;
+  /** Takes the processes over that serve a device which an earlier supervisor left; null: nobody knows of any. */
+  adopt(found: FoundDevice, spec: DeviceSpec, onReport: (report: QueueReport) => void): Adopted | null;
+  /** As the kernel has it now. */
+  stateOf(id: number): KernelDeviceState;
+  /**
+   * START_DEV, which makes /dev/ublkbN, once every FETCH is in. Not sent while a queue process is dead, or about to be,
+   * so `signal` has to cancel then.
+   */
+  startDevice(granted: GrantedDevice, signal: AbortSignal): Promise<void>;
+  /** START_USER_RECOVERY, retried while the kernel still holds references of the dead generation (EBUSY). */
+  beginRecovery(id: number): Promise<void>;
+  /** END_USER_RECOVERY, likewise. */
+  endRecovery(granted: GrantedDevice, signal: AbortSignal): Promise<void>;
+  /** UPDATE_SIZE, which checks nothing: `bytes` has to be a size that the device can have. Only after START_DEV. */
+  updateSize(id: number, bytes: number): Promise<void>;
+  /**
+   * Claims the block devices, all or none, of devices that were started. Rejects with `IN_USE` and who the users are while
+   * anybody uses one of them, or a partition of it. Claims of the same device share.
+   */
+  claim(ids: readonly number[], purpose: ClaimedFor): Promise<Claim>;
+  /**
+   * Writes the block device's dirty pages back where it is served, then STOP_DEV (TRY_STOP_DEV where there is one and
+   * not `force`). Without `force` it is claimed up to there, and refused as in `claim`. Rejects with `WRITE_BACK`, nothing stopped, when the pages could not be written in time.
+   */
+  stopDevice(id: number, options: StopOptions): Promise<void>;
+  /**
+   * DEL_DEV_ASYNC, then waits until the id is free, or is another device's. Resolves false when the id stays taken because
+   * somebody still holds the block device open: it goes with the last user.
+   */
+  deleteDevice(id: number): Promise<boolean>;
+  /** Counters of the device's queues, which outlive generations; see `QueueStatus`. */
+  queueStatus(granted: GrantedDevice, generation: Generation | null): QueueStatus[];
+  /**
+   * Lets go of the shared page and whatever else is kept for the device's life; resolves when the backend's files are free.
+   * Its id may be another device's by then.
+   */
+  release(granted: GrantedDevice): Promise<void>;
+}

@@ -1,0 +1,683 @@
+import { closeSync } from 'node:fs';
+import { open, readFile, type FileHandle } from 'node:fs/promises';
+import { setTimeout } from 'node:timers/promises';
+import type { DataPath } from '../../../backends/interface.js';
+import { SupervisorError, messageOf } from '../../errors.js';
+import {
+  SAME_USER,
+  controlAction,
+  controlCommand,
+  createSharedPages,
+  openPidfd,
+  reopenSharedPages,
+  dataPathNumber,
+  errnoName,
+  ublkDeviceInfo,
+  type ControlCommand,
+  type ControlRequest,
+  type MarkedRequest,
+  type SharedOperation,
+  type SharedPages,
+} from '../../native/binding.js';
+import type { BackendReport } from '../../queue-proc/message-schema.js';
+import { BackendChannel } from './backend-channel.js';
+import { BackendOutput } from './backend-output.js';
+import { Claims } from './claims.js';
+import { ensureNode, removeStaleNodes } from '../nodes/device-nodes.js';
+import { stateOf } from './found-devices.js';
+import { parentOf } from '../host/processes.js';
+import { FailureReports } from './failure-reports.js';
+import { ProcessGeneration } from './generation.js';
+import { Rounds } from '../../timing/rounds.js';
+import type {
+  Adopted,
+  Claim,
+  ClaimedFor,
+  DeviceSpec,
+  FoundDevice,
+  Generation,
+  GrantedDevice,
+  HeldByZygote,
+  Kernel,
+  KernelDeviceState,
+  KernelQuirks,
+  QueueReport,
+  StopOptions,
+} from './kernel.js';
+import type { OperationStatus, QueueStatus } from '../../api/status.js';
+import { DEVICE_LIMIT } from '../host/device-limit.js';
+import { dataPathFeature, featureFlag, hasFeature, ublkFeatureTable } from '../host/ublk-features.js';
+import type { ControlAnswer, HeldProcess, Zygote } from '../zygote/zygote.js';
+import type { ZygoteKeeper } from '../zygote/zygote-keeper.js';
+
+/** Commands that only wait for locks or for FETCHes. */
+const COMMAND_DEADLINE_MS = 10_000;
+/** Queue processes with a JavaScript backend boot node, load the backend and open it before they fetch. */
+const JAVASCRIPT_FETCH_DEADLINE_MS = 60_000;
+/** Writing a large dirty page cache back takes its time. */
+const WRITE_BACK_DEADLINE_MS = 120_000;
+/** udev may hold a new char device for a moment, and its node may not be there yet. */
+const SPAWN_RETRY_MS = 5;
+const SPAWN_DEADLINE_MS = 2_000;
+/** Messages carry 253 descriptors, of which each channel, the output and the shared memory take two and the shared page one. */
+const MOST_KEPT_CHANNELS = 124;
+/** Who opened a device just now is most often udev, and leaves again. */
+const TRY_STOP_MS = 1_000;
+/** How long a deleted device's id may stay taken before somebody must be holding the block device. */
+const REMOVAL_POLL_MS = 5;
+const REMOVAL_DEADLINE_MS = 2_000;
+/** Up to 6.14 this is how long a dead server with every command in flight stays unnoticed; the default is 30 s. */
+const OLD_KERNEL_IO_TIMEOUT_MS = 1_000;
+
+const ANY_ID = 0xffffffff;
+const SECTOR = 512;
+/** Of one discard or write zeroes: where a store has to write the zeros, a slow disk takes a second or two for that. */
+const MAX_DISCARD_SECTORS = (64 << 20) / SECTOR;
+
+const Attribute = { readOnly: 1, rotational: 2, volatileCache: 4, fua: 8 } as const;
+
+/** What is kept for a device between its generations. */
+interface DeviceRecord {
+  readonly granted: GrantedDevice;
+  /** Which forks its generations and runs its control commands; null: an earlier supervisor left none. */
+  zygote: Zygote | null;
+  /** Another one, on its way. */
+  forking: Promise<Zygote> | null;
+  /** null: it never had a generation. */
+  pages: SharedPages | null;
+  /** With the pages. */
+  failures: FailureReports | null;
+  generation: ProcessGeneration | null;
+  /** How long FETCHes may be waited for. */
+  fetchDeadlineMs: number;
+}
+
+/** The real kernel: control commands through the device's zygote, processes by pidfd, counters from the shared pages. */
+export class UblkKernel implements Kernel {
+  readonly quirks: KernelQuirks;
+  readonly resizes: boolean;
+  readonly #features: bigint;
+  readonly cookieOf: (name: string) => bigint;
+  readonly #zygotes: Pick<ZygoteKeeper, 'fork' | 'nursery' | 'running'>;
+  readonly #devices = new Map<number, DeviceRecord>();
+  readonly #rounds = new Rounds();
+  readonly #claims = new Claims((id) => this.#holdClaim(id));
+
+  /** `cookieOf` marks our devices in the kernel. */
+  constructor(options: {
+    features: bigint;
+    cookieOf: (name: string) => bigint;
+    zygotes: Pick<ZygoteKeeper, 'fork' | 'nursery' | 'running'>;
+  }) {
+    this.#features = options.features;
+    this.cookieOf = options.cookieOf;
+    this.#zygotes = options.zygotes;
+    this.quirks = {
+      midFetchDeathIsFatal: !this.#has('SAFE_STOP_DEV'),
+      recoveryBeginsOnce: !this.#has('QUIESCE'),
+      deathNoticedByTimeout: !this.#has('QUIESCE'),
+      lastFetchForgetsCancelled: this.#has('QUIESCE') && !this.#has('SAFE_STOP_DEV'),
+    };
+    this.resizes = this.#has('UPDATE_SIZE');
+  }
+
+  nursery(wanted: number | null): number {
+    return this.#zygotes.nursery(wanted);
+  }
+
+  offers(dataPath: DataPath): boolean {
+    const feature = dataPathFeature[dataPath];
+    return feature === null || this.#has(feature);
+  }
+
+  async addDevice(spec: DeviceSpec): Promise<GrantedDevice> {
+    const wanted = this.#deviceFlags(spec);
+    const zygote = await this.#zygotes.fork(spec.nursery);
+    const device = {
+      id: spec.id ?? ANY_ID,
+      queues: spec.queues,
+      depth: spec.depth,
+      maxIoBytes: maxIoBytes(spec),
+      flags: wanted,
+      cookie: this.cookieOf(spec.name),
+    };
+    const answer = await this.#controlBy(zygote, 'ADD_DEV', device.id, { device }).catch(async (error: unknown) => {
+      await zygote.retire();
+      throw error;
+    });
+    const { id, queues, depth } = answer;
+    const granted = { id, queues, depth };
+    // Of a device that was just deleted, and is not released yet.
+    const before = this.#devices.get(id);
+    this.#devices.set(id, newRecord(granted, spec, zygote));
+    void before?.zygote?.retire();
+    const missing = wanted & ~answer.flags;
+    if (missing === 0n) return granted;
+    await this.deleteDevice(id);
+    await this.release(granted);
+    const names = ublkFeatureTable.filter((feature) => hasFeature(missing, feature));
+    const lacking = names.map(({ name, since }) => `${name} (Linux ${since})`).join(', ');
+    throw new SupervisorError(
+      `ADD_DEV for device ${spec.name} failed: the kernel does not grant ${lacking}; use a newer kernel`,
+      { code: 'EOPNOTSUPP', device: spec.name },
+    );
+  }
+
+  async setParameters(id: number, spec: DeviceSpec): Promise<void> {
+    const { facts } = spec;
+    const physicalBlock = Math.max(spec.blockSize, 4096);
+    await this.#control('SET_PARAMS', id, {
+      parameters: {
+        attributes:
+          (facts.readOnly ? Attribute.readOnly : 0) |
+          (facts.rotational ? Attribute.rotational : 0) |
+          (facts.volatileCache ? Attribute.volatileCache : 0) |
+          (facts.fua ? Attribute.fua : 0),
+        logicalBlockShift: Math.log2(spec.blockSize),
+        physicalBlockShift: Math.log2(physicalBlock),
+        maxSectors: maxIoBytes(spec) / SECTOR,
+        deviceSectors: spec.size / SECTOR,
+        discardGranularity: physicalBlock,
+        maxDiscardSectors: facts.discard ? MAX_DISCARD_SECTORS : 0,
+        maxWriteZeroesSectors: facts.writeZeroes ? MAX_DISCARD_SECTORS : 0,
+      },
+    });
+  }
+
+  async spawn(
+    granted: GrantedDevice,
+    spec: DeviceSpec,
+    number: number,
+    onReport: (report: QueueReport) => void,
+    marked: readonly MarkedRequest[],
+    firstStart: boolean,
+  ): Promise<Generation> {
+    const record = this.#record(granted.id);
+    const pages = (record.pages ??= createSharedPages(granted.queues, granted.depth));
+    const failures = (record.failures ??= newFailureReports(pages, granted.queues, onReport));
+    pages.beginGeneration(firstStart && this.quirks.lastFetchForgetsCancelled);
+    pages.mark(marked);
+    const { module } = spec.backend;
+    const channels: BackendChannel[] = [];
+    const output = module === null ? null : newOutput(onReport);
+    try {
+      for (let queue = 0; module !== null && queue < granted.queues; queue++) {
+        channels.push(
+          new BackendChannel((report) => {
+            onReport({ queue, report });
+          }),
+        );
+      }
+      const ends = output === null ? [] : [...channels, output];
+      const files = [...ends.flatMap(({ remote }) => remote ?? []), ...spec.backend.files];
+      const keptEnds = channels.length > MOST_KEPT_CHANNELS ? [] : ends.map(({ local }) => local);
+      const kept = output === null ? [] : [...spec.backend.files, ...keptEnds];
+      const { pids, pidfds } = await this.#fork(granted, spec, number, pages.fd, files, kept);
+      record.generation = new ProcessGeneration({
+        number,
+        pages,
+        processes: pids.map((pid, queue) => ({ pid, pidfd: pidfds[queue] ?? null })),
+        channels,
+        output,
+        rounds: this.#rounds,
+        requestTimeoutMs: spec.requestTimeoutMs,
+        failures,
+        onReport,
+      });
+    } finally {
+      for (const channel of channels) channel.handedOver();
+      output?.handedOver();
+    }
+    if (module !== null) {
+      const { path, options, directory, lower } = module;
+      const load = { device: spec.name, module: path, options, directory, lower };
+      for (const channel of channels) channel.load(load);
+    }
+    return record.generation;
+  }
+
+  stateOf(id: number): KernelDeviceState {
+    return stateOf(ublkDeviceInfo(id));
+  }
+
+  adopt(found: FoundDevice, spec: DeviceSpec, onReport: (report: QueueReport) => void): Adopted | null {
+    const { id, held, state } = found;
+    // Nothing that a device cannot do without.
+    if (state === 'LIVE') void this.#noticeDeathsSoon(id).catch(() => undefined);
+    const zygote = held === null ? null : (this.#zygotes.running(held.zygote) ?? null);
+    const record = newRecord(found, spec, zygote);
+    this.#devices.set(id, record);
+    if (held === null) return null;
+    const pages = leftPages(held);
+    record.pages = pages;
+    const failures = (record.failures = newFailureReports(pages, found.queues, onReport));
+    // The first is the backend's own.
+    const kept = spec.backend.module === null ? [] : held.files.slice(1);
+    const channels = kept.slice(0, -1).map((fd, queue) => {
+      const report = (report: BackendReport): void => {
+        onReport({ queue, report });
+      };
+      return new BackendChannel(report, fd);
+    });
+    const outputFd = kept.at(-1);
+    const generation = new ProcessGeneration({
+      number: held.generation,
+      pages,
+      processes: held.processes.map(({ pid, running }) => ({
+        pid,
+        pidfd: running && zygote !== null ? childPidfd(pid, zygote.pid) : null,
+      })),
+      channels,
+      output: outputFd === undefined ? null : newOutput(onReport, outputFd),
+      rounds: this.#rounds,
+      requestTimeoutMs: spec.requestTimeoutMs,
+      failures,
+      onReport,
+    });
+    record.generation = generation;
+    for (const process of held.processes) if (!process.running) generation.onNotice(process);
+    return { generation, marked: pages.marked() };
+  }
+
+  /** Asks again while udev holds the char device or its node is not there yet. */
+  async #fork(
+    granted: GrantedDevice,
+    spec: DeviceSpec,
+    generation: number,
+    sharedPage: number,
+    files: readonly number[],
+    kept: readonly number[],
+  ): Promise<{ pids: readonly number[]; pidfds: readonly number[] }> {
+    const deadline = performance.now() + SPAWN_DEADLINE_MS;
+    const request = {
+      deviceId: granted.id,
+      generation,
+      queues: granted.queues,
+      depth: granted.depth,
+      maxIoBytes: maxIoBytes(spec),
+      dataPath: dataPathNumber[spec.dataPath],
+      javascript: spec.backend.module !== null,
+      uid: spec.user?.uid ?? SAME_USER,
+      gid: spec.user?.gid ?? SAME_USER,
+      coreDump: spec.coreDump,
+      size: spec.size,
+      backend: spec.backend.module === null ? spec.backend.name : '',
+    };
+    const before = this.#record(granted.id).zygote;
+    ensureNode(`ublkc${String(granted.id)}`);
+    const zygote = await this.#zygoteOf(granted.id, this.nursery(spec.nursery));
+    try {
+      for (;;) {
+        try {
+          return await zygote.spawn(request, sharedPage, files, kept);
+        } catch (error) {
+          const busy = error instanceof SupervisorError && (error.code === 'EBUSY' || error.code === 'ENOENT');
+          if (!busy || performance.now() > deadline) throw error;
+          await setTimeout(SPAWN_RETRY_MS);
+        }
+      }
+    } finally {
+      // Only now does another zygote hold for a successor of ours what this one held.
+      if (before !== zygote) void before?.retire();
+    }
+  }
+
+  /** The device's own, or another one that takes its place: when it is gone, or when it is not of `nursery`. */
+  #zygoteOf(id: number, nursery?: number): Promise<Zygote> {
+    const record = this.#record(id);
+    const { zygote } = record;
+    if (zygote?.alive === true && (nursery === undefined || zygote.nursery === nursery)) return Promise.resolve(zygote);
+    record.forking ??= this.#replaceZygote(record, nursery ?? this.nursery(null)).finally(() => {
+      record.forking = null;
+    });
+    return record.forking;
+  }
+
+  async #replaceZygote(record: DeviceRecord, nursery: number): Promise<Zygote> {
+    const zygote = await this.#zygotes.fork(nursery);
+    useZygote(record, zygote);
+    return zygote;
+  }
+
+  async startDevice({ id }: GrantedDevice, signal: AbortSignal): Promise<void> {
+    await this.#serve('START_DEV', id, signal);
+    ensureNode(`ublkb${String(id)}`);
+    await this.#noticeDeathsSoon(id);
+  }
+
+  /**
+   * A setting that stays for the device's life. The kernel makes it when every request under way is answered, which may
+   * take a recovery: so nobody waits for that, and it is made once.
+   */
+  async #noticeDeathsSoon(id: number): Promise<void> {
+    if (!this.quirks.deathNoticedByTimeout) return;
+    const path = `/sys/block/ublkb${String(id)}/queue/io_timeout`;
+    if (Number(await readFile(path, 'utf8')) === OLD_KERNEL_IO_TIMEOUT_MS) return;
+    const file = await open(path, 'w');
+    // What can go wrong now is that the device goes.
+    void writeAndClose(file, String(OLD_KERNEL_IO_TIMEOUT_MS)).catch(() => undefined);
+  }
+
+  async beginRecovery(id: number): Promise<void> {
+    await this.#control('START_USER_RECOVERY', id, { action: controlAction.retryWhileBusy });
+  }
+
+  async endRecovery({ id }: GrantedDevice, signal: AbortSignal): Promise<void> {
+    await this.#serve('END_USER_RECOVERY', id, signal);
+    await this.#noticeDeathsSoon(id);
+  }
+
+  async updateSize(id: number, bytes: number): Promise<void> {
+    await this.#control('UPDATE_SIZE', id, { data: bytes / SECTOR });
+  }
+
+  async #serve(command: ControlCommand, id: number, signal: AbortSignal): Promise<void> {
+    const { fetchDeadlineMs, pages, generation } = this.#record(id);
+    const zygote = await this.#zygoteOf(id);
+    const fetched = pages && { sharedPage: pages.fd, pids: generation?.pids ?? [] };
+    const details = { action: controlAction.whenFetched, data: zygote.pid, ...fetched };
+    await this.#controlBy(zygote, command, id, details, signal, fetchDeadlineMs);
+  }
+
+  claim(ids: readonly number[], purpose: ClaimedFor): Promise<Claim> {
+    // A stop is refused by the kernel, or looks again, when somebody comes later.
+    return this.#claims.take(ids, purpose, { once: purpose === 'stopping' });
+  }
+
+  async stopDevice(id: number, { force, served }: StopOptions): Promise<void> {
+    const claim = force ? null : await this.claim([id], 'stopping');
+    try {
+      if (served !== null) await this.#writeBack(id, force, served);
+      if (force) await this.#control('STOP_DEV', id, {});
+      else if (this.#has('SAFE_STOP_DEV')) await this.#tryStop(id);
+      else {
+        // Who opened it during the write-back.
+        await (await this.#claims.take([id], 'stopping')).release();
+        await this.#control('STOP_DEV', id, {});
+        // Its id would stay taken until the last claim goes, that of a stop of all devices for example.
+        await this.#claims.giveUp(id);
+      }
+    } catch (error) {
+      // Never started or already gone: nothing to stop.
+      if (!(error instanceof SupervisorError && error.code === 'ENODEV')) throw error;
+    } finally {
+      await claim?.release();
+    }
+  }
+
+  /** The kernel itself refuses while anybody has the device open, us too. */
+  async #tryStop(id: number): Promise<void> {
+    await this.#claims.giveUp(id);
+    try {
+      await this.#control('TRY_STOP_DEV', id, { action: controlAction.retryWhileBusy, deadlineMs: TRY_STOP_MS });
+    } catch (error) {
+      if (!(error instanceof SupervisorError && error.code === 'EBUSY')) throw error;
+      throw await this.#claims.inUse([id], 'stopping');
+    }
+  }
+
+  /**
+   * Dirty pages are on stable storage when this resolves. Its time-out is not STOP_DEV's: nothing was stopped yet, and
+   * a stop without `force` must not go on.
+   */
+  async #writeBack(id: number, force: boolean, served: AbortSignal): Promise<void> {
+    try {
+      await this.#control('STOP_DEV', id, { action: controlAction.writeBack }, served);
+    } catch (error) {
+      // Pages that the device itself refuses are lost either way.
+      if (force && error instanceof SupervisorError && error.errno !== undefined) return;
+      throw new SupervisorError(`writing back /dev/ublkb${String(id)} failed: ${messageOf(error)}`, {
+        code: 'WRITE_BACK',
+        cause: error,
+      });
+    }
+  }
+
+  /** Of a device that an earlier supervisor left and that has no zygote. */
+  async deleteLeftDevice(id: number): Promise<boolean> {
+    const zygote = await this.#zygotes.fork(this.nursery(null));
+    try {
+      return await this.#deleteDevice(id, zygote);
+    } finally {
+      await zygote.retire();
+    }
+  }
+
+  async deleteDevice(id: number): Promise<boolean> {
+    return this.#deleteDevice(id, await this.#zygoteOf(id));
+  }
+
+  async #deleteDevice(id: number, zygote: Zygote): Promise<boolean> {
+    const record = this.#devices.get(id);
+    try {
+      await this.#controlBy(zygote, 'DEL_DEV_ASYNC', id, {});
+    } catch (error) {
+      if (error instanceof SupervisorError && error.code === 'ENODEV') return true;
+      throw error;
+    }
+    // The kernel does not announce the removal of the id, and may have given it to another device of ours before we look.
+    const deadline = performance.now() + REMOVAL_DEADLINE_MS;
+    while (this.#devices.get(id) === record && ublkDeviceInfo(id) !== null) {
+      if (performance.now() > deadline) return false;
+      await setTimeout(REMOVAL_POLL_MS);
+    }
+    removeStaleNodes();
+    return true;
+  }
+
+  queueStatus({ id, queues, depth }: GrantedDevice, generation: Generation | null): QueueStatus[] {
+    const pages = this.#devices.get(id)?.pages;
+    if (!pages) return [];
+    return Array.from({ length: queues }, (_, index) => {
+      const { inflight, operations } = pages.readQueue(index);
+      const operation = (kind: number): OperationStatus => operationStatus(operations[kind]);
+      return {
+        index,
+        pid: generation && !generation.exited.aborted ? (generation.pids[index] ?? null) : null,
+        depth,
+        inflight,
+        read: operation(0),
+        write: operation(1),
+        flush: operation(2),
+        discard: operation(3),
+        writeZeroes: operation(4),
+      };
+    });
+  }
+
+  unmark(id: number): void {
+    this.#devices.get(id)?.pages?.mark([]);
+  }
+
+  async release(granted: GrantedDevice): Promise<void> {
+    const record = this.#devices.get(granted.id);
+    if (record?.granted !== granted) return;
+    this.#devices.delete(granted.id);
+    await record.zygote?.retire();
+  }
+
+  #has(feature: Parameters<typeof featureFlag>[0]): boolean {
+    return (this.#features & featureFlag(feature)) !== 0n;
+  }
+
+  #record(id: number): DeviceRecord {
+    const record = this.#devices.get(id);
+    if (!record) throw new TypeError(`ublk device ${String(id)} is not in the kernel`);
+    return record;
+  }
+
+  #deviceFlags(spec: DeviceSpec): bigint {
+    let flags = featureFlag('CMD_IOCTL_ENCODE') | featureFlag('USER_RECOVERY');
+    if (spec.recovery === 'reissue') flags |= featureFlag('USER_RECOVERY_REISSUE');
+    if (spec.recovery === 'fail-io') flags |= featureFlag('USER_RECOVERY_FAIL_IO');
+    const dataPath = dataPathFeature[spec.dataPath];
+    if (dataPath !== null) flags |= featureFlag(dataPath);
+    if (this.#has('NO_AUTO_PART_SCAN')) flags |= featureFlag('NO_AUTO_PART_SCAN');
+    return flags;
+  }
+
+  /** Runs one control command; a refusal by the kernel becomes an error with the errno's name as code. */
+  async #control(
+    command: ControlCommand,
+    id: number,
+    details: Partial<ControlRequest>,
+    signal?: AbortSignal,
+  ): Promise<ControlAnswer> {
+    return this.#controlBy(await this.#zygoteOf(id), command, id, details, signal);
+  }
+
+  /** Likewise, in a child of this zygote. */
+  async #controlBy(
+    zygote: Zygote,
+    command: ControlCommand,
+    id: number,
+    details: Partial<ControlRequest>,
+    signal?: AbortSignal,
+    deadlineMs = deadlineOf(details.action),
+  ): Promise<ControlAnswer> {
+    const request = controlRequest(command, id, details);
+    return this.#answered(command, request, () => zygote.control(request, deadlineMs, signal));
+  }
+
+  async #holdClaim(id: number): Promise<HeldProcess> {
+    const zygote = await this.#zygoteOf(id);
+    const request = controlRequest('STOP_DEV', id, { action: controlAction.claim });
+    return this.#answered('STOP_DEV', request, () => zygote.hold(request, COMMAND_DEADLINE_MS));
+  }
+
+  async #answered<Answer extends ControlAnswer>(
+    command: ControlCommand,
+    { action, deviceId: id }: ControlRequest,
+    ask: () => Promise<Answer>,
+  ): Promise<Answer> {
+    const object = id === ANY_ID ? 'a new ublk device' : `ublk device ${String(id)}`;
+    const operation = operationName[action] ?? command;
+    try {
+      const answer = await ask();
+      if (answer.result >= 0) return answer;
+      const code = errnoName(answer.result);
+      throw new SupervisorError(`${operation} on ${object} failed: ${await reasonOf(command, id, code)} (${code})`, {
+        code,
+        errno: -answer.result,
+      });
+    } catch (error) {
+      if (!(error instanceof SupervisorError) || error.errno !== undefined) throw error;
+      throw new SupervisorError(`${operation} on ${object} failed: ${error.message}`, {
+        code: error.code,
+        cause: error,
+      });
+    }
+  }
+}
+
+function newRecord(granted: GrantedDevice, spec: DeviceSpec, zygote: Zygote | null): DeviceRecord {
+  const fetchDeadlineMs = spec.backend.module === null ? COMMAND_DEADLINE_MS : JAVASCRIPT_FETCH_DEADLINE_MS;
+  const record: DeviceRecord = {
+    granted,
+    zygote: null,
+    forking: null,
+    pages: null,
+    failures: null,
+    generation: null,
+    fetchDeadlineMs,
+  };
+  if (zygote !== null) useZygote(record, zygote);
+  return record;
+}
+
+function newFailureReports(
+  pages: SharedPages,
+  queues: number,
+  onReport: (report: QueueReport) => void,
+): FailureReports {
+  return new FailureReports(pages, queues, (queue, message) => {
+    onReport({ queue, report: { type: 'log', level: 'warn', message } });
+  });
+}
+
+function newOutput(onReport: (report: QueueReport) => void, inherited?: number): BackendOutput {
+  const say = (message: string): void => {
+    onReport({ queue: null, report: { type: 'log', level: 'warn', message } });
+  };
+  return new BackendOutput(say, inherited);
+}
+
+function useZygote(record: DeviceRecord, zygote: Zygote): void {
+  record.zygote = zygote;
+  zygote.onExit = (notice) => record.generation?.onNotice(notice);
+}
+
+/** One that cannot be read gives way to an empty one, as of a generation that did not fetch: its processes can be ended. */
+function leftPages({ queues, depth, sharedPage }: HeldByZygote): SharedPages {
+  try {
+    return reopenSharedPages(queues, depth, sharedPage);
+  } catch {
+    return createSharedPages(queues, depth);
+  }
+}
+
+/** Of actions that send no command. */
+const operationName: Readonly<Record<number, string>> = {
+  [controlAction.writeBack]: 'write-back',
+  [controlAction.claim]: 'claim',
+};
+
+function controlRequest(command: ControlCommand, id: number, details: Partial<ControlRequest>): ControlRequest {
+  return {
+    action: controlAction.command,
+    command: controlCommand[command],
+    deviceId: id,
+    deadlineMs: COMMAND_DEADLINE_MS,
+    data: 0,
+    ...details,
+  };
+}
+
+/** Where a process is who the zygote says: a child of it. null: it is gone. */
+function childPidfd(pid: number, zygote: number): number | null {
+  const pidfd = openPidfd(pid);
+  if (pidfd === null) return null;
+  if (parentOf(pid) === zygote) return pidfd;
+  closeSync(pidfd);
+  return null;
+}
+
+function deadlineOf(action: number | undefined): number {
+  if (action === controlAction.writeBack) return WRITE_BACK_DEADLINE_MS;
+  // The control process keeps the deadline of a retry itself, and answers then.
+  return action === controlAction.retryWhileBusy ? 2 * COMMAND_DEADLINE_MS : COMMAND_DEADLINE_MS;
+}
+
+/** Buffers of the copy path are per tag and locked, so its requests are kept shorter. */
+function maxIoBytes(spec: DeviceSpec): number {
+  return spec.dataPath === 'copy' ? 2 ** 18 : 2 ** 20;
+}
+
+function operationStatus(operation: SharedOperation | undefined): OperationStatus {
+  if (!operation) throw new TypeError('the shared page lacks an operation');
+  const { count, bytes, errors, p50ns, p99ns } = operation;
+  return { count, bytes, errors, p50us: Math.round(p50ns / 100) / 10, p99us: Math.round(p99ns / 100) / 10 };
+}
+
+async function writeAndClose(file: FileHandle, text: string): Promise<void> {
+  await using opened = file;
+  await opened.writeFile(text);
+}
+
+/** What an errno of a control command means to the person who reads it. */
+async function reasonOf(command: ControlCommand, id: number, code: string): Promise<string> {
+  if (command === 'ADD_DEV' && code === 'EEXIST') {
+    const owner = ublkDeviceInfo(id)?.ownerPid ?? 0;
+    const by = owner > 0 ? ` by pid ${String(owner)}` : '';
+    return `id ${String(id)} is taken${by}; choose another id or delete that device`;
+  }
+  if (command === 'ADD_DEV' && code === 'EACCES') {
+    const limit = await readFile(DEVICE_LIMIT, 'utf8').catch(() => '?');
+    return `the limit of ${limit.trim()} ublk devices is reached; raise it: echo 1024 > ${DEVICE_LIMIT}`;
+  }
+  if (command === 'START_USER_RECOVERY' && code === 'EBUSY') {
+    return 'the kernel does not let go of its dead queue processes; should recover not help, stop it with --force';
+  }
+  if (code === 'EPERM') return 'not permitted; run as root';
+  return 'refused by the kernel';
+}
