@@ -4,7 +4,7 @@ export interface Turn {
   /** Resolves when it has begun. */
   readonly begun: Promise<void>;
   /** Whether it has begun or not. */
-  end(): void;
+  readonly end: () => void;
 }
 
 /**
