@@ -1,3 +1,4 @@
+import { readFile, writeFile } from 'node:fs/promises';
 import { setTimeout } from 'node:timers/promises';
 import { ublkFeatures } from '../../src/native/binding.js';
 import { featureFlag } from '../../src/supervisor/host/ublk-features.js';
@@ -60,13 +61,21 @@ function toProcesses(name: string, signalName: NodeJS.Signals): string {
   return pids.join(' and ');
 }
 
-/** Nothing that has to do with a file of the store is answered meanwhile. */
+const HUNG_TASK_TIMEOUT = '/proc/sys/kernel/hung_task_timeout_secs';
+
+/**
+ * Nothing that has to do with a file of the store is answered meanwhile. On a busy machine that may last for longer than the
+ * kernel lets anything wait without a complaint, so it looks for what hangs before and after.
+ */
 async function withStoreStill(use: () => Promise<unknown>): Promise<void> {
+  const timeout = await readFile(HUNG_TASK_TIMEOUT);
+  await writeFile(HUNG_TASK_TIMEOUT, '0');
   await shell(`fsfreeze -f ${STORE}`, PATIENCE_MS);
   try {
     await use();
   } finally {
     await shell(`fsfreeze -u ${STORE}`);
+    await writeFile(HUNG_TASK_TIMEOUT, timeout);
   }
 }
 
