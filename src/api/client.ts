@@ -2,8 +2,7 @@ import { request } from 'node:http';
 import { dirname } from 'node:path';
 import { SupervisorError, errnoOf, reasonOf } from '../errors.js';
 import { controlSocket, zygotesIn } from './runtime-dir.js';
-import type { PlanEntry } from '../supervisor/reload-plan.js';
-import type { DeviceStatus, Status } from './status.js';
+import type { DeviceStatus, PlanEntry, Status } from './status.js';
 
 export interface Client {
   status(): Promise<Status>;

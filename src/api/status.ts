@@ -1,6 +1,17 @@
 import type { Choice, DataPath } from '../../backends/interface.js';
-import type { DeviceState } from '../supervisor/device/machine.js';
-import type { PlanEntry } from '../supervisor/reload-plan.js';
+
+export type DeviceState =
+  | 'adopting'
+  | 'adding'
+  | 'starting'
+  | 'live'
+  | 'draining'
+  | 'handingOver'
+  | 'recovering'
+  | 'degraded'
+  | 'failed'
+  | 'stopping'
+  | 'gone';
 
 export type OperationName = 'read' | 'write' | 'flush' | 'discard' | 'writeZeroes';
 
@@ -146,6 +157,16 @@ export interface Status {
 
 /** What is told of a device after each change of its state. */
 export type DeviceChange = Pick<DeviceStatus, 'name' | 'id' | 'state' | 'size'>;
+
+/** What a reload does, or would do, to one device. */
+export interface PlanEntry {
+  readonly device: string;
+  readonly action: 'add' | 'remove' | 'change' | 'keep' | 'refuse';
+  /** What is different, as the configuration calls it: `recovery.window`. */
+  readonly changes: readonly string[];
+  /** Why it is refused, in one line. */
+  readonly reason: string | null;
+}
 
 /** What the control API needs from a supervisor. Every promise rejects with a `SupervisorError`. */
 export interface SupervisorApi {

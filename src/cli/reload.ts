@@ -1,5 +1,5 @@
 import { SupervisorError } from '../errors.js';
-import type { PlanEntry } from '../supervisor/reload-plan.js';
+import type { PlanEntry } from '../api/status.js';
 import { clientOf, runtimeDirOption, type Register, type RuntimeDirOption } from './common-options.js';
 
 interface ReloadOptions extends RuntimeDirOption {

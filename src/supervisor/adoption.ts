@@ -13,9 +13,9 @@ import {
 } from './ublk/found-devices.js';
 import type { Instance } from './instance.js';
 import type { Journal, JournalEntry } from './journal.js';
-import type { FoundDevice, HeldByZygote } from './ublk/kernel.js';
+import type { FoundDevice } from './ublk/kernel.js';
 import { nameOf } from './host/processes.js';
-import { closeHeld } from './zygote/zygote.js';
+import { closeHeld, type HeldByZygote } from './zygote/zygote.js';
 import type { ZygoteKeeper } from './zygote/zygote-keeper.js';
 
 /** A device that an earlier supervisor of this runtime directory left, or only meant to have. */

@@ -9,11 +9,10 @@ import type { Log } from '../log/device-log.js';
 import { within } from '../timing/deadline.js';
 import { Device } from './device/device.js';
 import type { Served } from './device/hand-over.js';
-import type { DeviceState } from './device/machine.js';
 import type { Kernel } from './ublk/kernel.js';
 import type { Journal } from './journal.js';
 import { Partitions } from './nodes/partitions.js';
-import type { DeviceChange } from '../api/status.js';
+import type { DeviceChange, DeviceState } from '../api/status.js';
 import type { Turns } from '../timing/turns.js';
 
 export interface OpensStores {

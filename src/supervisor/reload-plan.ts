@@ -1,5 +1,5 @@
 import type { DeviceConfig } from '../config/types.js';
-import type { DeviceState } from './device/machine.js';
+import type { DeviceState, PlanEntry } from '../api/status.js';
 
 /** What a device is now. */
 export interface Running {
@@ -9,15 +9,6 @@ export interface Running {
   readonly state: DeviceState;
   /** Bytes, as the kernel has them: the device may have been resized. */
   readonly size: number;
-}
-
-export interface PlanEntry {
-  readonly device: string;
-  readonly action: 'add' | 'remove' | 'change' | 'keep' | 'refuse';
-  /** What is different, as the configuration calls it: `recovery.window`. */
-  readonly changes: readonly string[];
-  /** Why it is refused, in one line. */
-  readonly reason: string | null;
 }
 
 type Value = string | number | boolean | undefined;

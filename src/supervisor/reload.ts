@@ -3,7 +3,8 @@ import { messageOf, SupervisorError } from '../errors.js';
 import type { Log } from '../log/device-log.js';
 import type { Claim } from './ublk/kernel.js';
 import { withSize, type ManagedDevice, type Prepared as PreparedDevice } from './managed-device.js';
-import { planOf, type PlanEntry } from './reload-plan.js';
+import { planOf } from './reload-plan.js';
+import type { PlanEntry } from '../api/status.js';
 
 /** What a reload does to the devices of a supervisor. */
 export interface Reloadable {

@@ -5,7 +5,7 @@ import type { CrashFiles } from './crashes/crash-files.js';
 import type { Log } from '../log/device-log.js';
 import { fewAtOnce } from '../timing/few-at-once.js';
 import type { Claim, Kernel } from './ublk/kernel.js';
-import { configuredSize, type PlanEntry } from './reload-plan.js';
+import { configuredSize } from './reload-plan.js';
 import { reload } from './reload.js';
 import { ManagedDevice, withSize, type ManagedDeviceContext, type OpensStores } from './managed-device.js';
 import type { LeftDevice } from './adoption.js';
@@ -13,7 +13,7 @@ import { machine } from './device/machine.js';
 import type { Successor } from './zygote/zygote-keeper.js';
 import { Turns } from '../timing/turns.js';
 import type { Journal } from './journal.js';
-import type { DeviceChange, DeviceStatus, Status, SupervisorApi, SupervisorStatus } from '../api/status.js';
+import type { DeviceChange, DeviceStatus, PlanEntry, Status, SupervisorApi, SupervisorStatus } from '../api/status.js';
 
 export interface SupervisorOptions {
   readonly kernel: Kernel;

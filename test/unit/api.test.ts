@@ -13,7 +13,7 @@ import { SupervisorError } from '../../src/errors.js';
 import type { Peer } from '../../src/native/binding.js';
 import { createApiServer, type ApiServer } from '../../src/api/api-server.js';
 import { Peers } from '../../src/api/peers.js';
-import type { PlanEntry } from '../../src/supervisor/reload-plan.js';
+import type { PlanEntry } from '../../src/api/status.js';
 import type { DeviceStatus, Status, SupervisorApi, SupervisorStatus } from '../../src/api/status.js';
 import { scratch } from './device-status.js';
 

@@ -2,7 +2,7 @@ import t from 'tap';
 import type { OpenBackend } from '../../backends/interface.js';
 import type { FoundDevice } from '../../src/supervisor/ublk/kernel.js';
 import { Device } from '../../src/supervisor/device/device.js';
-import type { DeviceState } from '../../src/supervisor/device/machine.js';
+import type { DeviceState } from '../../src/api/status.js';
 import { Turns } from '../../src/timing/turns.js';
 import {
   backend,

@@ -4,7 +4,7 @@ import type { DeviceConfig, RecoveryConfig } from '../../src/config/types.js';
 import { SupervisorError } from '../../src/errors.js';
 import type { Log } from '../../src/log/device-log.js';
 import { Device } from '../../src/supervisor/device/device.js';
-import type { DeviceState } from '../../src/supervisor/device/machine.js';
+import type { DeviceState } from '../../src/api/status.js';
 import { Turns } from '../../src/timing/turns.js';
 import { ModelClock } from './model-clock.js';
 import { type KernelVersion } from './model-device.js';

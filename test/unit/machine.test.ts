@@ -1,12 +1,6 @@
 import t from 'tap';
-import {
-  machine,
-  targetOfFailure,
-  type DeviceState,
-  type Rule,
-  type Step,
-  type Target,
-} from '../../src/supervisor/device/machine.js';
+import { machine, targetOfFailure, type Rule, type Step, type Target } from '../../src/supervisor/device/machine.js';
+import type { DeviceState } from '../../src/api/status.js';
 
 const rules = Object.entries(machine) as [DeviceState, Rule][];
 const resting = rules.filter(([, { done }]) => done === null).map(([state]) => state);

@@ -4,7 +4,7 @@ import { mkdir, readFile, rename, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { DirectFile } from '../../src/js-backend/conformance/direct-file.js';
-import type { PlanEntry } from '../../src/supervisor/reload-plan.js';
+import type { PlanEntry } from '../../src/api/status.js';
 import type { DeviceStatus } from '../../src/api/status.js';
 import { underVerifiedWrites } from './fio.js';
 import { Served, assertNothingLeft, isLinux, trust } from './harness.js';

@@ -1,8 +1,7 @@
 import type { MarkedRequest } from '../../native/binding.js';
-import type { Remains } from '../ublk/kernel.js';
+import type { Death, Remains } from '../ublk/kernel.js';
 import { describeRequest, operationNames, requestStatus } from '../../api/requests.js';
 import type { CrashCause, CrashStatus, ExitStatus, QuarantinedRequestStatus } from '../../api/status.js';
-import type { Death } from '../device/steps.js';
 
 /** A queue may hold 4096 requests, and a person reads a few. */
 const MOST_REQUESTS = 32;

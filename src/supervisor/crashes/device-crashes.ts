@@ -2,11 +2,10 @@ import type { MarkedRequest } from '../../native/binding.js';
 import type { CrashFiles } from './crash-files.js';
 import { crashReport, causeOf, describeCrash, describeQuarantined, quarantinedStatus } from './crash-report.js';
 import type { Log } from '../../log/device-log.js';
-import type { Remains } from '../ublk/kernel.js';
+import type { Death, Remains } from '../ublk/kernel.js';
 import { oomKills } from './oom-kills.js';
 import { MOST_QUARANTINED, Quarantine, type Unanswered } from './quarantine.js';
 import type { CrashStatus, QuarantinedRequestStatus } from '../../api/status.js';
-import type { Death } from '../device/steps.js';
 
 export interface DeviceCrashesOptions {
   readonly device: string;

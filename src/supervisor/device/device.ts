@@ -13,12 +13,12 @@ import { within } from '../../timing/deadline.js';
 import { deviceSpec, specOfFound, unopenedSpec, type Announced } from './device-spec.js';
 import { assertSameDevice, type HandOver, type Served } from './hand-over.js';
 import { aborted, Interrupt } from '../../timing/interrupt.js';
-import type { DeviceSpec, FoundDevice, Kernel, QueueReport } from '../ublk/kernel.js';
+import type { Death, DeviceSpec, FoundDevice, Kernel, QueueReport } from '../ublk/kernel.js';
 import { describeRequest, requestStatus } from '../../api/requests.js';
-import { machine, targetOfFailure, type AfterRemoval, type DeviceEvent, type DeviceState } from './machine.js';
+import { machine, targetOfFailure, type AfterRemoval, type DeviceEvent } from './machine.js';
 import type { Rule, Step, Target } from './machine.js';
-import type { DeviceStatus, ExitStatus } from '../../api/status.js';
-import { KernelDevice, type Death } from './steps.js';
+import type { DeviceState, DeviceStatus, ExitStatus } from '../../api/status.js';
+import { KernelDevice } from './steps.js';
 import type { Turn, Turns } from '../../timing/turns.js';
 
 export interface DeviceOptions {

@@ -1,20 +1,9 @@
+import type { DeviceState } from '../../api/status.js';
+
 /**
  * The life of a device as data; device.ts interprets it. What each step does to the kernel is in steps.ts, and why no
  * other order is safe is in docs/reliability.md ("what the kernel does").
  */
-
-export type DeviceState =
-  | 'adopting'
-  | 'adding'
-  | 'starting'
-  | 'live'
-  | 'draining'
-  | 'handingOver'
-  | 'recovering'
-  | 'degraded'
-  | 'failed'
-  | 'stopping'
-  | 'gone';
 
 /** Steps that have nothing to do (no generation to kill, no device to delete) succeed. */
 export type Step =

@@ -4,18 +4,10 @@ import { EXIT_UNLOADABLE } from '../../queue-proc/messages.js';
 import { describeExit } from './device-history.js';
 import type { MarkedRequest } from '../../native/binding.js';
 import { aborted, type Interrupt } from '../../timing/interrupt.js';
-import type {
-  DeviceSpec,
-  FoundDevice,
-  Generation,
-  GrantedDevice,
-  Kernel,
-  QueueReport,
-  Remains,
-} from '../ublk/kernel.js';
+import type { Death, DeviceSpec, FoundDevice, Generation, GrantedDevice, Kernel, QueueReport } from '../ublk/kernel.js';
 import type { Log } from '../../log/device-log.js';
-import type { DeviceState, Step } from './machine.js';
-import type { ExitStatus, QueueStatus } from '../../api/status.js';
+import type { Step } from './machine.js';
+import type { DeviceState, ExitStatus, QueueStatus } from '../../api/status.js';
 
 /** How long queue processes get to end by themselves after STOP_DEV. */
 const EXIT_GRACE_MS = 1000;
@@ -30,13 +22,6 @@ export interface StepContext {
   readonly force: boolean;
   /** Ends a startDevice that is no longer wanted. */
   readonly cancelStart: Interrupt;
-}
-
-/** The end of a generation: its first exit, and what is left of it. */
-export interface Death {
-  readonly generation: number;
-  readonly exit: ExitStatus;
-  readonly remains: Remains;
 }
 
 interface KernelDeviceOptions {

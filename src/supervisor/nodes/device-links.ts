@@ -5,8 +5,7 @@ import { deviceNumber } from '../../device-number.js';
 import { messageOf } from '../../errors.js';
 import type { Log } from '../../log/device-log.js';
 import { ensureNode, removeStaleNodes } from './device-nodes.js';
-import type { DeviceState } from '../device/machine.js';
-import type { DeviceChange } from '../../api/status.js';
+import type { DeviceChange, DeviceState } from '../../api/status.js';
 
 const PARENT = '/dev/ublk';
 const DIRECTORY = `${PARENT}/by-name`;

@@ -1,4 +1,5 @@
-import { machine, type DeviceState } from '../device/machine.js';
+import type { DeviceState } from '../../api/status.js';
+import { machine } from '../device/machine.js';
 
 /**
  * Every step of a state that leads on has a deadline, and all of one state's together are below five minutes. A device

@@ -2,7 +2,7 @@ import { reasonOf, SupervisorError } from '../../errors.js';
 import { sendDatagram } from '../../native/binding.js';
 import type { Log } from '../../log/device-log.js';
 import { DeviceOverview } from './device-overview.js';
-import type { DeviceState } from '../device/machine.js';
+import type { DeviceState } from '../../api/status.js';
 
 /** How much longer each beat of a long stop asks for, and how often it does. */
 const STOP_EXTENSION_US = 30_000_000;

@@ -1,8 +1,9 @@
 import type { BackendFacts, BackendModule, Choice, DataPath } from '../../../backends/interface.js';
 import type { RecoveryMode, User } from '../../config/types.js';
-import type { HeldGeneration, MarkedRequest, RequestIdentity } from '../../native/binding.js';
+import type { MarkedRequest, RequestIdentity } from '../../native/binding.js';
 import type { BackendReport } from '../../queue-proc/message-schema.js';
-import type { GenerationPhase, OperationName, QueueStatus } from '../../api/status.js';
+import type { ExitStatus, GenerationPhase, OperationName, QueueStatus } from '../../api/status.js';
+import type { HeldByZygote } from '../zygote/zygote.js';
 
 /** Everything about a device that the kernel and the queue processes need, fixed for the device's life. */
 export interface DeviceSpec {
@@ -37,11 +38,6 @@ export interface GrantedDevice {
   readonly id: number;
   readonly queues: number;
   readonly depth: number;
-}
-
-/** A generation that its zygote holds for the successor of a supervisor that is gone. */
-export interface HeldByZygote extends HeldGeneration {
-  readonly zygote: number;
 }
 
 /** A device that an earlier supervisor made and the kernel still has. */
@@ -224,4 +220,11 @@ export interface Kernel {
    * Its id may be another device's by then.
    */
   release(granted: GrantedDevice): Promise<void>;
+}
+
+/** The end of a generation: its first exit, and what is left of it. */
+export interface Death {
+  readonly generation: number;
+  readonly exit: ExitStatus;
+  readonly remains: Remains;
 }

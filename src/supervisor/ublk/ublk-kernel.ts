@@ -37,7 +37,6 @@ import type {
   FoundDevice,
   Generation,
   GrantedDevice,
-  HeldByZygote,
   Kernel,
   KernelDeviceState,
   KernelQuirks,
@@ -47,7 +46,7 @@ import type {
 import type { OperationStatus, QueueStatus } from '../../api/status.js';
 import { DEVICE_LIMIT } from '../host/device-limit.js';
 import { dataPathFeature, featureFlag, hasFeature, ublkFeatureTable } from '../host/ublk-features.js';
-import type { ControlAnswer, HeldProcess, Zygote } from '../zygote/zygote.js';
+import type { ControlAnswer, HeldByZygote, HeldProcess, Zygote } from '../zygote/zygote.js';
 import type { ZygoteKeeper } from '../zygote/zygote-keeper.js';
 
 /** Commands that only wait for locks or for FETCHes. */

@@ -3,11 +3,10 @@ import { readdir } from 'node:fs/promises';
 import { messageOf, SupervisorError } from '../../errors.js';
 import type { Log } from '../../log/device-log.js';
 import { fewAtOnce } from '../../timing/few-at-once.js';
-import type { HeldByZygote } from '../ublk/kernel.js';
 import { Nursery } from './nursery.js';
 import { zygoteSocket } from '../../api/runtime-dir.js';
 import { findZygote, type ZygoteConnection } from './zygote-connection.js';
-import { Zygote, closeHeld } from './zygote.js';
+import { closeHeld, type HeldByZygote, Zygote } from './zygote.js';
 
 /** Of a zygote, with its number; a later one's is higher. */
 const SOCKET = /^zygote-([1-9][0-9]{0,8})\.sock$/;

@@ -21,6 +21,11 @@ type Answer<Type extends ZygoteMessage['type']> = Extract<ZygoteMessage, { type:
 export type ExitNotice = Answer<'exited'>;
 export type ControlAnswer = Answer<'controlled'>;
 
+/** A generation that its zygote holds for the successor of a supervisor that is gone. */
+export interface HeldByZygote extends HeldGeneration {
+  readonly zygote: number;
+}
+
 /** A control process that goes on after its answer. */
 export interface HeldProcess {
   readonly pid: number;
