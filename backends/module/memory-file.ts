@@ -2,7 +2,7 @@ import { closeSync, fstatSync, readSync, writeSync } from 'node:fs';
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { SupervisorError } from '../../src/errors.js';
-import { FIRST_PAGE } from '../../src/queue-proc/shared-memory.js';
+import { FIRST_PAGE } from '../../src/channel/memory-layout.js';
 import type { Inheritance } from '../interface.js';
 import { RESTORE, SHARED_MEMORY_DIRECTORY, openInSharedMemory } from '../shared-memory.js';
 

@@ -3,15 +3,15 @@ import type { Duplex } from 'node:stream';
 import { SupervisorError } from '../../src/errors.js';
 import type { User } from '../../src/native/binding.js';
 import { programPath } from '../../src/package-root.js';
-import { onFrames, sendFrame } from '../../src/queue-proc/frames.js';
+import { onFrames, sendFrame } from '../../src/channel/frames.js';
 import {
   queueMessage,
   type LoadedMessage,
   type OpenedMessage,
   type QueueMessage,
   type WantsMessage,
-} from '../../src/queue-proc/message-schema.js';
-import { HEAP_FULL, LONGEST_TEXT, type LoadMessage } from '../../src/queue-proc/messages.js';
+} from '../../src/channel/message-schema.js';
+import { HEAP_FULL, LONGEST_TEXT, type LoadMessage } from '../../src/channel/messages.js';
 
 const PROGRAM = programPath('queue-proc');
 /** For loading the module, opening and closing it. */

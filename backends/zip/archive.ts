@@ -1,5 +1,5 @@
 import type { FileHandle } from 'node:fs/promises';
-import { show } from '../../src/config/problems.js';
+import { show } from '../../src/problems.js';
 import type { ZipEntryData } from '../../src/native/binding.js';
 import { entriesOf, findDirectory, readPiece, type Directory, type DirectoryEntry } from './directory.js';
 import { likeness, nameOf } from './names.js';

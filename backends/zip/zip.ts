@@ -2,7 +2,7 @@ import { close, closeSync, constants, type Stats } from 'node:fs';
 import { open, stat, type FileHandle } from 'node:fs/promises';
 import { promisify } from 'node:util';
 import * as z from 'zod';
-import { show } from '../../src/config/problems.js';
+import { show } from '../../src/problems.js';
 import { SupervisorError, errnoOf, messageOf, reasonOf } from '../../src/errors.js';
 import { indexZipEntry } from '../../src/native/binding.js';
 import { printable } from '../../src/printable.js';

@@ -1,7 +1,7 @@
 import * as z from 'zod';
 import { deviceSize } from '../../backends/options.js';
 import { parseJson } from '../config/json.js';
-import { validate } from '../config/problems.js';
+import { validate } from '../problems.js';
 import { SupervisorError, messageOf } from '../errors.js';
 import type { SupervisorApi } from './status.js';
 import type { WholeStatus } from './whole-status.js';

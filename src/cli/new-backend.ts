@@ -15,7 +15,7 @@ export const newBackendCommand: Register = (program) => {
     .option('--directory <dir>', 'what directory to make for it (default: its name)')
     .action(async (name: string, { directory = name }: { readonly directory?: string }) => {
       const { deviceName } = await import('../config/schema.js');
-      const { validate } = await import('../config/problems.js');
+      const { validate } = await import('../problems.js');
       const { stripsTypes } = await import('../js-backend/load.js');
       validate(deviceName, name, 'name');
       try {

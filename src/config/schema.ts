@@ -2,7 +2,7 @@ import { dirname, normalize, resolve } from 'node:path';
 import * as z from 'zod';
 import { backendOptions, dataPathsOf, type BackendOptions } from '../../backends/registry.js';
 import { parseJson } from './json.js';
-import { oneOf, show, validate } from './problems.js';
+import { oneOf, show, validate } from '../problems.js';
 import type { Config, DeviceConfig } from './types.js';
 import { parseDuration } from '../units.js';
 import { userOf } from '../native/binding.js';

@@ -1,7 +1,7 @@
 import { execFile } from 'node:child_process';
 import { extname } from 'node:path';
 import { pathToFileURL } from 'node:url';
-import { validate } from '../config/problems.js';
+import { validate } from '../problems.js';
 import { SupervisorError, messageOf } from '../errors.js';
 import { LARGEST_DEVICE } from '../units.js';
 import type { BackendContext, BackendDefinition, BackendInstance } from './define.js';

@@ -10,10 +10,10 @@ import { messageOf } from '../errors.js';
 import { dropPrivileges, inheritedQueue, inheritQueue, parkedFiles } from '../native/binding.js';
 import type { InheritedQueue, RequestIdentity, User } from '../native/binding.js';
 import { Dispatcher } from './dispatch.js';
-import { onFrames, sendFrame } from './frames.js';
-import type { QueueMessage } from './message-schema.js';
-import { EXIT_UNLOADABLE, LONGEST_TEXT, type LoadMessage } from './messages.js';
-import { PrintedLines } from './printed-lines.js';
+import { onFrames, sendFrame } from '../channel/frames.js';
+import type { QueueMessage } from '../channel/message-schema.js';
+import { EXIT_UNLOADABLE, LONGEST_TEXT, type LoadMessage } from '../channel/messages.js';
+import { PrintedLines } from '../channel/printed-lines.js';
 import { sharedMemory } from './shared-memory.js';
 
 /**

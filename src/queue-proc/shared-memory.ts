@@ -1,17 +1,11 @@
 import { ftruncateSync, readSync, writeSync } from 'node:fs';
+import { FIRST_PAGE } from '../channel/memory-layout.js';
 import { assertSharedMemory } from '../js-backend/load.js';
 import { lockForProcess, mapShared } from '../native/binding.js';
 
-const PAGE = 4096;
+const PAGE = FIRST_PAGE.length;
 /** Of a name, in front of the size, which has 64 bits. */
 const NAME_BYTES = 64;
-
-/**
- * The first page of the file that a device's shared memory is in. Behind it is what the backend asked for, one after the
- * other, each behind a page that has its name and size.
- */
-export const FIRST_PAGE = Buffer.alloc(PAGE);
-FIRST_PAGE.write('shared memory of an ublk-supervisor device\n');
 
 /** `BackendContext.sharedMemory`: made in `file` by whoever is first to ask for it. */
 export function sharedMemory(file: number, name: string, size: number): Buffer {

@@ -59,7 +59,7 @@ t.test('it has what runs, what that was compiled from, and what one reads; no mo
 });
 
 t.test('its source maps need no file that is not there', async (t) => {
-  const map = JSON.parse(await readFile(join(installed, 'dist/src/serve.js.map'), 'utf8')) as object;
+  const map = JSON.parse(await readFile(join(installed, 'dist/src/library/serve.js.map'), 'utf8')) as object;
   t.match(map, { sourcesContent: [/export async function serve/] });
 });
 

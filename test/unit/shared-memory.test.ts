@@ -1,7 +1,8 @@
 import { closeSync, fstatSync, openSync } from 'node:fs';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
-import { FIRST_PAGE, sharedMemory } from '../../src/queue-proc/shared-memory.js';
+import { FIRST_PAGE } from '../../src/channel/memory-layout.js';
+import { sharedMemory } from '../../src/queue-proc/shared-memory.js';
 
 const open = (t: Test): number => {
   const file = openSync(join(t.testdir({ memory: FIRST_PAGE }), 'memory'), 'r+');

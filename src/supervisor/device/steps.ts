@@ -1,6 +1,6 @@
 import { messageOf, SupervisorError } from '../../errors.js';
 import type { Clock } from '../../timing/clock.js';
-import { EXIT_UNLOADABLE } from '../../queue-proc/messages.js';
+import { EXIT_UNLOADABLE } from '../../channel/messages.js';
 import { describeExit } from './device-history.js';
 import type { MarkedRequest } from '../../native/binding.js';
 import { aborted, type Interrupt } from '../../timing/interrupt.js';

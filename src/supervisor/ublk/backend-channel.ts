@@ -1,9 +1,9 @@
 import { closeSync } from 'node:fs';
 import { Socket } from 'node:net';
 import { streamPair } from '../../native/binding.js';
-import { onFrames, sendFrame } from '../../queue-proc/frames.js';
-import { queueMessage, type BackendReport } from '../../queue-proc/message-schema.js';
-import type { LoadMessage } from '../../queue-proc/messages.js';
+import { onFrames, sendFrame } from '../../channel/frames.js';
+import { queueMessage, type BackendReport } from '../../channel/message-schema.js';
+import type { LoadMessage } from '../../channel/messages.js';
 
 /** What a queue process with a JavaScript backend says; nothing on the I/O path goes this way. */
 export class BackendChannel {

@@ -1,8 +1,8 @@
 import { closeSync, readSync } from 'node:fs';
 import { Socket } from 'node:net';
 import { outputPipe } from '../../native/binding.js';
-import { HEAP_FULL, LONGEST_TEXT } from '../../queue-proc/messages.js';
-import { PrintedLines } from '../../queue-proc/printed-lines.js';
+import { HEAP_FULL, LONGEST_TEXT } from '../../channel/messages.js';
+import { PrintedLines } from '../../channel/printed-lines.js';
 
 /** After each piece, of 64 KiB at most, so that who prints without end costs us little; what does not fit into the pipe is lost. */
 const PAUSE_MS = 100;

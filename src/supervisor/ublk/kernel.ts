@@ -1,7 +1,7 @@
 import type { BackendFacts, BackendModule, Choice, DataPath } from '../../../backends/interface.js';
 import type { RecoveryMode, User } from '../../config/types.js';
 import type { MarkedRequest, RequestIdentity } from '../../native/binding.js';
-import type { BackendReport } from '../../queue-proc/message-schema.js';
+import type { BackendReport } from '../../channel/message-schema.js';
 import type { ExitStatus, GenerationPhase, OperationName, QueueStatus } from '../../api/status.js';
 import type { HeldByZygote } from '../zygote/zygote.js';
 

@@ -19,7 +19,7 @@ import {
   type SharedOperation,
   type SharedPages,
 } from '../../native/binding.js';
-import type { BackendReport } from '../../queue-proc/message-schema.js';
+import type { BackendReport } from '../../channel/message-schema.js';
 import { BackendChannel } from './backend-channel.js';
 import { BackendOutput } from './backend-output.js';
 import { Claims } from './claims.js';

@@ -1,6 +1,6 @@
 import type { z } from 'zod';
-import { SupervisorError } from '../errors.js';
-import { printable } from '../printable.js';
+import { SupervisorError } from './errors.js';
+import { printable } from './printable.js';
 
 /** More than a person fixes at once, and few enough that a hostile request cannot make a huge answer. */
 const MOST_SHOWN = 20;

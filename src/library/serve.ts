@@ -1,7 +1,7 @@
-import type { DeviceInput } from './config/schema.js';
-import { SupervisorError } from './errors.js';
-import type { Log } from './log/device-log.js';
-import type { DeviceStatus, Status, SupervisorApi } from './api/status.js';
+import type { DeviceInput } from '../config/schema.js';
+import { SupervisorError } from '../errors.js';
+import type { Log } from '../log/device-log.js';
+import type { DeviceStatus, Status, SupervisorApi } from '../api/status.js';
 
 export interface ServeOptions<Name extends string = string> {
   /** As in a configuration file: ublk-supervisor.json(5). */
@@ -64,9 +64,9 @@ export interface Serving<Name extends string = string> extends AsyncDisposable {
  */
 export async function serve<const Name extends string>(options: ServeOptions<Name>): Promise<Serving<Name>> {
   // Loaded here and not above, so that a backend's module, which imports this package too, does not wait for it.
-  const { checkConfig } = await import('./config/schema.js');
-  const { createLogger } = await import('./log/log.js');
-  const { withSupervisor } = await import('./supervisor/with-supervisor.js');
+  const { checkConfig } = await import('../config/schema.js');
+  const { createLogger } = await import('../log/log.js');
+  const { withSupervisor } = await import('../supervisor/with-supervisor.js');
   const { runtimeDir, stateDir, log = createLogger('warn'), ...rest } = options;
   const config = checkConfig(rest, 'serve', process.cwd());
   const names = options.devices.map(({ name }) => name);
