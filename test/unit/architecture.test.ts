@@ -1,5 +1,4 @@
-import { execFileSync } from 'node:child_process';
-import { existsSync, readFileSync } from 'node:fs';
+import { readFileSync, readdirSync } from 'node:fs';
 import { dirname, join, relative } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import t from 'tap';
@@ -15,10 +14,11 @@ const floors = list
   .split('\n')
   .map((line) => line.split(' ', 1)[0] ?? '');
 
-const sources = execFileSync('git', ['ls-files', 'src/*.ts', 'backends/*.ts'], { cwd: root, encoding: 'utf8' })
-  .trim()
-  .split('\n')
-  .filter((path) => existsSync(join(root, path)));
+const sources = ['src', 'backends'].flatMap((folder) =>
+  readdirSync(join(root, folder), { recursive: true, encoding: 'utf8' })
+    .filter((path) => path.endsWith('.ts'))
+    .map((path) => join(folder, path)),
+);
 
 /** The entry that names the file, or its folder. */
 function floorOf(path: string): string {
