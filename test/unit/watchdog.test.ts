@@ -54,6 +54,32 @@ t.test('a queue that gives no sign of life is asked for one, and hangs when it s
   t.end();
 });
 
+t.test(
+  'a hang is seen as soon as the time-out has passed, and one that cannot be ended is not looked at all the time',
+  (t) => {
+    for (const process of ['waiting', 'asleep'] as const) {
+      const detector = new HangDetector({ timeoutMs: 1000, javascript: false });
+      let now = 0;
+      const looks = Array.from({ length: 10 }, () => {
+        const sight = { ...idle(7), busy: true, process: () => process };
+        const { hang, nextMs } = detector.observe({ now, queues: [sight] });
+        const look = { now, hangs: hang !== null };
+        now += nextMs;
+        return look;
+      });
+      t.strictSame(
+        looks.slice(0, 7).map((look) => look.now),
+        [0, 250, 500, 750, 1000, 1001, 1251],
+      );
+      t.strictSame(
+        looks.findIndex(({ hangs }) => hangs),
+        process === 'waiting' ? 5 : -1,
+      );
+    }
+    t.end();
+  },
+);
+
 t.test('/proc is looked at only of a queue that was asked for a sign of life in vain', (t) => {
   const looked: number[] = [];
   const process = (index: number) => () => {

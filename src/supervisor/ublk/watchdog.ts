@@ -99,7 +99,8 @@ export class HangDetector {
     const states = queues.map((sight, queue) =>
       sight.serving ? this.#next(before?.queues[queue], sight, elapsed) : undefined,
     );
-    const nextMs = states.every((state) => state?.quiet === true) ? this.#quietIntervalMs : this.#intervalMs;
+    const interval = states.every((state) => state?.quiet === true) ? this.#quietIntervalMs : this.#intervalMs;
+    const nextMs = Math.min(interval, ...states.map((state) => this.#leftOf(state)));
     this.#last = { now, queues: states, nextMs };
     const findings = queues.flatMap((sight, queue) => {
       return this.#judge(queue, sight, states[queue], before?.queues[queue]) ?? [];
@@ -112,6 +113,13 @@ export class HangDetector {
       ask: states.flatMap((state, queue) => (state !== undefined && isDue(state) ? [queue] : [])),
       nextMs,
     };
+  }
+
+  /** How long it may yet do nothing: what has passed the time-out then need not wait for one more look. */
+  #leftOf(state: QueueState | undefined): number {
+    if (state === undefined) return Infinity;
+    const left = this.#timeoutMs - Math.max(state.stillMs, state.silentMs);
+    return left < 0 ? Infinity : left + 1;
   }
 
   #next(before: QueueState | undefined, sight: QueueSight, elapsed: number): QueueState {
