@@ -3,17 +3,15 @@ import type { Host } from './host.js';
 export const DEVICE_LIMIT = '/sys/module/ublk_drv/parameters/ublks_max';
 
 /**
- * The release, and those of stable series, from which on the limit is for devices that are made without privileges ("ublk:
- * enforce ublks_max only for unprivileged devices").
+ * By stable series, the release from which on the limit is for devices that are made without privileges, as it is from 6.15
+ * on ("ublk: enforce ublks_max only for unprivileged devices").
  */
-const UNLIMITED_FROM = [6, 15] as const;
 const UNLIMITED_STABLE: Readonly<Record<string, number>> = { '6.14': 9, '6.12': 31, '6.6': 93, '6.1': 141 };
 
 /** How many ublk devices the kernel takes in all; null: any number. */
 export function deviceLimit({ release, readText }: Pick<Host, 'release' | 'readText'>): number | null {
   const [major = 0, minor = 0, patch = 0] = release.split('.').map((part) => parseInt(part));
-  const [unlimitedMajor, unlimitedMinor] = UNLIMITED_FROM;
-  if (major > unlimitedMajor || (major === unlimitedMajor && minor >= unlimitedMinor)) return null;
+  if (major > 6 || (major === 6 && minor >= 15)) return null;
   if (patch >= (UNLIMITED_STABLE[`${String(major)}.${String(minor)}`] ?? Infinity)) return null;
   const limit = parseInt(readText(DEVICE_LIMIT) ?? '');
   return Number.isNaN(limit) ? null : limit;
