@@ -1,4 +1,5 @@
 // run: full
+// needs: other-build
 // guest: --timeout 3600
 import { testManyDevices } from './many-devices.js';
 

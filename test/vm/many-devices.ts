@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import type { DeviceStatus } from '../../src/api/status.js';
+import { install, keepThisBuild } from './builds.js';
 import { Load, verifiedWrites } from './fio.js';
 import { Served, assertNothingLeft, hasEnded, processesNamed, waitFor, signal } from './harness.js';
 
@@ -49,6 +50,13 @@ export function testManyDevices(count: number, queues: number): void {
       const dead = new Set<number | null>(killed);
       await allLive((device) => pidsOf(device).every((pid) => !dead.has(pid)));
     };
+    const upgradeSelf = async (): Promise<void> => {
+      const said = served.log.length;
+      const { code, stderr } = await served.command('upgrade', '--self');
+      assert.deepEqual([code, stderr], [0, '']);
+      const successor = (): boolean => served.log.slice(said).includes('"serving"');
+      await waitFor('the successor', successor, ALL_LIVE_TIMEOUT_MS);
+    };
     const before = await allLive();
     const loads = before
       .filter(({ backend }) => backend !== 'null')
@@ -64,10 +72,7 @@ export function testManyDevices(count: number, queues: number): void {
     });
 
     await t.test('A3 upgrade --self leaves all of them to what is installed now', async () => {
-      const { code, stderr } = await served.command('upgrade', '--self');
-      assert.deepEqual([code, stderr], [0, '']);
-      const successor = (): boolean => served.log.split('"serving"').length === 3;
-      await waitFor('the successor', successor, ALL_LIVE_TIMEOUT_MS);
+      await upgradeSelf();
       assertAdopted(await allLive(), before);
     });
 
@@ -105,6 +110,16 @@ export function testManyDevices(count: number, queues: number): void {
       assertAdopted(others(after), others(undisturbed));
       const died = new Set(victims.map((victim) => pidsOf(victim)[0]));
       for (const device of after) for (const pid of pidsOf(device)) assert.ok(!died.has(pid), device.name);
+    });
+
+    await t.test('E3 upgrade --self to a build of another protocol version: all go on with other zygotes', async () => {
+      const servers = (await allLive()).flatMap((device) => pidsOf(device).map(Number));
+      const zygotes = processesNamed('ublk-zygote');
+      await keepThisBuild();
+      await install('other');
+      await upgradeSelf();
+      await allReplaced(servers);
+      await waitFor('the end of the zygotes before', () => zygotes.every(hasEnded), ALL_LIVE_TIMEOUT_MS);
     });
 
     await t.test('none of their users saw an error, and nothing is left', async () => {

@@ -1,10 +1,10 @@
 // run: full
 // needs: other-build
 import assert from 'node:assert/strict';
-import { copyFile, rename } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import type { DeviceStatus } from '../../src/api/status.js';
+import { install, keepThisBuild } from './builds.js';
 import { underVerifiedWrites } from './fio.js';
 import { Served, assertNothingLeft, processesNamed, root, trust, waitFor, zygoteOf } from './harness.js';
 
@@ -19,25 +19,9 @@ const devices = [
   { name: 'script', recovery, backend: { type: example, size: 8 << 20 } },
 ];
 
-type Build = 'this' | 'other';
-const RELEASE = 'build/Release';
-/** Put there by scripts/other-build. */
-const OTHER_RELEASE = 'build/other-build/build/Release';
-
-/** Each in one step, as an installation does; in the guest only, whose root is an overlay. */
-async function install(build: Build, names: readonly string[]): Promise<void> {
-  for (const name of names) {
-    const place = join(root, RELEASE, name);
-    await copyFile(build === 'this' ? `${place}.this` : join(root, OTHER_RELEASE, name), `${place}.new`);
-    await rename(`${place}.new`, place);
-  }
-}
-
 test('another build', { timeout: 1_100_000 }, async (t) => {
   await trust(example);
-  for (const name of ['zygote.so', 'ublk.node']) {
-    await copyFile(join(root, RELEASE, name), join(root, RELEASE, `${name}.this`));
-  }
+  await keepThisBuild();
   let served = await Served.start(devices, { runtimeDir });
   const statuses = async (): Promise<readonly DeviceStatus[]> => (await served.status()).devices;
   const zygotes = async (): Promise<number[]> => (await statuses()).map(zygoteOf);
@@ -73,7 +57,7 @@ test('another build', { timeout: 1_100_000 }, async (t) => {
   for (const build of ['other', 'this'] as const) {
     await t.test(`E3 A3 the supervisor goes on as ${build} build, and nobody sees an error`, async () => {
       const before = await zygotes();
-      await install(build, ['zygote.so', 'ublk.node']);
+      await install(build);
       await underLoad(async () => {
         const { code, stderr } = await served.command('upgrade', '--self');
         assert.deepEqual([code, stderr], [0, '']);
@@ -85,7 +69,7 @@ test('another build', { timeout: 1_100_000 }, async (t) => {
 
   await t.test('A3 the supervisor is killed, and its successor is another build', async () => {
     const before = await zygotes();
-    await install('other', ['zygote.so', 'ublk.node']);
+    await install('other');
     await underLoad(async () => {
       process.kill(served.pid, 'SIGKILL');
       await served.exit;
