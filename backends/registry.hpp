@@ -3,7 +3,7 @@
 #include <memory>
 #include <string_view>
 
-#include "../src/native/backend.hpp"
+#include "common/backend.hpp"
 
 namespace ublk {
 

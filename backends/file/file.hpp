@@ -2,7 +2,7 @@
 
 #include <vector>
 
-#include "../../src/native/backend.hpp"
+#include "common/backend.hpp"
 
 namespace ublk {
 

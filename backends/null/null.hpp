@@ -1,6 +1,6 @@
 #pragma once
 
-#include "../../src/native/backend.hpp"
+#include "common/backend.hpp"
 
 namespace ublk {
 

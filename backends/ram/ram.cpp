@@ -9,7 +9,7 @@
 #include <cerrno>
 #include <cstring>
 
-#include "../../src/native/file_descriptor.hpp"
+#include "common/file_descriptor.hpp"
 
 namespace ublk {
 

@@ -4,7 +4,7 @@
 #include <memory>
 #include <span>
 
-#include "../../src/native/backend.hpp"
+#include "common/backend.hpp"
 
 namespace ublk {
 

@@ -10,7 +10,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "../../src/native/file_descriptor.hpp"
+#include "common/file_descriptor.hpp"
 
 namespace ublk {
 

@@ -2,7 +2,7 @@
 
 #include <memory>
 
-#include "../../src/native/backend.hpp"
+#include "common/backend.hpp"
 #include "index.hpp"
 
 namespace ublk {

@@ -9,7 +9,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include "backend.hpp"
+#include "common/backend.hpp"
 
 namespace ublk::test {
 

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "../../backends/file/file.hpp"
-#include "file_descriptor.hpp"
+#include "common/file_descriptor.hpp"
 #include "harness.hpp"
 
 namespace ublk {

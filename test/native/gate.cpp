@@ -1,4 +1,4 @@
-#include "gate.hpp"
+#include "queue/gate.hpp"
 
 #include <memory>
 #include <vector>

@@ -1,12 +1,12 @@
 // What is fixed by somebody else: the kernel's layouts, and the messages that the supervisor's build shares with a
 // zygote which may have been started by an earlier one.
-#include "protocol.hpp"
+#include "common/protocol.hpp"
 
 #include <cstddef>
 #include <type_traits>
 
 #include "harness.hpp"
-#include "queue.hpp"
+#include "queue/queue.hpp"
 
 namespace ublk {
 

@@ -1,4 +1,4 @@
-#include "shared_page.hpp"
+#include "common/shared_page.hpp"
 
 #include <algorithm>
 #include <cmath>

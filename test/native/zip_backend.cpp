@@ -11,7 +11,7 @@
 
 #include "../../backends/zip/zip.hpp"
 #include "client.hpp"
-#include "file_descriptor.hpp"
+#include "common/file_descriptor.hpp"
 #include "harness.hpp"
 
 namespace ublk {

@@ -40,7 +40,7 @@ t.test('it has what runs, what that was compiled from, and what one reads; no mo
     ...[
       'dist/programs/ublk-supervisor.js',
       'dist/programs/LICENSES',
-      'src/native/queue.hpp',
+      'src/native/queue/queue.hpp',
       'man/ublk-supervisor.8',
       'deploy/ublk-supervisor.service',
       'examples/config.json',

@@ -2,7 +2,7 @@ import { copyFile, readFile, rename, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { root, waitFor } from './harness.js';
 
-/** Moments of a queue process' start that can be made fatal or endless; see src/native/fault_point.cpp. */
+/** Moments of a queue process' start that can be made fatal or endless; see src/native/common/fault_point.cpp. */
 export type FaultPoint = 'preparing' | 'fetching' | 'fetched' | 'announced' | 'permitted' | 'complete';
 
 const FAULTS = '/run/ublk-faults';

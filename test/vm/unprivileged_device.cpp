@@ -3,7 +3,7 @@
 
 #include <cstdio>
 
-#include "control_ring.hpp"
+#include "common/control_ring.hpp"
 
 int main() {
   const int control = open("/dev/ublk-control", O_RDWR | O_CLOEXEC);

@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "../peer.hpp"
 #include "bindings.hpp"
+#include "common/peer.hpp"
 
 namespace ublk::addon {
 

@@ -13,8 +13,8 @@
 #include <utility>
 #include <vector>
 
-#include "../cached_path.hpp"
 #include "bindings.hpp"
+#include "common/cached_path.hpp"
 
 namespace ublk::addon {
 

@@ -3,8 +3,8 @@
 
 #include <array>
 
-#include "../file_descriptor.hpp"
 #include "bindings.hpp"
+#include "common/file_descriptor.hpp"
 #include "watcher.hpp"
 
 namespace ublk::addon {

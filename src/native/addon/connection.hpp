@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "../channel.hpp"
+#include "common/channel.hpp"
 #include "watcher.hpp"
 
 namespace ublk::addon {

@@ -16,8 +16,8 @@
 #include <utility>
 #include <vector>
 
-#include "../file_descriptor.hpp"
 #include "bindings.hpp"
+#include "common/file_descriptor.hpp"
 #include "connection.hpp"
 
 namespace ublk::addon {

@@ -4,7 +4,7 @@
 
 #include <system_error>
 
-#include "../inheritance.hpp"
+#include "common/inheritance.hpp"
 
 namespace ublk::addon {
 

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "../shared_page.hpp"
+#include "common/shared_page.hpp"
 
 namespace ublk::addon {
 

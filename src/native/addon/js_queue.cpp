@@ -14,12 +14,12 @@
 #include <utility>
 #include <vector>
 
-#include "../file_descriptor.hpp"
-#include "../process_setup.hpp"
-#include "../queue.hpp"
 #include "bindings.hpp"
+#include "common/file_descriptor.hpp"
 #include "inherited.hpp"
 #include "javascript_stack.hpp"
+#include "queue/process_setup.hpp"
+#include "queue/queue.hpp"
 #include "watcher.hpp"
 
 namespace ublk::addon {

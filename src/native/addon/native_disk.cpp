@@ -9,11 +9,11 @@
 #include <vector>
 
 #include "../../../backends/registry.hpp"
-#include "../file_descriptor.hpp"
-#include "../process_setup.hpp"
-#include "../queue.hpp"
 #include "bindings.hpp"
+#include "common/file_descriptor.hpp"
 #include "inherited.hpp"
+#include "queue/process_setup.hpp"
+#include "queue/queue.hpp"
 #include "watcher.hpp"
 
 namespace ublk::addon {

@@ -5,8 +5,8 @@
 #include <cstddef>
 #include <cstring>
 
-#include "../file_descriptor.hpp"
 #include "bindings.hpp"
+#include "common/file_descriptor.hpp"
 
 namespace ublk::addon {
 

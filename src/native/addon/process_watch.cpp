@@ -1,8 +1,8 @@
 #include <signal.h>
 #include <sys/syscall.h>
 
-#include "../file_descriptor.hpp"
 #include "bindings.hpp"
+#include "common/file_descriptor.hpp"
 #include "watcher.hpp"
 
 namespace ublk::addon {

@@ -7,10 +7,10 @@
 #include <climits>
 #include <cstring>
 
-#include "../file_descriptor.hpp"
-#include "../process_setup.hpp"
-#include "../shared_page.hpp"
 #include "bindings.hpp"
+#include "common/file_descriptor.hpp"
+#include "common/shared_page.hpp"
+#include "queue/process_setup.hpp"
 
 namespace ublk::addon {
 

@@ -14,9 +14,9 @@
 #include <string>
 #include <vector>
 
-#include "../control_ring.hpp"
-#include "../file_descriptor.hpp"
 #include "bindings.hpp"
+#include "common/control_ring.hpp"
+#include "common/file_descriptor.hpp"
 
 namespace ublk::addon {
 

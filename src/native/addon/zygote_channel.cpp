@@ -8,8 +8,8 @@
 #include <utility>
 #include <vector>
 
-#include "../protocol.hpp"
 #include "bindings.hpp"
+#include "common/protocol.hpp"
 #include "connection.hpp"
 
 namespace ublk::addon {

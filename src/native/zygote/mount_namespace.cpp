@@ -19,7 +19,7 @@
 #include <string>
 #include <vector>
 
-#include "cached_path.hpp"
+#include "common/cached_path.hpp"
 
 namespace ublk {
 

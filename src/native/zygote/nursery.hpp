@@ -1,6 +1,6 @@
 #pragma once
 
-#include "inheritance.hpp"
+#include "common/inheritance.hpp"
 
 namespace ublk {
 

@@ -8,9 +8,9 @@
 #include <memory>
 #include <vector>
 
-#include "../../backends/registry.hpp"
-#include "channel.hpp"
-#include "fault_point.hpp"
+#include "../../../backends/registry.hpp"
+#include "common/channel.hpp"
+#include "common/fault_point.hpp"
 #include "process_setup.hpp"
 #include "queue.hpp"
 

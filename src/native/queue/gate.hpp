@@ -9,7 +9,7 @@
 #include <optional>
 #include <vector>
 
-#include "shared_page.hpp"
+#include "common/shared_page.hpp"
 
 namespace ublk {
 

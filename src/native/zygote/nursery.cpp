@@ -9,9 +9,9 @@
 
 #include <cstdlib>
 
-#include "channel.hpp"
+#include "common/channel.hpp"
+#include "common/protocol.hpp"
 #include "mount_namespace.hpp"
-#include "protocol.hpp"
 #include "zygote.hpp"
 
 namespace ublk {

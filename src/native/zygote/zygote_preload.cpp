@@ -3,7 +3,7 @@
 #include <cstdlib>
 #include <optional>
 
-#include "inheritance.hpp"
+#include "common/inheritance.hpp"
 #include "nursery.hpp"
 
 namespace {

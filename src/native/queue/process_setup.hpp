@@ -4,8 +4,8 @@
 #include <cstddef>
 #include <system_error>
 
-#include "shared_page.hpp"
-#include "user.hpp"
+#include "common/shared_page.hpp"
+#include "common/user.hpp"
 
 namespace ublk {
 

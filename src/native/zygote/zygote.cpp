@@ -24,11 +24,11 @@
 #include <utility>
 #include <vector>
 
-#include "channel.hpp"
+#include "common/channel.hpp"
+#include "common/peer.hpp"
 #include "control_process.hpp"
 #include "held_generation.hpp"
-#include "peer.hpp"
-#include "queue_process.hpp"
+#include "queue/queue_process.hpp"
 
 namespace ublk {
 

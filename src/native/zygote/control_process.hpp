@@ -1,6 +1,6 @@
 #pragma once
 
-#include "protocol.hpp"
+#include "common/protocol.hpp"
 
 namespace ublk {
 

@@ -13,7 +13,7 @@
 #include <climits>
 #include <cstdio>
 
-#include "file_descriptor.hpp"
+#include "common/file_descriptor.hpp"
 
 namespace ublk {
 

@@ -6,7 +6,7 @@
 #include <cstring>
 #include <ctime>
 
-#include "fault_point.hpp"
+#include "common/fault_point.hpp"
 #include "process_setup.hpp"
 
 namespace ublk {

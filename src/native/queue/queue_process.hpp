@@ -1,7 +1,7 @@
 #pragma once
 
-#include "file_descriptor.hpp"
-#include "inheritance.hpp"
+#include "common/file_descriptor.hpp"
+#include "common/inheritance.hpp"
 
 namespace ublk {
 

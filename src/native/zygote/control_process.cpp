@@ -15,9 +15,9 @@
 #include <cstring>
 #include <ctime>
 
-#include "channel.hpp"
-#include "control_ring.hpp"
-#include "file_descriptor.hpp"
+#include "common/channel.hpp"
+#include "common/control_ring.hpp"
+#include "common/file_descriptor.hpp"
 
 namespace ublk {
 

@@ -6,9 +6,9 @@
 #include <span>
 #include <vector>
 
-#include "backend.hpp"
+#include "common/backend.hpp"
+#include "common/shared_page.hpp"
 #include "gate.hpp"
-#include "shared_page.hpp"
 
 namespace ublk {
 

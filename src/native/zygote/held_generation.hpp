@@ -5,8 +5,8 @@
 #include <span>
 #include <vector>
 
-#include "file_descriptor.hpp"
-#include "protocol.hpp"
+#include "common/file_descriptor.hpp"
+#include "common/protocol.hpp"
 
 namespace ublk {
 
