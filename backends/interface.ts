@@ -1,5 +1,5 @@
 import type { z } from 'zod';
-import type { User } from '../src/native/binding.js';
+import type { User } from '../src/native/addon/accounts.js';
 
 /** What a device built on a backend announces to the kernel; see `struct ublk_params` in linux/ublk_cmd.h. */
 export interface BackendFacts {

@@ -2,7 +2,7 @@ import { closeSync, constants, fstatSync, openSync } from 'node:fs';
 import { chmod, lstat, mkdir, statfs } from 'node:fs/promises';
 import { totalmem } from 'node:os';
 import { SupervisorError, reasonOf } from '../src/errors.js';
-import { flock } from '../src/native/binding.js';
+import { flock } from '../src/native/addon/files.js';
 
 /** Where backends keep what lives in memory and outlives every process: a directory of our own below /dev/shm. */
 export const SHARED_MEMORY_DIRECTORY = '/dev/shm/ublk-supervisor';

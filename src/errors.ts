@@ -1,4 +1,4 @@
-import { getSystemErrorMap } from 'node:util';
+import { getSystemErrorMap, getSystemErrorName } from 'node:util';
 
 /** Where an operation failed, for the log, `status` and programs that read `--json`. */
 export interface ErrorContext {
@@ -47,4 +47,9 @@ export function reasonOf(error: unknown): string {
 export function errnoOf(error: unknown): number | undefined {
   const errno: unknown = error instanceof Error && 'errno' in error ? error.errno : undefined;
   return typeof errno === 'number' ? Math.abs(errno) : undefined;
+}
+
+/** `EBUSY` for 16, `ENODEV` for -19. */
+export function errnoName(errno: number): string {
+  return errno === 0 ? 'OK' : getSystemErrorName(-Math.abs(errno));
 }

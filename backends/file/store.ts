@@ -12,7 +12,7 @@ import {
   PUNCH_HOLE,
   takesDirectIo,
   type DirectIoAlignment,
-} from '../../src/native/binding.js';
+} from '../../src/native/addon/files.js';
 import { describeBlockDevice } from './block-device.js';
 import { locate, pathOf } from './locate.js';
 import { assertHoldsABlock, assertMayBeMade, assertOfSize, blockDeviceOf, named, refusal } from './refusal.js';

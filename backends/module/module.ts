@@ -1,7 +1,7 @@
 import { closeSync } from 'node:fs';
 import * as z from 'zod';
 import { SupervisorError } from '../../src/errors.js';
-import type { User } from '../../src/native/binding.js';
+import type { User } from '../../src/native/addon/accounts.js';
 import type { OpenedMessage } from '../../src/channel/message-schema.js';
 import type { LoadMessage } from '../../src/channel/messages.js';
 import type { Backend, BackendModule, Inheritance, OpenBackend } from '../interface.js';

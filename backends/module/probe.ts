@@ -1,7 +1,7 @@
 import { spawn } from 'node:child_process';
 import type { Duplex } from 'node:stream';
 import { SupervisorError } from '../../src/errors.js';
-import type { User } from '../../src/native/binding.js';
+import type { User } from '../../src/native/addon/accounts.js';
 import { programPath } from '../../src/package-root.js';
 import { onFrames, sendFrame } from '../../src/channel/frames.js';
 import {

@@ -3,7 +3,7 @@ import { unlink } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Inheritance } from '../interface.js';
 import { SupervisorError } from '../../src/errors.js';
-import { fallocate, KEEP_SIZE, PUNCH_HOLE } from '../../src/native/binding.js';
+import { fallocate, KEEP_SIZE, PUNCH_HOLE } from '../../src/native/addon/files.js';
 import { RESTORE, SHARED_MEMORY_DIRECTORY, openInSharedMemory } from '../shared-memory.js';
 
 export interface RamFile {

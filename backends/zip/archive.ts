@@ -1,6 +1,6 @@
 import type { FileHandle } from 'node:fs/promises';
 import { show } from '../../src/problems.js';
-import type { ZipEntryData } from '../../src/native/binding.js';
+import type { ZipEntryData } from './indexer.js';
 import { entriesOf, findDirectory, readPiece, type Directory, type DirectoryEntry } from './directory.js';
 import { likeness, nameOf } from './names.js';
 

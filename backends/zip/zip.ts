@@ -4,7 +4,7 @@ import { promisify } from 'node:util';
 import * as z from 'zod';
 import { show } from '../../src/problems.js';
 import { SupervisorError, errnoOf, messageOf, reasonOf } from '../../src/errors.js';
-import { indexZipEntry } from '../../src/native/binding.js';
+import { indexZipEntry } from './indexer.js';
 import { printable } from '../../src/printable.js';
 import { HOW_TO_SERVE, blockSizeOf, containerOf } from '../disk-image.js';
 import type { Backend, Choice } from '../interface.js';

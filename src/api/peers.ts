@@ -1,5 +1,5 @@
 import type { Socket } from 'node:net';
-import { peerOf, type Peer } from '../native/binding.js';
+import { peerOf, type Peer } from '../native/addon/accounts.js';
 
 /** Readers together get half of the server's connections, so that there is always room for an administrator. */
 const MOST_READER_CONNECTIONS = 32;

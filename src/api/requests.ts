@@ -1,5 +1,5 @@
-import { Operation } from '../native/binding.js';
-import type { RequestIdentity } from '../native/binding.js';
+import { Operation } from '../native/request.js';
+import type { RequestIdentity } from '../native/request.js';
 import type { OperationName, RequestStatus } from './status.js';
 
 /** By `UBLK_IO_OP_*`. */

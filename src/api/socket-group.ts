@@ -1,7 +1,7 @@
 import { chmod, lchown } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { SupervisorError, errnoOf, reasonOf } from '../errors.js';
-import { groupOf } from '../native/binding.js';
+import { groupOf } from '../native/addon/accounts.js';
 
 /**
  * Lets the members of a group connect to the control socket, to read: the socket and its directory become the group's.

@@ -25,7 +25,7 @@ const loaded = z.strictObject({ type: z.literal('loaded'), maxQueues: z.int().mi
 /** A probe's backend asked for what it does not have below it yet. */
 const wants = z.strictObject({ type: z.literal('wants'), asked: z.record(z.string(), z.unknown()) });
 
-/** `RequestIdentity` of src/native/binding.ts. */
+/** `RequestIdentity` of src/native/request.ts. */
 const request = z.strictObject({ operation: z.int(), startSector: z.number(), sectors: z.number() });
 
 /** Queue process to supervisor. */

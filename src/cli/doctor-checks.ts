@@ -1,6 +1,6 @@
 import { dirname } from 'node:path';
 import { messageOf } from '../errors.js';
-import { ublkDeviceInfo } from '../native/binding.js';
+import { ublkDeviceInfo } from '../native/addon/system.js';
 import type { Check, CheckResult } from '../supervisor/host/preflight.js';
 import { deviceLimit, raiseTo } from '../supervisor/host/device-limit.js';
 import type { DeviceStatus } from '../api/status.js';

@@ -1,4 +1,4 @@
-import { ublkFeatures } from '../native/binding.js';
+import { ublkFeatures } from '../native/addon/system.js';
 import { featuresWith, hasFeature, type UblkFeature } from '../supervisor/host/ublk-features.js';
 import type { Register } from './common-options.js';
 import { print, printJson } from './output.js';

@@ -5,7 +5,7 @@ import { parseJson } from './json.js';
 import { oneOf, show, validate } from '../problems.js';
 import type { Config, DeviceConfig } from './types.js';
 import { parseDuration } from '../units.js';
-import { userOf } from '../native/binding.js';
+import { userOf } from '../native/addon/accounts.js';
 
 const MOST_DEVICES = 1024;
 const LONGEST_WINDOW_MS = 24 * 3600e3;

@@ -1,6 +1,6 @@
 import type { BackendOptions } from '../../backends/registry.js';
 import type { DataPath } from '../../backends/interface.js';
-import type { User } from '../native/binding.js';
+import type { User } from '../native/addon/accounts.js';
 
 export type { User };
 

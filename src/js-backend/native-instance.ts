@@ -1,5 +1,7 @@
 import type { LowerStore } from '../../backends/interface.js';
-import { Operation, errnoName, openNativeDisk } from '../native/binding.js';
+import { Operation } from '../native/request.js';
+import { errnoName } from '../errors.js';
+import { openNativeDisk } from '../native/addon/native-disk.js';
 import type { BackendInstance } from './define.js';
 
 type NativeStore = Extract<LowerStore, { readonly kind: 'native' }>;

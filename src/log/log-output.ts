@@ -1,4 +1,4 @@
-import { writeAtOnce } from '../native/binding.js';
+import { writeAtOnce } from '../native/addon/files.js';
 
 /** Bytes of lines kept while nobody reads; then lines are dropped. */
 const MOST_WAITING = 2 ** 20;

@@ -1,7 +1,8 @@
 import { constants } from 'node:os';
 import type { BackendInstance } from '../js-backend/define.js';
-import { Operation } from '../native/binding.js';
-import type { JsQueue, RequestIdentity } from '../native/binding.js';
+import { Operation } from '../native/request.js';
+import type { JsQueue } from '../native/addon/js-queue.js';
+import type { RequestIdentity } from '../native/request.js';
 
 const OPERATION_BITS = 0xff;
 const SECTOR = 512;

@@ -1,7 +1,8 @@
 import { ftruncateSync, readSync, writeSync } from 'node:fs';
 import { FIRST_PAGE } from '../channel/memory-layout.js';
 import { assertSharedMemory } from '../js-backend/load.js';
-import { lockForProcess, mapShared } from '../native/binding.js';
+import { lockForProcess } from '../native/addon/files.js';
+import { mapShared } from '../native/addon/system.js';
 
 const PAGE = FIRST_PAGE.length;
 /** Of a name, in front of the size, which has 64 bits. */

@@ -4,7 +4,9 @@ import { promisify } from 'node:util';
 import type { OpenBackend } from '../../backends/interface.js';
 import { openBackend } from '../../backends/registry.js';
 import { SupervisorError, messageOf } from '../errors.js';
-import { becomeIoFlusher, endWithParent, openMessageChannel, parkFiles, parkedFiles } from '../native/binding.js';
+import { becomeIoFlusher, endWithParent } from '../native/addon/system.js';
+import { openMessageChannel } from '../native/addon/message-channel.js';
+import { parkFiles, parkedFiles } from '../native/addon/files.js';
 import {
   packed,
   unpacked,

@@ -2,7 +2,7 @@ import { execFile } from 'node:child_process';
 import process from 'node:process';
 import { promisify } from 'node:util';
 import { SupervisorError, messageOf } from '../errors.js';
-import { replaceProcess } from '../native/binding.js';
+import { replaceProcess } from '../native/addon/system.js';
 
 /** For a node to start and to read a configuration; on a busy machine that takes a while. */
 const CHECK_DEADLINE_MS = 300_000;

@@ -10,7 +10,7 @@ import t, { type Test } from 'tap';
 import { createClient } from '../../src/api/client.js';
 import { parseDevice } from '../../src/config/schema.js';
 import { SupervisorError } from '../../src/errors.js';
-import type { Peer } from '../../src/native/binding.js';
+import type { Peer } from '../../src/native/addon/accounts.js';
 import { createApiServer, type ApiServer } from '../../src/api/api-server.js';
 import { Peers } from '../../src/api/peers.js';
 import type { PlanEntry } from '../../src/api/status.js';

@@ -1,7 +1,7 @@
 import { setImmediate } from 'node:timers/promises';
 import t from 'tap';
 import type { BackendInstance } from '../../src/js-backend/define.js';
-import type { JsQueue } from '../../src/native/binding.js';
+import type { JsQueue } from '../../src/native/addon/js-queue.js';
 import { Dispatcher } from '../../src/queue-proc/dispatch.js';
 
 const DEPTH = 2;

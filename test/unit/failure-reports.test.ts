@@ -1,5 +1,5 @@
 import t from 'tap';
-import type { FailedRequests } from '../../src/native/binding.js';
+import type { FailedRequests } from '../../src/native/addon/shared-pages.js';
 import { FailureReports } from '../../src/supervisor/ublk/failure-reports.js';
 
 const ENOSPC = 28;

@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import t from 'tap';
 import { openStore, type StoreOptions } from '../../backends/file/store.js';
 import type { Inheritance } from '../../backends/interface.js';
-import { parkFiles, parkedFiles } from '../../src/native/binding.js';
+import { parkFiles, parkedFiles } from '../../src/native/addon/files.js';
 import { facts } from './device-harness.js';
 
 const MIB = 2 ** 20;

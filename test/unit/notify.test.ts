@@ -5,7 +5,7 @@ import { createInterface } from 'node:readline';
 import { mock } from 'node:test';
 import { execa } from 'execa';
 import t, { type Test } from 'tap';
-import { sendDatagram } from '../../src/native/binding.js';
+import { sendDatagram } from '../../src/native/addon/notify.js';
 import { DeviceOverview } from '../../src/supervisor/service/device-overview.js';
 import { Notifier, takeNotifier, type NotifierOptions } from '../../src/supervisor/service/notify.js';
 

@@ -107,7 +107,7 @@ t.test('it can be imported', async (t) => {
 });
 
 t.test('its compiled part loads, or says how to build it', async (t) => {
-  const lock = `import { flock } from '${installed}/dist/src/native/binding.js';
+  const lock = `import { flock } from '${installed}/dist/src/native/addon/files.js';
     import { openSync } from 'node:fs';
     console.log(await flock(openSync('${directory}/package.json')));`;
   t.match(await script('module', lock), { exitCode: 0, stdout: 'true', stderr: '' });

@@ -1,5 +1,5 @@
 import t from 'tap';
-import type { RequestIdentity } from '../../src/native/binding.js';
+import type { RequestIdentity } from '../../src/native/request.js';
 import { MOST_QUARANTINED, Quarantine } from '../../src/supervisor/crashes/quarantine.js';
 
 const request = (startSector: number, operation = 0): RequestIdentity => ({ operation, startSector, sectors: 8 });

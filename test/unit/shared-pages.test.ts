@@ -1,7 +1,13 @@
 import { randomFillSync } from 'node:crypto';
 import { fstatSync, openSync, writeSync } from 'node:fs';
 import t from 'tap';
-import { createSharedPages, QueuePhase, reopenSharedPages, SIGNS, type SharedPages } from '../../src/native/binding.js';
+import {
+  createSharedPages,
+  QueuePhase,
+  reopenSharedPages,
+  SIGNS,
+  type SharedPages,
+} from '../../src/native/addon/shared-pages.js';
 import { crashReport, describeCrash, describeQuarantined } from '../../src/supervisor/crashes/crash-report.js';
 import { FailureReports } from '../../src/supervisor/ublk/failure-reports.js';
 import { ProcessGeneration } from '../../src/supervisor/ublk/generation.js';

@@ -1,7 +1,8 @@
 import { closeSync, openSync, readdirSync, readFileSync } from 'node:fs';
 import { request } from 'node:http';
 import { join } from 'node:path';
-import { connectSeqpacket, openZygoteChannel } from '../../src/native/binding.js';
+import { connectSeqpacket } from '../../src/native/addon/system.js';
+import { openZygoteChannel } from '../../src/native/addon/zygote-channel.js';
 
 /**
  * A program that a backend's queue process runs: tries what a process of root's without any capability may try, to the

@@ -5,7 +5,7 @@ import { randomBytes } from 'node:crypto';
 import { existsSync, readFileSync } from 'node:fs';
 import { constants } from 'node:os';
 import { test } from 'node:test';
-import { ublkFeatures } from '../../src/native/binding.js';
+import { ublkFeatures } from '../../src/native/addon/system.js';
 import type { DeviceStatus } from '../../src/api/status.js';
 import { featureFlag } from '../../src/supervisor/host/ublk-features.js';
 import { DirectFile } from '../../src/js-backend/conformance/direct-file.js';

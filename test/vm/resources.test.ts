@@ -7,7 +7,7 @@ import { copyFile, mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { setTimeout } from 'node:timers/promises';
-import { ublkDeviceInfo } from '../../src/native/binding.js';
+import { ublkDeviceInfo } from '../../src/native/addon/system.js';
 import type { DeviceStatus } from '../../src/api/status.js';
 import { Cgroup } from './cgroup.js';
 import { Served, ok, processesNamed, root, run, shell, waitFor, zygoteOf } from './harness.js';

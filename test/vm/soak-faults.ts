@@ -1,6 +1,6 @@
 import { readFile, writeFile } from 'node:fs/promises';
 import { setTimeout } from 'node:timers/promises';
-import { ublkFeatures } from '../../src/native/binding.js';
+import { ublkFeatures } from '../../src/native/addon/system.js';
 import { featureFlag } from '../../src/supervisor/host/ublk-features.js';
 import { isLinux, processesNamed, shell, waitFor, type ApiResponse, signal } from './harness.js';
 import { memoryOf } from './ram-data.js';

@@ -1,3 +1,4 @@
+#include "../../../backends/exports.hpp"
 #include "bindings.hpp"
 
 namespace ublk::addon {
@@ -17,7 +18,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exportNotify(env, exports);
   exportSharedPages(env, exports);
   exportJsQueue(env, exports);
-  exportZipIndexer(env, exports);
+  exportBackends(env, exports);
   return exports;
 }
 

@@ -8,7 +8,7 @@
 
 namespace ublk::addon {
 
-// Turns a system_error into a JavaScript Error with `errno` (positive), which src/native/binding.ts wraps.
+// Turns a system_error into a JavaScript Error with `errno` (positive), which load.ts translates.
 template <typename Body>
 auto guarded(Napi::Env env, Body&& body) {
   try {
@@ -32,6 +32,5 @@ void exportJsQueue(Napi::Env env, Napi::Object exports);
 void exportNativeDisk(Napi::Env env, Napi::Object exports);
 void exportNotify(Napi::Env env, Napi::Object exports);
 void exportSharedPages(Napi::Env env, Napi::Object exports);
-void exportZipIndexer(Napi::Env env, Napi::Object exports);
 
 }  // namespace ublk::addon

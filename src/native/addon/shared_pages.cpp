@@ -10,7 +10,6 @@
 #include "bindings.hpp"
 #include "common/file_descriptor.hpp"
 #include "common/shared_page.hpp"
-#include "queue/process_setup.hpp"
 
 namespace ublk::addon {
 

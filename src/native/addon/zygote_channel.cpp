@@ -29,7 +29,7 @@ void forkZygote(const Napi::CallbackInfo& info) {
 
 // The supervisor's end of the connection to a zygote.
 // new ZygoteChannel(fd, onMessage(message), onClose()) takes the descriptor over. Every request returns the sequence number
-// that its answer carries; the shapes of messages are those of ZygoteMessage in binding.ts.
+// that its answer carries; the shapes of messages are those of ZygoteMessage in zygote-channel.ts.
 class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
  public:
   static void define(Napi::Env env, Napi::Object exports) {

@@ -14,6 +14,7 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <system_error>
 
 #include "ublk_uapi.hpp"
 
@@ -183,5 +184,21 @@ class SharedMap {
   std::byte* base_ = nullptr;
   SharedLayout layout_{};
 };
+
+// Of a memfd that is sealed against shrinking. Throws EPROTO when its size is another.
+SharedMap mapSharedPage(int memfd, uint32_t queues, uint32_t depth);
+
+// Leaves why the process gives up where the supervisor finds it.
+void reportFailure(QueuePage& page, const std::system_error& error);
+
+// Returns when every queue process of the device is here: all of them fetch or none. The supervisor ends a generation
+// that does not get there.
+void awaitSiblings(DeviceHeader& header, uint32_t queues);
+
+// Says that the FETCHes of this process are with the kernel.
+void announceFetched(DeviceHeader& header);
+
+// Returns when the FETCH that was kept back may follow: every queue process was seen alive after its FETCHes.
+void awaitPermission(DeviceHeader& header);
 
 }  // namespace ublk

@@ -2,16 +2,13 @@
 
 #include <fcntl.h>
 #include <linux/capability.h>
-#include <linux/futex.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include <climits>
-#include <cstdio>
+#include <cerrno>
 
 #include "common/file_descriptor.hpp"
 
@@ -39,18 +36,6 @@ constexpr uint64_t landlockFileRights(long version) {
 }
 
 }  // namespace
-
-SharedMap mapSharedPage(int memfd, uint32_t queues, uint32_t depth) {
-  const SharedLayout layout{queues, depth};
-  struct stat found {};
-  checked(fstat(memfd, &found), "looking at the shared page");
-  if (found.st_size != static_cast<off_t>(layout.bytes())) {
-    throw std::system_error(EPROTO, std::generic_category(), "looking at the shared page");
-  }
-  void* base = mmap(nullptr, layout.bytes(), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, memfd, 0);
-  if (base == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "mapping the shared page");
-  return {base, layout};
-}
 
 std::byte* mapMemory(size_t bytes, int protection) {
   void* memory = mmap(nullptr, bytes, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
@@ -98,31 +83,6 @@ void confine(bool files) {
   const FileDescriptor ruleset(
       static_cast<int>(checked(syscall(kLandlockCreateRuleset, &rules, known, 0), "making Landlock rules")));
   checked(syscall(kLandlockRestrictSelf, ruleset.get(), 0), "confining the process by Landlock");
-}
-
-void reportFailure(QueuePage& page, const std::system_error& error) {
-  std::snprintf(page.failureStep, sizeof page.failureStep, "%s", error.what());
-  page.failureErrno = error.code().value();
-}
-
-// All queues of the device leave together or not at all; the supervisor ends a generation that does not get there.
-void awaitSiblings(DeviceHeader& header, uint32_t queues) {
-  static_assert(sizeof header.barrier == sizeof(uint32_t));
-  uint32_t ready = header.barrier.fetch_add(1) + 1;
-  while (ready < queues) {
-    syscall(SYS_futex, &header.barrier, FUTEX_WAIT, ready, nullptr, nullptr, 0);
-    ready = header.barrier.load();
-  }
-  syscall(SYS_futex, &header.barrier, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
-}
-
-void announceFetched(DeviceHeader& header) {
-  header.fetched.fetch_add(1);
-  syscall(SYS_futex, &header.fetched, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
-}
-
-void awaitPermission(DeviceHeader& header) {
-  while (header.mayComplete == 0) syscall(SYS_futex, &header.mayComplete, FUTEX_WAIT, 0, nullptr, nullptr, 0);
 }
 
 }  // namespace ublk

@@ -2,15 +2,10 @@
 #pragma once
 
 #include <cstddef>
-#include <system_error>
 
-#include "common/shared_page.hpp"
 #include "common/user.hpp"
 
 namespace ublk {
-
-// Of a memfd that is sealed against shrinking.
-SharedMap mapSharedPage(int memfd, uint32_t queues, uint32_t depth);
 
 // Memory that is there at once; `protection` as for mmap(2).
 std::byte* mapMemory(size_t bytes, int protection);
@@ -30,18 +25,5 @@ void dropPrivileges(const User& user, bool coreDump);
 // only itself and its children. `files`: nor open, make or remove anything; what it has open stays as it is. Does what the
 // kernel's Landlock can, which may be nothing. After dropPrivileges.
 void confine(bool files);
-
-// Leaves why the process gives up where the supervisor finds it.
-void reportFailure(QueuePage& page, const std::system_error& error);
-
-// Returns when every queue process of the device is here: all of them fetch or none. The supervisor ends a generation
-// that does not get there.
-void awaitSiblings(DeviceHeader& header, uint32_t queues);
-
-// Says that the FETCHes of this process are with the kernel.
-void announceFetched(DeviceHeader& header);
-
-// Returns when the FETCH that was kept back may follow: every queue process was seen alive after its FETCHes.
-void awaitPermission(DeviceHeader& header);
 
 }  // namespace ublk

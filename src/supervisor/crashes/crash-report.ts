@@ -1,4 +1,4 @@
-import type { MarkedRequest } from '../../native/binding.js';
+import type { MarkedRequest } from '../../native/addon/shared-pages.js';
 import type { Death, Remains } from '../ublk/kernel.js';
 import { describeRequest, operationNames, requestStatus } from '../../api/requests.js';
 import type { CrashCause, CrashStatus, ExitStatus, QuarantinedRequestStatus } from '../../api/status.js';

@@ -1,4 +1,4 @@
-import type { MarkedRequest } from '../../native/binding.js';
+import type { MarkedRequest } from '../../native/addon/shared-pages.js';
 import type { CrashFiles } from './crash-files.js';
 import { crashReport, causeOf, describeCrash, describeQuarantined, quarantinedStatus } from './crash-report.js';
 import type { Log } from '../../log/device-log.js';

@@ -1,4 +1,5 @@
-import { MOST_MARKED, type MarkedRequest, type RequestIdentity } from '../../native/binding.js';
+import { MOST_MARKED, type MarkedRequest } from '../../native/addon/shared-pages.js';
+import type { RequestIdentity } from '../../native/request.js';
 import { isFlush } from '../../api/requests.js';
 
 /** More than that crash the backend for a reason that is not in the requests. */

@@ -1,7 +1,7 @@
 import type { OpenBackend } from '../../../backends/interface.js';
 import type { DeviceConfig } from '../../config/types.js';
 import { messageOf, SupervisorError } from '../../errors.js';
-import type { MarkedRequest } from '../../native/binding.js';
+import type { MarkedRequest } from '../../native/addon/shared-pages.js';
 import { Attempts } from './attempts.js';
 import { monotonicClock, type Clock } from '../../timing/clock.js';
 import type { CrashFiles } from '../crashes/crash-files.js';

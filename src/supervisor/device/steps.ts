@@ -2,7 +2,7 @@ import { messageOf, SupervisorError } from '../../errors.js';
 import type { Clock } from '../../timing/clock.js';
 import { EXIT_UNLOADABLE } from '../../channel/messages.js';
 import { describeExit } from './device-history.js';
-import type { MarkedRequest } from '../../native/binding.js';
+import type { MarkedRequest } from '../../native/addon/shared-pages.js';
 import { aborted, type Interrupt } from '../../timing/interrupt.js';
 import type { Death, DeviceSpec, FoundDevice, Generation, GrantedDevice, Kernel, QueueReport } from '../ublk/kernel.js';
 import type { Log } from '../../log/device-log.js';

@@ -1,6 +1,6 @@
 import { accessSync, constants, readFileSync, readdirSync, statSync, statfsSync, type Stats } from 'node:fs';
 import { release } from 'node:os';
-import { ioUringErrno, ublkFeatures } from '../../native/binding.js';
+import { ioUringErrno, ublkFeatures } from '../../native/addon/system.js';
 import { packageRoot } from '../../package-root.js';
 
 /** What the checks look at, so that a test can be another machine. */

@@ -1,7 +1,7 @@
 import { lstatSync, readFileSync, readdirSync, rmSync } from 'node:fs';
 import { deviceNumber } from '../../device-number.js';
 import { errnoOf, messageOf, SupervisorError } from '../../errors.js';
-import { makeNode } from '../../native/binding.js';
+import { makeNode } from '../../native/addon/files.js';
 
 /** How our nodes in /dev are called. */
 const NODE = /^ublk[bc][0-9]+(?:p[0-9]+)?$/;

@@ -1,5 +1,5 @@
 import { reasonOf, SupervisorError } from '../../errors.js';
-import { sendDatagram } from '../../native/binding.js';
+import { sendDatagram } from '../../native/addon/notify.js';
 import type { Log } from '../../log/device-log.js';
 import { DeviceOverview } from './device-overview.js';
 import type { DeviceState } from '../../api/status.js';

@@ -2,7 +2,8 @@ import { spawn, type ChildProcess } from 'node:child_process';
 import { closeSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { SupervisorError } from '../../errors.js';
-import { openMessageChannel, seqpacketPair, type MessageChannel } from '../../native/binding.js';
+import { openMessageChannel, type MessageChannel } from '../../native/addon/message-channel.js';
+import { seqpacketPair } from '../../native/addon/system.js';
 import { programPath } from '../../package-root.js';
 import {
   packed,

@@ -3,7 +3,7 @@ import type { Inheritance, OpenBackend, OpenContext } from '../../../backends/in
 import { mayHang, openBackend, type BackendOptions } from '../../../backends/registry.js';
 import { lowerOpener } from '../../js-backend/open-lower.js';
 import { SupervisorError } from '../../errors.js';
-import { parkFiles, parkedFiles } from '../../native/binding.js';
+import { parkFiles, parkedFiles } from '../../native/addon/files.js';
 import type { DescribedStore, StoreCall, StoreRequest } from '../../store-proc/messages.js';
 import { StoreProcess, type Performed } from './store-process.js';
 

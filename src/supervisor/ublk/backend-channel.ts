@@ -1,6 +1,6 @@
 import { closeSync } from 'node:fs';
 import { Socket } from 'node:net';
-import { streamPair } from '../../native/binding.js';
+import { streamPair } from '../../native/addon/system.js';
 import { onFrames, sendFrame } from '../../channel/frames.js';
 import { queueMessage, type BackendReport } from '../../channel/message-schema.js';
 import type { LoadMessage } from '../../channel/messages.js';

@@ -1,6 +1,6 @@
 import { closeSync, readSync } from 'node:fs';
 import { Socket } from 'node:net';
-import { outputPipe } from '../../native/binding.js';
+import { outputPipe } from '../../native/addon/system.js';
 import { HEAP_FULL, LONGEST_TEXT } from '../../channel/messages.js';
 import { PrintedLines } from '../../channel/printed-lines.js';
 

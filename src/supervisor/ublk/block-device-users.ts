@@ -2,7 +2,7 @@ import { existsSync } from 'node:fs';
 import { readdir, readFile, readlink, stat } from 'node:fs/promises';
 import { basename } from 'node:path';
 import { deviceNumber } from '../../device-number.js';
-import type { LoopDevice, OpenBlockDevices } from '../../native/binding.js';
+import type { LoopDevice, OpenBlockDevices } from '../../native/addon/block-devices.js';
 
 /**
  * Who uses /dev/ublkbN, in words for an error message: /proc and /sys are read, and block devices are not opened. That it is

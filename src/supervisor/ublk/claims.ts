@@ -1,7 +1,7 @@
 import { existsSync } from 'node:fs';
 import { setTimeout } from 'node:timers/promises';
 import { SupervisorError } from '../../errors.js';
-import { openBlockDevices, type OpenBlockDevices } from '../../native/binding.js';
+import { openBlockDevices, type OpenBlockDevices } from '../../native/addon/block-devices.js';
 import { openersOf, readSystemUsers, usersOf } from './block-device-users.js';
 import { within } from '../../timing/deadline.js';
 import { fewAtOnce } from '../../timing/few-at-once.js';

@@ -1,5 +1,5 @@
 import { getSystemErrorMap } from 'node:util';
-import type { FailedRequests, SharedPages } from '../../native/binding.js';
+import type { FailedRequests, SharedPages } from '../../native/addon/shared-pages.js';
 import { describeRequest, isOperation, requestStatus } from '../../api/requests.js';
 
 /** Of a kind of which there was a line, another one comes when so much time has passed. */

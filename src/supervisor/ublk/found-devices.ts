@@ -2,7 +2,7 @@ import { readdir, readFile } from 'node:fs/promises';
 import { constants } from 'node:os';
 import type { DataPath } from '../../../backends/interface.js';
 import { errnoOf } from '../../errors.js';
-import { ublkDeviceInfo, type UblkDeviceInfo } from '../../native/binding.js';
+import { ublkDeviceInfo, type UblkDeviceInfo } from '../../native/addon/system.js';
 import type { KernelDeviceState } from './kernel.js';
 import { dataPathFeature, featureFlag } from '../host/ublk-features.js';
 

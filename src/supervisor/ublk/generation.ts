@@ -1,7 +1,11 @@
 import { constants } from 'node:os';
 import { SupervisorError } from '../../errors.js';
-import { errnoName, QueuePhase, watchProcess } from '../../native/binding.js';
-import type { ProcessEnd, ProcessWatch, SharedPages } from '../../native/binding.js';
+import { errnoName } from '../../errors.js';
+import { QueuePhase } from '../../native/addon/shared-pages.js';
+import { watchProcess } from '../../native/addon/process-watch.js';
+import type { ProcessEnd } from '../../native/addon/zygote-channel.js';
+import type { ProcessWatch } from '../../native/addon/process-watch.js';
+import type { SharedPages } from '../../native/addon/shared-pages.js';
 import type { BackendChannel } from './backend-channel.js';
 import type { BackendOutput } from './backend-output.js';
 import { afterDeadline } from '../../timing/deadline.js';

@@ -1,6 +1,7 @@
 import type { BackendFacts, BackendModule, Choice, DataPath } from '../../../backends/interface.js';
 import type { RecoveryMode, User } from '../../config/types.js';
-import type { MarkedRequest, RequestIdentity } from '../../native/binding.js';
+import type { MarkedRequest } from '../../native/addon/shared-pages.js';
+import type { RequestIdentity } from '../../native/request.js';
 import type { BackendReport } from '../../channel/message-schema.js';
 import type { ExitStatus, GenerationPhase, OperationName, QueueStatus } from '../../api/status.js';
 import type { HeldByZygote } from '../zygote/zygote.js';

@@ -1,4 +1,4 @@
-import type { SharedPages } from '../../native/binding.js';
+import type { SharedPages } from '../../native/addon/shared-pages.js';
 import type { Remains } from './kernel.js';
 import { operationNames } from '../../api/requests.js';
 import type { OperationName } from '../../api/status.js';

@@ -3,22 +3,24 @@ import { open, readFile, type FileHandle } from 'node:fs/promises';
 import { setTimeout } from 'node:timers/promises';
 import type { DataPath } from '../../../backends/interface.js';
 import { SupervisorError, messageOf } from '../../errors.js';
+import { SAME_USER } from '../../native/addon/accounts.js';
 import {
-  SAME_USER,
   controlAction,
   controlCommand,
-  createSharedPages,
-  openPidfd,
-  reopenSharedPages,
   dataPathNumber,
-  errnoName,
-  ublkDeviceInfo,
   type ControlCommand,
   type ControlRequest,
+} from '../../native/addon/zygote-channel.js';
+import {
+  createSharedPages,
+  reopenSharedPages,
   type MarkedRequest,
   type SharedOperation,
   type SharedPages,
-} from '../../native/binding.js';
+} from '../../native/addon/shared-pages.js';
+import { openPidfd } from '../../native/addon/process-watch.js';
+import { errnoName } from '../../errors.js';
+import { ublkDeviceInfo } from '../../native/addon/system.js';
 import type { BackendReport } from '../../channel/message-schema.js';
 import { BackendChannel } from './backend-channel.js';
 import { BackendOutput } from './backend-output.js';

@@ -1,4 +1,4 @@
-import { QueuePhase, SIGNS, type OutstandingRequest, type SharedPages } from '../../native/binding.js';
+import { QueuePhase, SIGNS, type OutstandingRequest, type SharedPages } from '../../native/addon/shared-pages.js';
 import type { HangEvidence } from './kernel.js';
 import { stateOfProcess, type ProcessState } from '../host/processes.js';
 import type { Rounds } from '../../timing/rounds.js';

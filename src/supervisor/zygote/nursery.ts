@@ -1,7 +1,8 @@
 import { spawn, type ChildProcess } from 'node:child_process';
 import { closeSync, rmSync } from 'node:fs';
 import { SupervisorError } from '../../errors.js';
-import { forkZygote, listenSeqpacket, seqpacketPair, zygoteLibrary } from '../../native/binding.js';
+import { forkZygote, zygoteLibrary } from '../../native/addon/zygote-channel.js';
+import { listenSeqpacket, seqpacketPair } from '../../native/addon/system.js';
 import { programPath } from '../../package-root.js';
 import { greetZygote, type ZygoteConnection } from './zygote-connection.js';
 

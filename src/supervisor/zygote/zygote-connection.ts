@@ -1,11 +1,7 @@
 import { SupervisorError } from '../../errors.js';
-import {
-  connectSeqpacket,
-  errnoName,
-  openZygoteChannel,
-  type ZygoteChannel,
-  type ZygoteMessage,
-} from '../../native/binding.js';
+import { connectSeqpacket } from '../../native/addon/system.js';
+import { errnoName } from '../../errors.js';
+import { openZygoteChannel, type ZygoteChannel, type ZygoteMessage } from '../../native/addon/zygote-channel.js';
 import { afterDeadline } from '../../timing/deadline.js';
 
 /** Ample for a process that only forks; a zygote that needs longer hangs. */

@@ -1,18 +1,16 @@
 import { closeSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { SupervisorError } from '../../errors.js';
-import {
-  errnoName,
-  openPidfd,
-  translated,
-  watchProcess,
-  type ControlRequest,
-  type HeldGeneration,
-  type ProcessWatch,
-  type SpawnRequest,
-  type ZygoteChannel,
-  type ZygoteMessage,
-} from '../../native/binding.js';
+import { errnoName } from '../../errors.js';
+import { openPidfd, watchProcess, type ProcessWatch } from '../../native/addon/process-watch.js';
+import { translated } from '../../native/addon/load.js';
+import type {
+  ControlRequest,
+  HeldGeneration,
+  SpawnRequest,
+  ZygoteChannel,
+  ZygoteMessage,
+} from '../../native/addon/zygote-channel.js';
 import { afterDeadline } from '../../timing/deadline.js';
 import { stateOfProcess } from '../host/processes.js';
 import type { ZygoteConnection } from './zygote-connection.js';

@@ -1,7 +1,9 @@
-#include "../../../backends/zip/index.hpp"
-#include "bindings.hpp"
+#include "indexer.hpp"
 
-namespace ublk::addon {
+#include "addon/bindings.hpp"
+#include "index.hpp"
+
+namespace ublk {
 
 namespace {
 
@@ -18,7 +20,7 @@ class Indexer final : public Napi::ObjectWrap<Indexer> {
   }
 
   explicit Indexer(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Indexer>(info) {
-    guarded(info.Env(), [&] {
+    addon::guarded(info.Env(), [&] {
       const auto number = [&](size_t index) {
         return static_cast<uint64_t>(info[index].As<Napi::Number>().Int64Value());
       };
@@ -64,7 +66,7 @@ class Indexer final : public Napi::ObjectWrap<Indexer> {
 
   // finish(): fd of the index; the last call.
   Napi::Value finish(const Napi::CallbackInfo& info) {
-    return guarded(info.Env(), [&] {
+    return addon::guarded(info.Env(), [&] {
       const std::unique_ptr<ZipIndexer> indexer = std::move(indexer_);
       return Napi::Number::New(info.Env(), indexer->finish().release());
     });
@@ -77,4 +79,4 @@ class Indexer final : public Napi::ObjectWrap<Indexer> {
 
 void exportZipIndexer(Napi::Env env, Napi::Object exports) { Indexer::define(env, exports); }
 
-}  // namespace ublk::addon
+}  // namespace ublk
