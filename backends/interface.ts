@@ -27,7 +27,7 @@ export interface Choice {
 }
 
 /** What a backend that an earlier supervisor had opened left to the next one. */
-export interface Inheritance {
+export interface LeftBackend {
   /**
    * `OpenBackend.files`, which queue processes may be using: with the locks and claims that keep everybody else from
    * opening them. Taken over by the one who opens; empty where they are not there any more.
@@ -57,7 +57,7 @@ export interface OpenContext {
   readonly blockSize: number | null;
   /** The device refuses writes, so the backend need not be able to write. */
   readonly readOnly: boolean;
-  readonly inherited?: Inheritance;
+  readonly inherited?: LeftBackend;
   /** Whom the queue processes run as; left out, as the supervisor. */
   readonly user?: User | undefined;
   /** For what a backend has below it. */

@@ -3,7 +3,7 @@ import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { runFio, type Workload } from './fio.js';
 import type { BenchOptions } from './options.js';
-import { Served } from './served.js';
+import { RunningSupervisor } from './running-supervisor.js';
 import { median, spread, table } from './statistics.js';
 
 const run = promisify(execFile);
@@ -214,16 +214,16 @@ async function compare(
 }
 
 /** `root`: of another checkout. */
-function serve({ devices }: Match, build: Build, root?: string): Promise<Served> {
+function serve({ devices }: Match, build: Build, root?: string): Promise<RunningSupervisor> {
   const configs = Object.entries(devices(build)).map(([name, device]) => ({
     name: `bench-${build}-${name}`,
     queues: 2,
     ...device,
   }));
-  return Served.start(configs, root);
+  return RunningSupervisor.start(configs, root);
 }
 
-async function contenders(served: Served, { devices }: Match, build: Build): Promise<Contender[]> {
+async function contenders(served: RunningSupervisor, { devices }: Match, build: Build): Promise<Contender[]> {
   const all = Object.keys(devices(build)).map(async (name) => {
     const { path, state, reason } = await served.device(`bench-${build}-${name}`);
     if (state !== 'live' || path === null) throw new Error(`${name} of ${build} build is ${state}: ${reason ?? ''}`);

@@ -4,7 +4,7 @@ import { readFileSync, rmSync } from 'node:fs';
 import { basename } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { runFio } from './fio.js';
-import { Served } from './served.js';
+import { RunningSupervisor } from './running-supervisor.js';
 import { table } from './statistics.js';
 
 /** Small: pages of a disk that only one process has mapped would count as its own. */
@@ -40,7 +40,7 @@ export async function benchMemory(): Promise<void> {
   for (const [type, dataPaths] of backends) {
     for (const dataPath of dataPaths) {
       const backend = { type, ...(type === 'file' ? { path: FILE } : {}), size: SIZE };
-      const served = await Served.start([{ name: 'memory', depth: 128, dataPath, backend }]);
+      const served = await RunningSupervisor.start([{ name: 'memory', depth: 128, dataPath, backend }]);
       const { path, queues } = await served.device('memory');
       const queue = queues[0]?.pid ?? 0;
       // A process that served for a while; of a disk that was never written to, so that no data counts.

@@ -5,7 +5,7 @@ import { promisify } from 'node:util';
 import type { DeviceStatus } from '../src/api/status.js';
 import type { BenchOptions } from './options.js';
 import { Reading } from './reading.js';
-import { Served } from './served.js';
+import { RunningSupervisor } from './running-supervisor.js';
 import { quantile, table } from './statistics.js';
 
 const run = promisify(execFile);
@@ -19,7 +19,7 @@ interface Fault {
   readonly name: string;
   /** Of the wait, what the configuration asks for. */
   readonly configuredMs: number;
-  readonly strike: (served: Served, device: DeviceStatus, round: number) => unknown;
+  readonly strike: (served: RunningSupervisor, device: DeviceStatus, round: number) => unknown;
 }
 
 const signalOne =
@@ -67,11 +67,11 @@ export async function benchPause({ times }: BenchOptions): Promise<void> {
   await benchSupervisorDeath(times);
 }
 
-function serve(queues: number, dataPath: 'copy' | 'user-copy'): Promise<Served> {
+function serve(queues: number, dataPath: 'copy' | 'user-copy'): Promise<RunningSupervisor> {
   const requestTimeout = `${String(REQUEST_TIMEOUT_MS)}ms`;
   const backend = { type: 'ram', size: '64MiB' };
   const recovery = { maxRestarts: 10_000 };
-  return Served.start([{ name: 'pause', queues, dataPath, requestTimeout, backend, recovery }]);
+  return RunningSupervisor.start([{ name: 'pause', queues, dataPath, requestTimeout, backend, recovery }]);
 }
 
 function cells(samples: readonly Sample[]): string[] {
@@ -85,7 +85,7 @@ function cells(samples: readonly Sample[]): string[] {
   return [...milliseconds, (of('pause', 0.5) / of('node', 0.5)).toFixed(2)];
 }
 
-async function strikeRepeatedly(served: Served, fault: Fault, times: number): Promise<Sample[]> {
+async function strikeRepeatedly(served: RunningSupervisor, fault: Fault, times: number): Promise<Sample[]> {
   const samples: Sample[] = [];
   for (let round = 0; round < times; round++) {
     const node = await timed(startNode);

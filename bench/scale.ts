@@ -9,7 +9,7 @@ import { zipArchive } from '../test/unit/zip-archive.js';
 import type { BenchOptions } from './options.js';
 import { memoryOf, parentOf } from './memory.js';
 import { runFio } from './fio.js';
-import { Served } from './served.js';
+import { RunningSupervisor } from './running-supervisor.js';
 import { median, table } from './statistics.js';
 
 const run = promisify(execFile);
@@ -90,7 +90,7 @@ async function measure(count: number, node: number, directory: string): Promise<
   const configured = await devicesFor(count, directory);
   let begun = performance.now();
   const since = (): number => (performance.now() - begun) / 1000;
-  const served = await Served.start(configured, undefined, LOOP_DELAY);
+  const served = await RunningSupervisor.start(configured, undefined, LOOP_DELAY);
   const started = since();
   rows.set('start, s', started.toFixed(1));
   rows.set('start / as many node as queues', (started / (count * QUEUES * node)).toFixed(3));

@@ -7,7 +7,7 @@ import { fileURLToPath } from 'node:url';
 import { messageOf } from '../src/errors.js';
 import { DemoError, command } from './command.js';
 import { Reader } from './reader.js';
-import { PATIENCE_MS, Served } from './served.js';
+import { PATIENCE_MS, RunningSupervisor } from './running-supervisor.js';
 import { checksums, copySources } from './tree.js';
 import { Verifier } from './verifier.js';
 
@@ -37,7 +37,7 @@ async function demonstrate(stopped: AbortSignal): Promise<void> {
 
   say(`Linux ${release()}: ublk-supervisor start examples/config.json`);
   const began = performance.now();
-  const served = new Served(join(PROJECT, 'examples/config.json'), directory);
+  const served = new RunningSupervisor(join(PROJECT, 'examples/config.json'), directory);
   undo.push(() => end(served, mountPoint));
   await served.ready();
   const { path, state, reason, queues } = await served.device(DEVICE);
@@ -97,7 +97,7 @@ async function demonstrate(stopped: AbortSignal): Promise<void> {
 }
 
 /** Kills the process of one queue; resolves with how long the reader waited, when the device is live again. */
-async function killQueue(kill: number, served: Served, reader: Reader, verifier: Verifier): Promise<number> {
+async function killQueue(kill: number, served: RunningSupervisor, reader: Reader, verifier: Verifier): Promise<number> {
   const { queues, recoveries } = await served.device(DEVICE);
   const queue = queues[kill % queues.length];
   if (queue === undefined || queue.pid === null) throw new DemoError('a queue has no process');
@@ -126,7 +126,7 @@ async function killQueue(kill: number, served: Served, reader: Reader, verifier:
 }
 
 /** The device's data goes, too: it was made for this. By force only if the gentle way does not work. */
-async function end(served: Served, mountPoint: string): Promise<void> {
+async function end(served: RunningSupervisor, mountPoint: string): Promise<void> {
   if (!served.running) return;
   try {
     await served.command('del', DEVICE);

@@ -3,7 +3,7 @@ import { open, stat, unlink, type FileHandle } from 'node:fs/promises';
 import { promisify } from 'node:util';
 import { HOW_TO_SERVE, blockSizeOf, blockSizeOfNew, containerOf, readerOf } from '../disk-image.js';
 import type { ChosenBlockSize } from '../disk-image.js';
-import type { Choice, Inheritance } from '../interface.js';
+import type { Choice, LeftBackend } from '../interface.js';
 import {
   directIoAlignment,
   fallocate,
@@ -74,7 +74,7 @@ export interface Store {
 export async function openStore(
   options: StoreOptions,
   blockSize: number | null,
-  inherited?: Inheritance,
+  inherited?: LeftBackend,
 ): Promise<Store> {
   const { path } = options;
   const promised = inherited?.size ?? null;

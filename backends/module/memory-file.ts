@@ -3,7 +3,7 @@ import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { SupervisorError } from '../../src/errors.js';
 import { FIRST_PAGE } from '../../src/channel/memory-layout.js';
-import type { Inheritance } from '../interface.js';
+import type { LeftBackend } from '../interface.js';
 import { RESTORE, SHARED_MEMORY_DIRECTORY, openInSharedMemory } from '../shared-memory.js';
 
 /** The file that a device's shared memory is in. Root's, and handed to the processes, which may be of another user, open. */
@@ -22,7 +22,7 @@ export const memoryFileOf = (device: string): string => join(SHARED_MEMORY_DIREC
  */
 export async function openMemoryFile(
   device: string,
-  inherited?: Pick<Inheritance, 'files' | 'size'>,
+  inherited?: Pick<LeftBackend, 'files' | 'size'>,
 ): Promise<MemoryFile> {
   const path = memoryFileOf(device);
   const remove = (): Promise<void> => rm(path, { force: true });

@@ -4,7 +4,7 @@ import { SupervisorError } from '../../src/errors.js';
 import type { User } from '../../src/native/addon/accounts.js';
 import type { OpenedMessage } from '../../src/channel/message-schema.js';
 import type { LoadMessage } from '../../src/channel/messages.js';
-import type { Backend, BackendModule, Inheritance, OpenBackend } from '../interface.js';
+import type { Backend, BackendModule, LeftBackend, OpenBackend } from '../interface.js';
 import { LowerBackends, isNamedIn } from './lower-backends.js';
 import { openMemoryFile, type MemoryFile } from './memory-file.js';
 import { probe, tryLoading } from './probe.js';
@@ -86,7 +86,7 @@ export const moduleBackend: Backend<z.infer<typeof moduleOptions>> = {
   },
 };
 
-type Announced = Pick<NonNullable<Inheritance['announced']>, 'size' | 'blockSize' | 'maxQueues' | 'facts'>;
+type Announced = Pick<NonNullable<LeftBackend['announced']>, 'size' | 'blockSize' | 'maxQueues' | 'facts'>;
 
 /** Opens below it what it asks for, until it asks for nothing more. */
 async function announcedFirst(

@@ -1,7 +1,7 @@
 import { closeSync, fstatSync, ftruncateSync } from 'node:fs';
 import { unlink } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { Inheritance } from '../interface.js';
+import type { LeftBackend } from '../interface.js';
 import { SupervisorError } from '../../src/errors.js';
 import { fallocate, KEEP_SIZE, PUNCH_HOLE } from '../../src/native/addon/files.js';
 import { RESTORE, SHARED_MEMORY_DIRECTORY, openInSharedMemory } from '../shared-memory.js';
@@ -34,7 +34,7 @@ function fileBytes(size: number): number {
 export async function openRamFile(
   device: string,
   size: number,
-  inherited?: Pick<Inheritance, 'files' | 'size'>,
+  inherited?: Pick<LeftBackend, 'files' | 'size'>,
 ): Promise<RamFile> {
   const path = join(SHARED_MEMORY_DIRECTORY, `${device}.ram`);
   const hasUsers = inherited !== undefined && inherited.size !== null;

@@ -1,7 +1,7 @@
 import { request } from 'node:http';
 import { dirname } from 'node:path';
 import { SupervisorError, errnoOf, reasonOf } from '../errors.js';
-import { controlSocket, zygotesIn } from './runtime-dir.js';
+import { controlSocket, zygotesIn } from './places.js';
 import type { DeviceStatus, PlanEntry, Status } from './status.js';
 
 export interface Client {

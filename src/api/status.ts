@@ -75,7 +75,7 @@ export interface QuarantinedRequestStatus extends RequestStatus {
 }
 
 /** A request that a generation had not answered when it died. */
-export interface HeldRequestStatus extends RequestStatus {
+export interface OutstandingRequestStatus extends RequestStatus {
   readonly queue: number;
   /** At the death. */
   readonly ageMs: number;
@@ -102,7 +102,7 @@ export interface CrashStatus {
   /** How many requests it had not answered. */
   readonly inflight: number;
   /** The oldest of them, at most 32. */
-  readonly requests: readonly HeldRequestStatus[];
+  readonly requests: readonly OutstandingRequestStatus[];
   /** How many requests it had answered, by operation. */
   readonly answered: Readonly<Record<OperationName, number>>;
   /** How long before its death it answered last; null: never. */

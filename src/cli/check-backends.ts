@@ -4,7 +4,7 @@ import type { DeviceConfig } from '../config/types.js';
 import { SupervisorError, messageOf } from '../errors.js';
 import type { LookAnswer, LookRequest } from '../look-proc/messages.js';
 import { programPath } from '../package-root.js';
-import { tooManyQueues } from '../supervisor/device/device-spec.js';
+import { tooManyQueues } from '../supervisor/device/spec.js';
 import { fewAtOnce } from '../timing/few-at-once.js';
 
 /** So many file systems can hang at once before others wait for them. */

@@ -1,7 +1,7 @@
 import { InvalidArgumentError, Option, type Command } from 'commander';
 import { parseJson } from '../config/json.js';
 import { messageOf } from '../errors.js';
-import { runtimeDirectory } from '../api/runtime-dir.js';
+import { runtimeDirectory } from '../api/places.js';
 import { createClient, type Client } from '../api/client.js';
 
 export interface RuntimeDirOption {

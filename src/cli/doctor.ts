@@ -1,7 +1,7 @@
 import { Chalk } from 'chalk';
 import { thisHost } from '../supervisor/host/host.js';
 import { preflightChecks, runChecks, type CheckStatus } from '../supervisor/host/preflight.js';
-import { runtimeDirectory } from '../api/runtime-dir.js';
+import { runtimeDirectory } from '../api/places.js';
 import type { DeviceStatus } from '../api/status.js';
 import { createClient } from '../api/client.js';
 import { runtimeDirOption, type Register, type RuntimeDirOption } from './common-options.js';

@@ -1,7 +1,7 @@
 import { Option } from 'commander';
 import { messageOf } from '../errors.js';
 import { daemonExitCode } from '../supervisor/exit-codes.js';
-import { runtimeDirectory, stateDirectory } from '../api/runtime-dir.js';
+import { runtimeDirectory, stateDirectory } from '../api/places.js';
 import { runtimeDirOption, type Register, type RuntimeDirOption } from './common-options.js';
 import { printError } from './output.js';
 
@@ -34,7 +34,7 @@ async function start(path: string, options: StartOptions): Promise<number> {
   const { runtimeDir, stateDir, group, logLevel, watch = false } = options;
   // Loaded here and not above, so that the other commands start without the daemon's code.
   const { loadConfig } = await import('../config/load.js');
-  const { createLogger } = await import('../log/log.js');
+  const { createLogger } = await import('../log/logger.js');
   const { runDaemon } = await import('../supervisor/daemon.js');
   try {
     const config = await loadConfig(path);

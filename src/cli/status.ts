@@ -1,5 +1,5 @@
 import { formatSize } from '../units.js';
-import { describeRequest } from '../api/requests.js';
+import { describeRequest } from '../api/operations.js';
 import type {
   BackendErrorStatus,
   CrashStatus,

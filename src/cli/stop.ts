@@ -1,7 +1,7 @@
 import { readFileSync, statSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { SupervisorError } from '../errors.js';
-import { lockFile, runtimeDirectory } from '../api/runtime-dir.js';
+import { lockFile, runtimeDirectory } from '../api/places.js';
 import { createClient, type Client } from '../api/client.js';
 import { runtimeDirOption, type Register, type RuntimeDirOption } from './common-options.js';
 

@@ -3,8 +3,8 @@ import { BlockDisk } from '../js-backend/conformance/block-disk.js';
 import { blockDeviceChecks } from '../js-backend/conformance/checks.js';
 import { runChecks, type CheckResult } from '../js-backend/conformance/run.js';
 import { SupervisorError } from '../errors.js';
-import { createLogger } from '../log/log.js';
-import { withSupervisor } from '../supervisor/with-supervisor.js';
+import { createLogger } from '../log/logger.js';
+import { withSupervisor } from '../supervisor/run.js';
 
 /** A recovery boots node, which takes many seconds on a busy emulated machine. */
 const DEADLINE_MS = 60_000;

@@ -65,8 +65,8 @@ export interface Serving<Name extends string = string> extends AsyncDisposable {
 export async function serve<const Name extends string>(options: ServeOptions<Name>): Promise<Serving<Name>> {
   // Loaded here and not above, so that a backend's module, which imports this package too, does not wait for it.
   const { checkConfig } = await import('../config/schema.js');
-  const { createLogger } = await import('../log/log.js');
-  const { withSupervisor } = await import('../supervisor/with-supervisor.js');
+  const { createLogger } = await import('../log/logger.js');
+  const { withSupervisor } = await import('../supervisor/run.js');
   const { runtimeDir, stateDir, log = createLogger('warn'), ...rest } = options;
   const config = checkConfig(rest, 'serve', process.cwd());
   const names = options.devices.map(({ name }) => name);

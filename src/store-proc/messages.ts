@@ -1,6 +1,6 @@
 import { Packr } from 'msgpackr';
 import type { BackendOptions } from '../../backends/registry.js';
-import type { Inheritance, OpenBackend, OpenContext } from '../../backends/interface.js';
+import type { LeftBackend, OpenBackend, OpenContext } from '../../backends/interface.js';
 
 /** What supervisor and the process of stores say to each other: msgpack, one message each, over a socket between the two. */
 
@@ -21,7 +21,7 @@ export interface StoreRequest {
   readonly store: number;
   readonly options: BackendOptions;
   readonly context: Omit<OpenContext, 'inherited' | 'openLower'>;
-  readonly inherited: Omit<Inheritance, 'files'> | null;
+  readonly inherited: Omit<LeftBackend, 'files'> | null;
   /** `resize`: bytes. */
   readonly wanted: number | null;
 }

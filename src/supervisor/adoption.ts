@@ -9,9 +9,9 @@ import {
   devicesInKernel,
   sizeOf,
   stateOf,
-  type KernelDevice,
-} from './ublk/found-devices.js';
-import type { Instance } from './instance.js';
+  type UblkDevice,
+} from './ublk/ublk-devices.js';
+import type { Cookies } from './cookies.js';
 import type { Journal, JournalEntry } from './journal.js';
 import type { FoundDevice } from './ublk/kernel.js';
 import { nameOf } from './host/processes.js';
@@ -28,7 +28,7 @@ export interface LeftDevice {
 }
 
 interface AdoptionOptions {
-  readonly instance: Instance;
+  readonly instance: Cookies;
   readonly keeper: ZygoteKeeper;
   readonly journal: Journal;
   readonly log: Log;
@@ -64,12 +64,12 @@ async function leftDevices(
   const { instance, log } = options;
   // Asked for only now: what the zygote's control processes were doing is done.
   const ours = (await devicesInKernel()).filter(({ cookie }) => instance.owns(cookie));
-  const byCookie = new Map<bigint, KernelDevice[]>();
+  const byCookie = new Map<bigint, UblkDevice[]>();
   for (const device of ours) byCookie.set(device.cookie, [...(byCookie.get(device.cookie) ?? []), device]);
   const heldById = new Map(held.map((generation) => [generation.deviceId, generation]));
   const inConfiguration = new Map(configured.map((config) => [config.name, config]));
   const left: LeftDevice[] = [];
-  const known = new Set<KernelDevice>();
+  const known = new Set<UblkDevice>();
   for (const name of new Set([...entries.keys(), ...inConfiguration.keys()])) {
     const entry = entries.get(name);
     const wanted = inConfiguration.get(name);
@@ -96,7 +96,7 @@ async function leftDevices(
 }
 
 /** Of several, which there are when a deleted one is still held by somebody, the one that is not dead. */
-function deviceOf(candidates: readonly KernelDevice[], entry: JournalEntry | undefined): KernelDevice | undefined {
+function deviceOf(candidates: readonly UblkDevice[], entry: JournalEntry | undefined): UblkDevice | undefined {
   return (
     candidates.find((device) => stateOf(device) !== 'DEAD') ??
     candidates.find(({ id }) => id === entry?.id) ??
@@ -104,7 +104,7 @@ function deviceOf(candidates: readonly KernelDevice[], entry: JournalEntry | und
   );
 }
 
-async function asFound(device: KernelDevice, held: HeldByZygote | null): Promise<FoundDevice> {
+async function asFound(device: UblkDevice, held: HeldByZygote | null): Promise<FoundDevice> {
   const { id, queues, depth } = device;
   const state = stateOf(device);
   return {
@@ -140,7 +140,7 @@ async function endZygote(pid: number): Promise<void> {
   });
 }
 
-async function leaveOrDelete(device: KernelDevice, { log, deleteDevice }: AdoptionOptions): Promise<void> {
+async function leaveOrDelete(device: UblkDevice, { log, deleteDevice }: AdoptionOptions): Promise<void> {
   const { id } = device;
   if (stateOf(device) !== 'DEAD') {
     const what = `ublk device ${String(id)} is of this runtime directory, but neither configuration nor journal name it`;

@@ -11,8 +11,8 @@ import { takeNotifier, type Notifier } from './service/notify.js';
 import { assertReplaceable, replaceSelf } from './replacement.js';
 import type { DeviceChange } from '../api/status.js';
 import type { Supervisor } from './supervisor.js';
-import { watchModules } from './watch.js';
-import { withSupervisor } from './with-supervisor.js';
+import { watchModules } from './module-watch.js';
+import { withSupervisor } from './run.js';
 
 /** How often a stop is tried again that a service manager wants while somebody uses a device. */
 const STOP_RETRY_MS = 500;

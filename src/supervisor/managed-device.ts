@@ -1,4 +1,4 @@
-import type { Inheritance, OpenBackend, OpenContext } from '../../backends/interface.js';
+import type { LeftBackend, OpenBackend, OpenContext } from '../../backends/interface.js';
 import { SupervisorError } from '../errors.js';
 import type { LeftDevice } from './adoption.js';
 import type { BackendOptions } from '../../backends/registry.js';
@@ -65,7 +65,7 @@ export class ManagedDevice {
   readonly device: Device;
   /** Resolves when the kernel gave the device its id, or when it will not for now. */
   readonly added: Promise<void>;
-  readonly #openBackend: (config: DeviceConfig, inherited?: Inheritance) => Promise<OpenBackend>;
+  readonly #openBackend: (config: DeviceConfig, inherited?: LeftBackend) => Promise<OpenBackend>;
   readonly #journal: Pick<Journal, 'write' | 'remove'>;
   readonly #kernel: Kernel;
   readonly #stores: OpensStores;
@@ -293,7 +293,7 @@ export class ManagedDevice {
   }
 
   /** Tries again for as long as it may be the lock of a process of ours that has just ended. */
-  async #openOnceUnlocked(inherited: Omit<Inheritance, 'files'>): Promise<OpenBackend> {
+  async #openOnceUnlocked(inherited: Omit<LeftBackend, 'files'>): Promise<OpenBackend> {
     const deadline = this.#clock.now() + LOCK_GRACE_MS;
     for (;;) {
       try {

@@ -20,7 +20,7 @@ export interface Reloadable {
   undo(managed: ManagedDevice): Promise<void>;
 }
 
-interface Prepared {
+interface ReloadStep {
   readonly entry: PlanEntry;
   readonly carryOut: () => Promise<unknown>;
   readonly undo: () => Promise<void>;
@@ -73,7 +73,7 @@ async function prepareAll(
   target: Reloadable,
   plan: readonly PlanEntry[],
   wanted: readonly DeviceConfig[],
-): Promise<{ readonly prepared: readonly Prepared[]; readonly claim: Claim }> {
+): Promise<{ readonly prepared: readonly ReloadStep[]; readonly claim: Claim }> {
   const order = ['remove', 'keep', 'change', 'add', 'refuse'];
   const sorted = [...plan].sort((a, b) => order.indexOf(a.action) - order.indexOf(b.action));
   const going = target.devices.filter(({ config }) =>
@@ -99,7 +99,7 @@ async function prepareAll(
   throw refusal(failed);
 }
 
-async function prepare(target: Reloadable, entry: PlanEntry, wanted: DeviceConfig | undefined): Promise<Prepared> {
+async function prepare(target: Reloadable, entry: PlanEntry, wanted: DeviceConfig | undefined): Promise<ReloadStep> {
   const nothing = (): Promise<void> => Promise.resolve();
   if (entry.action === 'add' && wanted !== undefined) {
     const added = await target.open(wanted);

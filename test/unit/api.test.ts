@@ -11,7 +11,7 @@ import { createClient } from '../../src/api/client.js';
 import { parseDevice } from '../../src/config/schema.js';
 import { SupervisorError } from '../../src/errors.js';
 import type { Peer } from '../../src/native/addon/accounts.js';
-import { createApiServer, type ApiServer } from '../../src/api/api-server.js';
+import { createApiServer, type ApiServer } from '../../src/api/server.js';
 import { Peers } from '../../src/api/peers.js';
 import type { PlanEntry } from '../../src/api/status.js';
 import type { DeviceStatus, Status, SupervisorApi, SupervisorStatus } from '../../src/api/status.js';

@@ -1,8 +1,8 @@
 import t from 'tap';
-import type { HeldRequest, Remains } from '../../src/supervisor/ublk/kernel.js';
+import type { OutstandingRequest, Remains } from '../../src/supervisor/ublk/kernel.js';
 import { liveRig, quiet, type Rig } from './device-harness.js';
 
-const read = (startSector: number, queue = 0): HeldRequest => ({
+const read = (startSector: number, queue = 0): OutstandingRequest => ({
   operation: 0,
   startSector,
   sectors: 8,
@@ -36,7 +36,7 @@ t.test('a request that every crash has in common is quarantined, and the device 
   };
   for (let crashes = 1; crashes <= 3; crashes += 1) {
     t.strictSame(device.status().quarantine, []);
-    await crash(made, { held: [read(8)] });
+    await crash(made, { outstanding: [read(8)] });
     t.equal(device.state, 'live');
   }
   const poison = { operation: 0, startSector: 8, sectors: 8 };
@@ -54,7 +54,7 @@ t.test('a request that every crash has in common is quarantined, and the device 
   await device.recover({ clearQuarantine: true });
   t.equal(model.calls.at(-1), 'unmark');
   t.match(device.status(), { state: 'live', reason: null, quarantine: [] });
-  await crash(made, { held: [read(8)] });
+  await crash(made, { outstanding: [read(8)] });
   t.strictSame(marks.at(-1), []);
 });
 
@@ -62,7 +62,11 @@ t.test('every crash has a report; the pause is known when the device is live aga
   const made = await liveRig('7.2', { auto: false });
   t.equal(made.device.status().lastCrash, null);
   const answered = { read: 5, write: 1, flush: 0, discard: 0, writeZeroes: 0 };
-  await crash(made, { held: [read(8), { ...read(16, 1), operation: 5, ageMs: 40 }], answered, lastAnswerMs: 3.21 });
+  await crash(made, {
+    outstanding: [read(8), { ...read(16, 1), operation: 5, ageMs: 40 }],
+    answered,
+    lastAnswerMs: 3.21,
+  });
   t.match(made.device.status().lastCrash, {
     device: 'ram0',
     backend: 'null',
@@ -88,8 +92,8 @@ t.test('every crash has a report; the pause is known when the device is live aga
 
 t.test('a report names at most 32 requests, the oldest', async (t) => {
   const made = await liveRig('7.2');
-  const held = Array.from({ length: 100 }, (_, index) => ({ ...read(index), ageMs: index }));
-  await crash(made, { held });
+  const outstanding = Array.from({ length: 100 }, (_, index) => ({ ...read(index), ageMs: index }));
+  await crash(made, { outstanding });
   const { lastCrash } = made.device.status();
   t.strictSame([lastCrash?.inflight, lastCrash?.requests.length, lastCrash?.requests[0]?.sector], [100, 32, 99]);
 });
@@ -120,19 +124,19 @@ t.test('what is asked for is no crash', async (t) => {
 
 t.test('kills from outside and deaths before anything was served quarantine nothing', async (t) => {
   const made = await liveRig('7.2', { maxRestarts: 100 });
-  for (let kills = 0; kills < 5; kills += 1) await crash(made, { held: [read(8)] }, kill);
+  for (let kills = 0; kills < 5; kills += 1) await crash(made, { outstanding: [read(8)] }, kill);
   t.strictSame(made.device.status().quarantine, []);
-  await crash(made, { held: [read(8)] });
-  await crash(made, { held: [read(8)] });
+  await crash(made, { outstanding: [read(8)] });
+  await crash(made, { outstanding: [read(8)] });
   await crash(made, {});
-  await crash(made, { held: [read(8)] });
+  await crash(made, { outstanding: [read(8)] });
   t.equal(made.device.status().quarantine.length, 1);
 });
 
 t.test('a store that does not answer costs neither a request nor the restarts', async (t) => {
   const made = await liveRig('7.2', { maxRestarts: 3 });
   const flush = { ...read(0, 1), operation: 2, sectors: 0 };
-  const left = { hung: silent, held: [read(8, 1), flush], died: [1] };
+  const left = { hung: silent, outstanding: [read(8, 1), flush], died: [1] };
   for (let hangs = 0; hangs < 30; hangs += 1) await crash(made, left, kill);
   t.match(made.device.status(), { state: 'live', quarantine: [], recoveries: 30 });
 });
@@ -140,7 +144,7 @@ t.test('a store that does not answer costs neither a request nor the restarts', 
 t.test('a request that hangs while later ones are answered is found', async (t) => {
   const made = await liveRig('7.2');
   const hung = { overtaken: { operation: 0, startSector: 8, sectors: 8 } };
-  for (let hangs = 0; hangs < 3; hangs += 1) await crash(made, { hung, held: [read(8, 1)], died: [1] }, kill);
+  for (let hangs = 0; hangs < 3; hangs += 1) await crash(made, { hung, outstanding: [read(8, 1)], died: [1] }, kill);
   t.match(made.device.status(), { state: 'live', quarantine: [{ sector: 8, crashes: 3 }] });
 });
 
@@ -152,6 +156,6 @@ t.test('status says what is waited for', async (t) => {
 
 t.test('a crash loop without a common request ends at the limit of restarts', async (t) => {
   const made = await liveRig('7.2', { maxRestarts: 4 });
-  for (let crashes = 0; crashes < 5; crashes += 1) await crash(made, { held: [read(8 * crashes)] });
+  for (let crashes = 0; crashes < 5; crashes += 1) await crash(made, { outstanding: [read(8 * crashes)] });
   t.match(made.device.status(), { state: 'degraded', quarantine: [], reason: /limit of 4 restarts/ });
 });

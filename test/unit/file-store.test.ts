@@ -4,7 +4,7 @@ import { chmod, mkdir, readFile, rename, stat, symlink, truncate, unlink, writeF
 import { join } from 'node:path';
 import t from 'tap';
 import { openStore, type StoreOptions } from '../../backends/file/store.js';
-import type { Inheritance } from '../../backends/interface.js';
+import type { LeftBackend } from '../../backends/interface.js';
 import { parkFiles, parkedFiles } from '../../src/native/addon/files.js';
 import { facts } from './device-harness.js';
 
@@ -34,7 +34,7 @@ t.test('a file is created sparse or with its space, and opened again as it is', 
 });
 
 /** Of a device that has that size, in bytes, and users; of a store that is not open any more. */
-const left = (size: number, identity?: string): Inheritance => ({
+const left = (size: number, identity?: string): LeftBackend => ({
   files: [],
   size,
   blockSize: 4096,

@@ -2,7 +2,7 @@ import { fileURLToPath } from 'node:url';
 import { execa } from 'execa';
 import t from 'tap';
 
-const module = fileURLToPath(new URL('../../src/log/log.js', import.meta.url));
+const module = fileURLToPath(new URL('../../src/log/logger.js', import.meta.url));
 const errors = fileURLToPath(new URL('../../src/errors.js', import.meta.url));
 const script = `
   import { createLogger } from ${JSON.stringify(module)};

@@ -39,7 +39,15 @@ export class ModelGeneration implements Generation {
 
   remains(): Remains {
     const answered = { read: 0, write: 0, flush: 0, discard: 0, writeZeroes: 0 };
-    const nothing = { died: [0], hung: null, phase: this.reached, held: [], marked: [], answered, lastAnswerMs: null };
+    const nothing = {
+      died: [0],
+      hung: null,
+      phase: this.reached,
+      outstanding: [],
+      marked: [],
+      answered,
+      lastAnswerMs: null,
+    };
     return { ...nothing, ...this.left };
   }
 

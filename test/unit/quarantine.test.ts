@@ -8,7 +8,10 @@ const innocent = [request(16), request(24), request(32, 1)];
 const other = request(40);
 
 /** One process died, with these requests in its backend. */
-const death = (held: readonly RequestIdentity[], others: readonly RequestIdentity[] = []) => ({ held: [held], others });
+const death = (ofDead: readonly RequestIdentity[], others: readonly RequestIdentity[] = []) => ({
+  ofDead: [ofDead],
+  others,
+});
 const sectors = (requests: readonly RequestIdentity[]) => requests.map(({ startSector }) => startSector);
 const alone = ({ marked }: Quarantine) => sectors(marked.filter(({ refused }) => !refused));
 
@@ -57,7 +60,7 @@ t.test('the count restarts when the request was answered, also in another queue'
   t.end();
 });
 
-t.test('what another process held, or what waited, keeps its count and gets no worse', (t) => {
+t.test('what another process ofDead, or what waited, keeps its count and gets no worse', (t) => {
   const quarantine = new Quarantine(3);
   quarantine.crashed(death([poison]));
   quarantine.crashed(death([poison]));
@@ -92,7 +95,7 @@ t.test('two that each crash the backend are found one after the other', (t) => {
 
 t.test('one process each of two queues dies at once', (t) => {
   const quarantine = new Quarantine(1);
-  const { convicted } = quarantine.crashed({ held: [[poison], [request(80)]], others: [] });
+  const { convicted } = quarantine.crashed({ ofDead: [[poison], [request(80)]], others: [] });
   t.strictSame(sectors(convicted), [8, 80]);
   t.end();
 });

@@ -13,9 +13,9 @@ import { FailureReports } from '../../src/supervisor/ublk/failure-reports.js';
 import { ProcessGeneration } from '../../src/supervisor/ublk/generation.js';
 import { Quarantine } from '../../src/supervisor/crashes/quarantine.js';
 import { Rounds } from '../../src/timing/rounds.js';
-import { describeRequest, requestStatus } from '../../src/api/requests.js';
+import { describeRequest, requestStatus } from '../../src/api/operations.js';
 import type { ExitStatus } from '../../src/api/status.js';
-import { HangDetector } from '../../src/supervisor/ublk/watchdog.js';
+import { HangDetector } from '../../src/supervisor/ublk/hang-detector.js';
 
 /** A queue process can write to all of its device's shared page, and the supervisor reads that all the time. */
 
@@ -99,7 +99,7 @@ for (const [what, fill] of scribbles) {
     const quarantine = new Quarantine(3);
     quarantine.restore(marked);
     for (let crash = 0; crash < 3; crash++) {
-      quarantine.crashed({ held: indices.map((queue) => pages.outstanding(queue)), others: marked });
+      quarantine.crashed({ ofDead: indices.map((queue) => pages.outstanding(queue)), others: marked });
     }
     t.doesNotThrow(() => {
       pages.mark(quarantine.marked);

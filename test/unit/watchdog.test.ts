@@ -1,6 +1,6 @@
 import t from 'tap';
 import type { ProcessState } from '../../src/supervisor/host/processes.js';
-import { HangDetector, type Finding, type QueueSight } from '../../src/supervisor/ublk/watchdog.js';
+import { HangDetector, type Finding, type QueueSight } from '../../src/supervisor/ublk/hang-detector.js';
 
 const TIMEOUT_MS = 3500;
 const request = (

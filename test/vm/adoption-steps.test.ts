@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { DirectFile } from '../../src/js-backend/conformance/direct-file.js';
 import type { DeviceStatus } from '../../src/api/status.js';
-import { Served, assertNothingLeft, processesNamed, root } from './harness.js';
+import { RunningSupervisor, assertNothingLeft, processesNamed, root } from './harness.js';
 
 /** A supervisor is killed at each step of a start, a recovery and a stop; test/unit/device-adoption does it in a model. */
 
@@ -21,14 +21,14 @@ const program = join(root, 'dist/src/cli/main.js');
 const nodeOptions = ['--import', join(root, 'test/vm/crash-at.js')];
 const pattern = Buffer.alloc(4096, 0x5a);
 
-const start = (): Promise<Served> => Served.start(devices, { runtimeDir, program, nodeOptions });
+const start = (): Promise<RunningSupervisor> => RunningSupervisor.start(devices, { runtimeDir, program, nodeOptions });
 const crashAt = (when: string, step: string): Promise<void> => writeFile(CRASH_AT, `${when} ${step}\n`);
 const pids = ({ queues }: DeviceStatus): (number | null)[] => queues.map(({ pid }) => pid);
-const statesOf = async (served: Served): Promise<string[]> =>
+const statesOf = async (served: RunningSupervisor): Promise<string[]> =>
   (await served.status()).devices.map(({ name, state }) => `${name} ${state}`).sort();
 const ALL_LIVE = ['bystander live', 'victim live'];
 
-async function assertData(served: Served): Promise<void> {
+async function assertData(served: RunningSupervisor): Promise<void> {
   await using file = await DirectFile.open((await served.device('victim')).path ?? assert.fail('no path'));
   assert.ok(pattern.equals(await file.read(4096, 4096)), 'it has other data');
 }

@@ -8,7 +8,7 @@ import type { DeviceStatus } from '../../src/api/status.js';
 import { Load, verifiedWrites } from './fio.js';
 import {
   COMMAND_TIMEOUT_MS,
-  Served,
+  RunningSupervisor,
   assertNothingLeft,
   processesNamed,
   root,
@@ -36,16 +36,17 @@ const devices = [
   { name: 'script', recovery, backend: { type: modulePath } },
 ];
 
-const start = (configured: readonly object[] = devices): Promise<Served> => Served.start(configured, { runtimeDir });
+const start = (configured: readonly object[] = devices): Promise<RunningSupervisor> =>
+  RunningSupervisor.start(configured, { runtimeDir });
 
-async function kill(served: Served): Promise<void> {
+async function kill(served: RunningSupervisor): Promise<void> {
   process.kill(served.pid, 'SIGKILL');
   await served.exit;
 }
 
 const pids = ({ queues }: DeviceStatus): (number | null)[] => queues.map(({ pid }) => pid);
 const writes = ({ queues }: DeviceStatus): number => queues.reduce((sum, { write }) => sum + write.count, 0);
-const statesOf = async (served: Served): Promise<string[]> =>
+const statesOf = async (served: RunningSupervisor): Promise<string[]> =>
   (await served.status()).devices.map(({ name, state }) => `${name} ${state}`).sort();
 const ALL_LIVE = ['file live', 'ram live', 'script live'];
 

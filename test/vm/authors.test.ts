@@ -5,7 +5,7 @@ import assert from 'node:assert/strict';
 import { cp, mkdtemp, readdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { Served, assertNothingLeft, ok, root, run } from './harness.js';
+import { RunningSupervisor, assertNothingLeft, ok, root, run } from './harness.js';
 
 /** What an author has who did as the manual says: scripts/authors did it, on each Node, from the package as it is packed. */
 
@@ -25,7 +25,11 @@ for (const version of ['20', '22', '24']) {
     const module = join(own, (await readdir(own)).find((name) => /^my-disk\.[jt]s$/.test(name)) ?? 'none');
     const program = join(own, 'node_modules/ublk-supervisor/dist/programs/ublk-supervisor.js');
     const backend = { type: module, size: 64 * 2 ** 20 };
-    const served = await Served.start([{ name: 'my-disk', queues: 2, backend }], { node, program, args: ['--watch'] });
+    const served = await RunningSupervisor.start([{ name: 'my-disk', queues: 2, backend }], {
+      node,
+      program,
+      args: ['--watch'],
+    });
     const { path } = await served.device('my-disk');
     assert.ok(path);
     await ok('mkfs.ext4', ['-q', path]);

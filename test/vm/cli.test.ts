@@ -4,7 +4,7 @@ import { existsSync } from 'node:fs';
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { Served, assertNothingLeft, ok, run, supervisorCommand, traces, waitFor } from './harness.js';
+import { RunningSupervisor, assertNothingLeft, ok, run, supervisorCommand, traces, waitFor } from './harness.js';
 
 /** The command line against a running supervisor. Commands run two at a time: each costs a start of node. */
 
@@ -14,7 +14,7 @@ const done = { code: 0, stdout: '', stderr: '' };
 const failed = (reason: string): object => ({ code: 1, stdout: '', stderr: `ublk-supervisor: ${reason}` });
 
 test('the command line', async (t) => {
-  const served = await Served.start([{ name: 'first', id: 5, backend: { type: 'ram', size: '16MiB' } }]);
+  const served = await RunningSupervisor.start([{ name: 'first', id: 5, backend: { type: 'ram', size: '16MiB' } }]);
 
   await t.test('add prints the path of a device that is usable', async () => {
     const { code, stdout, stderr } = await served.command(

@@ -2,7 +2,7 @@
 // with `before`, `during` (what the step asks for is under way) or `after`. It is looked at again at every step.
 import { readFileSync } from 'node:fs';
 import { setImmediate } from 'node:timers/promises';
-import { KernelDevice } from '../../dist/src/supervisor/device/steps.js';
+import { KernelDevice } from '../../dist/src/supervisor/device/kernel-device.js';
 
 function wanted() {
   try {

@@ -6,7 +6,7 @@ import { test } from 'node:test';
 import { Disk, counted, fresh, isZero, pathOf, testRefusal } from './device-suite.js';
 import { DATA_OFFSET } from '../../backends/ram/ram-file.js';
 import { DirectFile } from '../../src/js-backend/conformance/direct-file.js';
-import { Served, assertNothingLeft, ok } from './harness.js';
+import { RunningSupervisor, assertNothingLeft, ok } from './harness.js';
 import { ramFile } from './ram-data.js';
 import { seed } from './random.js';
 
@@ -54,7 +54,7 @@ const memoryOf = async (name: string): Promise<number> => (await stat(ramFile(na
 test('data is where it was written', { timeout: 1_100_000 }, async (t) => {
   assert.equal(availableParallelism(), CPUS, 'run this in a guest with four CPUs');
   t.diagnostic(`seed ${String(seed)}`);
-  const served = await Served.start(configurations);
+  const served = await RunningSupervisor.start(configurations);
   const opened = await Promise.all(disks.map(async ({ name }) => Disk.open(await served.device(name))));
 
   await t.test('the devices are what was configured', async () => {

@@ -6,7 +6,7 @@ import { basename } from 'node:path';
 import type { TestContext } from 'node:test';
 import { DirectFile } from '../../src/js-backend/conformance/direct-file.js';
 import { Load, verifiedWrites } from './fio.js';
-import { Served, assertNothingLeft, ok, root, shell, waitFor } from './harness.js';
+import { RunningSupervisor, assertNothingLeft, ok, root, shell, waitFor } from './harness.js';
 import { random } from './random.js';
 import type { DeviceStatus, OperationStatus, QueueStatus } from '../../src/api/status.js';
 
@@ -181,7 +181,7 @@ const total = (queues: readonly QueueStatus[], kind: Kind, field: 'count' | 'byt
 
 /** What `action` added to the counters of a device, all queues together. */
 export async function counted(
-  served: Served,
+  served: RunningSupervisor,
   name: string,
   action: () => Promise<unknown>,
 ): Promise<Record<Kind, Pick<OperationStatus, 'count' | 'bytes' | 'errors'>>> {
@@ -229,7 +229,7 @@ async function testTree(path: string, [checker, ...options]: readonly [string, .
 
 /** Of a device that cannot be written to. */
 export async function testRefusal(
-  served: Served,
+  served: RunningSupervisor,
   { name, path }: { readonly name: string; readonly path: string },
 ): Promise<void> {
   const refused = await counted(served, name, () =>
@@ -246,7 +246,7 @@ export async function testRefusal(
 
 /** Adds a device of each row, one after the other, tests everything of it and removes it. */
 export async function testBackends(t: TestContext, rows: readonly Row[], sample: Sample): Promise<void> {
-  const served = await Served.start([]);
+  const served = await RunningSupervisor.start([]);
   for (const { name, backend, settings, expected: unusual } of rows) {
     await t.test(name, async (t) => {
       const expected = { ...usual, ...unusual };
@@ -261,7 +261,7 @@ export async function testBackends(t: TestContext, rows: readonly Row[], sample:
 
 async function testDevice(
   t: TestContext,
-  served: Served,
+  served: RunningSupervisor,
   device: DeviceStatus,
   expected: Expected,
   { tree, image }: Sample,
@@ -398,7 +398,7 @@ async function testEdges(disk: Disk, writable: boolean): Promise<void> {
 }
 
 /** Without a write cache the kernel keeps both from the backend. */
-async function testFlush(served: Served, disk: Disk, writeCache: boolean): Promise<void> {
+async function testFlush(served: RunningSupervisor, disk: Disk, writeCache: boolean): Promise<void> {
   const { name, blockSize } = disk;
   const flushes = writeCache ? 1 : 0;
   const flushed = await counted(served, name, async () => {
@@ -434,7 +434,7 @@ async function writeAround(disk: Disk, offset: number, length: number): Promise<
   await disk.write(start, Math.min(offset + length + PAGE, disk.size) - start);
 }
 
-async function testDiscard(served: Served, disk: Disk): Promise<void> {
+async function testDiscard(served: RunningSupervisor, disk: Disk): Promise<void> {
   for (const [offset, length] of spansOf(disk)) {
     await writeAround(disk, offset, length);
     const discarded = await counted(served, disk.name, () =>
@@ -456,7 +456,7 @@ async function testDiscard(served: Served, disk: Disk): Promise<void> {
 }
 
 /** The kernel writes the zeros itself where the backend does not, but punches no hole then. */
-async function testZeroes(served: Served, disk: Disk, byBackend: boolean): Promise<void> {
+async function testZeroes(served: RunningSupervisor, disk: Disk, byBackend: boolean): Promise<void> {
   const commands = [
     ['blkdiscard', '-z'],
     ['fallocate', '-z'],
@@ -476,7 +476,7 @@ async function testZeroes(served: Served, disk: Disk, byBackend: boolean): Promi
 
 /** Kills queue processes in turn while `pass` uses the device, again and again; each pass gives what it did, above 0. */
 async function survivesKills(
-  served: Served,
+  served: RunningSupervisor,
   name: string,
   kind: 'read' | 'write',
   kills: number,

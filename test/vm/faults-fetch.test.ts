@@ -1,14 +1,14 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { arm, installFaultPoints, untilFetched, untilStruck } from './fault-points.js';
-import { Served, assertNothingLeft, isLinux, run, waitFor } from './harness.js';
+import { RunningSupervisor, assertNothingLeft, isLinux, run, waitFor } from './harness.js';
 import { Witness } from './witness.js';
 
 const ram = { type: 'ram', size: '16MiB' };
 
 test('A6 a replacement that dies between the FETCHes of its queues', async () => {
   await installFaultPoints();
-  const served = await Served.start([
+  const served = await RunningSupervisor.start([
     { name: 'witness', backend: ram },
     { name: 'twin', queues: 2, backend: ram },
   ]);

@@ -4,7 +4,16 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { setTimeout } from 'node:timers/promises';
 import { arm, disarm, installFaultPoints, isWaiting, untilFetched, untilStruck } from './fault-points.js';
-import { Served, assertNothingLeft, hasEnded, isLinux, processesNamed, root, run, waitFor } from './harness.js';
+import {
+  RunningSupervisor,
+  assertNothingLeft,
+  hasEnded,
+  isLinux,
+  processesNamed,
+  root,
+  run,
+  waitFor,
+} from './harness.js';
 import type { DeviceStatus } from '../../src/api/status.js';
 import { Witness } from './witness.js';
 
@@ -23,7 +32,7 @@ const queuePid = (device: DeviceStatus, queue: number): number => {
 
 test('faults before a generation serves', async (t) => {
   await installFaultPoints();
-  const served = await Served.start([
+  const served = await RunningSupervisor.start([
     { name: 'witness', backend: ram },
     { name: 'twin', queues: 2, backend: ram, recovery: { maxRestarts: 1000 } },
     { name: 'loop', queues: 2, backend: ram, recovery: { maxRestarts: 3 } },

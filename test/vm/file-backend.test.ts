@@ -7,7 +7,7 @@ import { test } from 'node:test';
 import type { DeviceStatus } from '../../src/api/status.js';
 import { isZero, pathOf } from './device-suite.js';
 import { DirectFile } from '../../src/js-backend/conformance/direct-file.js';
-import { Served, assertNothingLeft, isLinux, ok, processesNamed, shell, waitFor } from './harness.js';
+import { RunningSupervisor, assertNothingLeft, isLinux, ok, processesNamed, shell, waitFor } from './harness.js';
 
 /** Files and block devices as stores: on tmpfs, on ext4, on a loop device, on every data path that the kernel has. */
 
@@ -73,7 +73,7 @@ test('files and block devices as stores', { timeout: 1_100_000 }, async (t) => {
       ln -s $loop /dev/loop-$path
     done
   `);
-  const served = await Served.start(
+  const served = await RunningSupervisor.start(
     cases.map(({ name, dataPath, path, settings }) => ({
       name,
       queues: 2,
@@ -338,7 +338,7 @@ function openFlags(pid: number, path: string): number {
 
 test('nothing that was synchronised is lost when every process of ours is killed', async () => {
   const backend = { type: 'file', path: '/mnt/ext4/durable', size: '32MiB' };
-  const served = await Served.start([{ name: 'durable', queues: 2, backend }]);
+  const served = await RunningSupervisor.start([{ name: 'durable', queues: 2, backend }]);
   const path = pathOf(await served.device('durable'));
   await shell(`mkfs.ext4 -q ${path}; mkdir /mnt/durable /mnt/after; mount ${path} /mnt/durable`);
   const data = randomBytes(4 * MiB);

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { ext4, testFileSystem } from './device-suite.js';
-import { Served, assertNothingLeft, root, shell } from './harness.js';
+import { RunningSupervisor, assertNothingLeft, root, shell } from './harness.js';
 
 const devices = [
   { name: 'small-blocks', queues: 2, blockSize: 512, backend: { type: 'ram', size: '384MiB' } },
@@ -16,7 +16,7 @@ const fileSystems = [
 
 test('file systems keep their data over unmounting', async (t) => {
   await shell(`modprobe xfs; cp -r ${root}src /tmp/tree; head -c 16M /dev/urandom > /tmp/tree/large`);
-  const served = await Served.start(devices);
+  const served = await RunningSupervisor.start(devices);
   for (const { name } of devices) {
     const { path } = await served.device(name);
     assert.ok(path);

@@ -7,7 +7,7 @@ import { DirectFile } from '../../src/js-backend/conformance/direct-file.js';
 import type { PlanEntry } from '../../src/api/status.js';
 import type { DeviceStatus } from '../../src/api/status.js';
 import { underVerifiedWrites } from './fio.js';
-import { Served, assertNothingLeft, isLinux, trust } from './harness.js';
+import { RunningSupervisor, assertNothingLeft, isLinux, trust } from './harness.js';
 
 /** What changes while a device is served: its processes, its code, its options, its size. Its users see a pause. */
 
@@ -49,7 +49,7 @@ test('hand-over', { timeout: 1_100_000 }, async (t) => {
   const disk = { name: 'disk', queues: 2, depth: 32, backend: { type: 'ram', size: '16MiB' } };
   const js = { name: 'js', queues: 2, backend: { type: MODULE } };
   const gone = { name: 'gone', backend: { type: 'null', size: '1MiB' } };
-  const served = await Served.start([disk, js, gone], { args: ['--watch'] });
+  const served = await RunningSupervisor.start([disk, js, gone], { args: ['--watch'] });
   const { path } = await served.device('disk');
   assert.ok(path);
   const underLoad = (act: () => Promise<void>): Promise<void> =>

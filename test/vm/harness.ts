@@ -123,7 +123,7 @@ export interface ApiResponse {
 }
 
 /** A supervisor that runs in this guest. */
-export class Served {
+export class RunningSupervisor {
   readonly pid: number;
   readonly runtimeDir: string;
   /** Resolves with the exit code when the supervisor ends; a signal counts as 128 + number would in a shell. */
@@ -166,7 +166,7 @@ export class Served {
       under?: readonly string[];
       args?: readonly string[];
     } = {},
-  ): Promise<Served> {
+  ): Promise<RunningSupervisor> {
     const directory = options.runtimeDir ?? (await mkdtemp('/run/supervisor-'));
     const config = join(await mkdtemp('/tmp/config-'), 'config.json');
     await writeFile(config, JSON.stringify({ devices }));
@@ -185,7 +185,7 @@ export class Served {
       stdio: ['ignore', 'inherit', 'pipe'],
       env: { PATH: process.env.PATH },
     });
-    const served = new Served(child, directory, config);
+    const served = new RunningSupervisor(child, directory, config);
     let ended: number | undefined;
     void served.exit.then((code) => {
       ended = code;

@@ -6,7 +6,15 @@ import { truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { DirectFile } from '../../src/js-backend/conformance/direct-file.js';
-import { Served, assertNothingLeft, hasEnded, processesNamed, shell, supervisorCommand, waitFor } from './harness.js';
+import {
+  RunningSupervisor,
+  assertNothingLeft,
+  hasEnded,
+  processesNamed,
+  shell,
+  supervisorCommand,
+  waitFor,
+} from './harness.js';
 
 /** A file system that does not answer, be it for hours, concerns the devices on it alone, however many they are. */
 
@@ -39,7 +47,7 @@ test('file systems that hang', { timeout: 1_200_000 }, async (t) => {
     process.kill(server, 'SIGCONT');
   };
   const content = new Map(devices.map((device) => [(device as { name: string }).name, randomBytes(MIB)]));
-  let served = await Served.start(devices, { runtimeDir });
+  let served = await RunningSupervisor.start(devices, { runtimeDir });
   const pathOf = async (name: string): Promise<string> => (await served.device(name)).path ?? assert.fail('no path');
   const states = async (names: readonly string[]): Promise<string[]> => {
     const { devices: all } = await served.status();
@@ -96,7 +104,7 @@ test('file systems that hang', { timeout: 1_200_000 }, async (t) => {
     const { pid } = served;
     process.kill(pid, 'SIGKILL');
     await served.exit;
-    served = await Served.start(devices, { runtimeDir });
+    served = await RunningSupervisor.start(devices, { runtimeDir });
     assert.deepEqual(await servers(), before);
     await killQueues(HUNG);
     await assertOthersWork();
@@ -151,7 +159,7 @@ test('file systems that hang', { timeout: 1_200_000 }, async (t) => {
   });
 
   await t.test('E6 the next supervisor serves what answers', async () => {
-    served = await Served.start([local], { runtimeDir });
+    served = await RunningSupervisor.start([local], { runtimeDir });
     assert.ok(content.get('local')?.equals(await read('local')));
     answer();
     await shell('fsfreeze --unfreeze /mnt/frozen');

@@ -3,7 +3,7 @@
 // guest: --timeout 2400
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { Served, assertNothingLeft, ok, shell } from './harness.js';
+import { RunningSupervisor, assertNothingLeft, ok, shell } from './harness.js';
 
 /** Disks that others made, served without a word about what is in them. */
 
@@ -84,7 +84,7 @@ test('images that others made', async (t) => {
     }),
     ...inArchives,
   ];
-  const served = await Served.start(disks.map(({ name, backend }) => ({ name, backend })));
+  const served = await RunningSupervisor.start(disks.map(({ name, backend }) => ({ name, backend })));
   for (const { name, blockSize, chosen } of disks) {
     await t.test(name, async () => {
       const { path, ...device } = await served.device(name);
@@ -190,7 +190,7 @@ test('images that are a part of something', async (t) => {
     const mkfs = `mkfs.ext4 -qb ${member.sector === 512 ? '1024' : '4096'} $opened`;
     await onLoop(member, member.make + inside(member, 'cp /tmp/noise /mnt/image/noise', mkfs));
   }
-  const served = await Served.start(
+  const served = await RunningSupervisor.start(
     members.map(({ name }) => ({ name, backend: { type: 'file', path: fileOf(name) } })),
   );
   for (const member of members) {

@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { memoryFileOf } from '../../backends/module/memory-file.js';
 import { DirectFile } from '../../src/js-backend/conformance/direct-file.js';
-import { Served, assertNothingLeft, ok, processesNamed, root, waitFor } from './harness.js';
+import { RunningSupervisor, assertNothingLeft, ok, processesNamed, root, waitFor } from './harness.js';
 import { memoryOf } from './ram-data.js';
 import { Witness } from './witness.js';
 
@@ -69,7 +69,7 @@ test('backends that misbehave', async (t) => {
   await brittle(goodBackend);
 
   const recovery = { maxRestarts: 100 };
-  const served = await Served.start([
+  const served = await RunningSupervisor.start([
     { name: 'witness', backend: { type: 'ram', size: '16MiB' } },
     // To fill the heap takes a minute where others want the CPUs, too.
     { name: 'faulty', requestTimeout: '10min', recovery, backend: { type: faultyPath } },
@@ -224,9 +224,12 @@ test('a module that its author works on', async (t) => {
   await mkdir(DIRECTORY, { recursive: true, mode: 0o755 });
   const type = join(DIRECTORY, 'draft.mjs');
   await writeFile(type, 'export default {', { mode: 0o644 });
-  const served = await Served.start([{ name: 'draft', queues: 1, requestTimeout: '1h', backend: { type } }], {
-    args: ['--watch'],
-  });
+  const served = await RunningSupervisor.start(
+    [{ name: 'draft', queues: 1, requestTimeout: '1h', backend: { type } }],
+    {
+      args: ['--watch'],
+    },
+  );
 
   await t.test('is tried until it loads, also when it was broken at the start', async () => {
     const { state, reason } = await served.device('draft');
@@ -280,7 +283,7 @@ test('E6 shared memory is of one device, and lasts', async (t) => {
   const devices = [{ name: 'kept', user: 1000, queues: 2, backend: { type: module } }];
   const runtimeDir = '/run/supervisor-one';
   const pattern = Buffer.alloc(BLOCK, 'kept');
-  let served = await Served.start(devices, { runtimeDir });
+  let served = await RunningSupervisor.start(devices, { runtimeDir });
   const path = (await served.device('kept')).path ?? assert.fail(served.log);
   const read = async (): Promise<Buffer> => {
     await using disk = await DirectFile.open(path);
@@ -298,7 +301,7 @@ test('E6 shared memory is of one device, and lasts', async (t) => {
   }
 
   await t.test('F3 a device of the same name of another supervisor does not get it', async () => {
-    const other = await Served.start(devices, { runtimeDir: '/run/supervisor-two' });
+    const other = await RunningSupervisor.start(devices, { runtimeDir: '/run/supervisor-two' });
     assert.match((await other.device('kept')).reason ?? '', /kept\.shared is in use by another process; use another/);
     assert.equal(await other.terminate(), 0);
     assert.ok(existsSync(memoryFileOf('kept')));
@@ -315,7 +318,7 @@ test('E6 shared memory is of one device, and lasts', async (t) => {
     rmSync(memoryFileOf('kept'));
     process.kill(served.pid, 'SIGKILL');
     await served.exit;
-    served = await Served.start(devices, { runtimeDir });
+    served = await RunningSupervisor.start(devices, { runtimeDir });
     assert.deepEqual(await afterKill(), pattern);
   });
 
@@ -324,7 +327,7 @@ test('E6 shared memory is of one device, and lasts', async (t) => {
     await served.exit;
     for (const pid of processesNamed('ublk-zygote')) process.kill(pid, 'SIGKILL');
     await waitFor('the end of all processes', () => processesNamed('ublk/').length === 0);
-    served = await Served.start(devices, { runtimeDir });
+    served = await RunningSupervisor.start(devices, { runtimeDir });
     const { state, reason } = await served.device('kept');
     assert.equal(state, 'degraded');
     assert.match(
@@ -359,7 +362,7 @@ Socket.prototype.write = function (...args) {
 test('a queue process that is told late what to load waits for that', async () => {
   const module = join(DIRECTORY, 'memory.mjs');
   await writeFile('/run/late-words.mjs', lateWords);
-  const served = await Served.start([], { nodeOptions: ['--import', '/run/late-words.mjs'] });
+  const served = await RunningSupervisor.start([], { nodeOptions: ['--import', '/run/late-words.mjs'] });
   const added = served.add({ name: 'late', queues: 1, backend: { type: module } });
   const isWaiting = (pid: number): boolean => {
     const [title, where] = ['cmdline', 'wchan'].map((what) => readFileSync(`/proc/${String(pid)}/${what}`, 'latin1'));

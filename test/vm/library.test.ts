@@ -5,7 +5,15 @@ import { mkdtemp, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { SupervisorError, serve } from 'ublk-supervisor';
-import { Served, assertNothingLeft, ok, processesNamed, run, supervisorCommand, waitFor } from './harness.js';
+import {
+  RunningSupervisor,
+  assertNothingLeft,
+  ok,
+  processesNamed,
+  run,
+  supervisorCommand,
+  waitFor,
+} from './harness.js';
 
 /** The library, from this very process: `ublk-supervisor` is what package.json exports of this tree. */
 
@@ -148,7 +156,7 @@ test('with a runtime directory the command line has a way in', async () => {
 test('when one device cannot be started, what an earlier program left is served on', async () => {
   const runtimeDir = await mkdtemp('/run/library-');
   const kept = { name: 'kept', backend: ram };
-  const earlier = await Served.start([kept], { runtimeDir });
+  const earlier = await RunningSupervisor.start([kept], { runtimeDir });
   process.kill(earlier.pid, 'SIGKILL');
   await earlier.exit;
   const pids = processesNamed('ublk/');
@@ -162,7 +170,7 @@ test('when one device cannot be started, what an earlier program left is served 
   assert.notEqual(failed.code, 0);
   assert.match(failed.stderr, /there is no directory nowhere on the way to it/);
   assert.deepEqual(processesNamed('ublk/'), pids);
-  const next = await Served.start([kept], { runtimeDir });
+  const next = await RunningSupervisor.start([kept], { runtimeDir });
   assert.deepEqual(
     (await next.status()).devices.map(({ name, state, queues }) => [name, state, queues[0]?.pid]),
     [['kept', 'live', pids[0]]],

@@ -8,7 +8,17 @@ import { test } from 'node:test';
 import { zipArchive } from '../unit/zip-archive.js';
 import { DirectFile } from '../../src/js-backend/conformance/direct-file.js';
 import { IMAGE_BYTES, makeSample, testBackends } from './device-suite.js';
-import { Served, assertNothingLeft, ok, processesNamed, root, shell, signal, trust, waitFor } from './harness.js';
+import {
+  RunningSupervisor,
+  assertNothingLeft,
+  ok,
+  processesNamed,
+  root,
+  shell,
+  signal,
+  trust,
+  waitFor,
+} from './harness.js';
 import { seed } from './random.js';
 
 /** Backends below one in JavaScript. */
@@ -53,7 +63,7 @@ test('a store below a backend in JavaScript is kept as others are', async (t) =>
   const path = '/run/stores/disk.img';
   const kept = { name: 'kept', queues: 2, user: 1000, backend: over({ type: 'file', path, size: SIZE }) };
   const devices = [kept, { name: 'memory', backend: over({ type: 'ram', size: SIZE }) }];
-  let served = await Served.start(devices, { runtimeDir });
+  let served = await RunningSupervisor.start(devices, { runtimeDir });
   const pattern = Buffer.alloc(4096, 'kept');
   const pathOf = async (name: string): Promise<string> => (await served.device(name)).path ?? assert.fail(served.log);
   const read = async (name: string): Promise<Buffer> => {
@@ -78,7 +88,7 @@ test('a store below a backend in JavaScript is kept as others are', async (t) =>
     const before = await pidsOf();
     process.kill(served.pid, 'SIGKILL');
     await served.exit;
-    served = await Served.start(devices, { runtimeDir });
+    served = await RunningSupervisor.start(devices, { runtimeDir });
     for (const { name } of devices) await served.untilLive(name);
     assert.deepEqual(await pidsOf(), before);
     const { stderr } = await served.command('add', 'file', `path=${path}`, '--name', 'second');

@@ -3,7 +3,7 @@ import { test } from 'node:test';
 import type { DeviceStatus } from '../../src/api/status.js';
 import { install, keepThisBuild } from './builds.js';
 import { Load, verifiedWrites } from './fio.js';
-import { Served, assertNothingLeft, hasEnded, processesNamed, waitFor, signal } from './harness.js';
+import { RunningSupervisor, assertNothingLeft, hasEnded, processesNamed, waitFor, signal } from './harness.js';
 
 /** Mass deaths among many devices of one supervisor: nobody is forgotten, and no client sees an error. */
 
@@ -34,7 +34,7 @@ export function testManyDevices(count: number, queues: number): void {
   });
 
   test(`${String(count)} devices`, { timeout: 3_500_000 }, async (t) => {
-    let served = await Served.start(devices, { runtimeDir });
+    let served = await RunningSupervisor.start(devices, { runtimeDir });
     const allLive = (isSo: (device: DeviceStatus) => boolean = () => true): Promise<readonly DeviceStatus[]> =>
       waitFor(
         'all devices being live',
@@ -67,7 +67,7 @@ export function testManyDevices(count: number, queues: number): void {
     await t.test('A3 a supervisor that is killed leaves all of them to the next', async () => {
       process.kill(served.pid, 'SIGKILL');
       await served.exit;
-      served = await Served.start(devices, { runtimeDir });
+      served = await RunningSupervisor.start(devices, { runtimeDir });
       assertAdopted(await allLive(), before);
     });
 
@@ -103,7 +103,7 @@ export function testManyDevices(count: number, queues: number): void {
       await waitFor('the first recovery', () => served.log.slice(said).includes(' is recovering'));
       process.kill(served.pid, 'SIGKILL');
       await served.exit;
-      served = await Served.start(devices, { runtimeDir });
+      served = await RunningSupervisor.start(devices, { runtimeDir });
       const after = await allLive();
       const others = (all: readonly DeviceStatus[]): DeviceStatus[] =>
         all.filter(({ name }) => victims.every((victim) => victim.name !== name));

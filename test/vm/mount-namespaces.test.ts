@@ -6,7 +6,7 @@ import { once } from 'node:events';
 import { constants, existsSync, readFileSync, readlinkSync } from 'node:fs';
 import { open, writeFile } from 'node:fs/promises';
 import { test } from 'node:test';
-import { Served, kernelComplaints, ok, processesNamed, run, shell, waitFor, zygoteOf } from './harness.js';
+import { RunningSupervisor, kernelComplaints, ok, processesNamed, run, shell, waitFor, zygoteOf } from './harness.js';
 import { ramData } from './ram-data.js';
 
 /** Mounts of a device where its own queue processes could be the last to have them. */
@@ -35,7 +35,7 @@ test('G2 mount namespaces', { timeout: 1_100_000 }, async (t) => {
   // As systemd has it.
   await ok('mount', ['--make-rshared', '/']);
   // The supervisor is in a namespace that others mount in, and that ends with it.
-  const served = await Served.start(devices, { under: ['unshare', '--mount', '--propagation', 'private'] });
+  const served = await RunningSupervisor.start(devices, { under: ['unshare', '--mount', '--propagation', 'private'] });
   const inNamespace = (...args: readonly string[]): Promise<string> =>
     ok('nsenter', ['--mount', `--target=${String(served.pid)}`, ...args]);
 

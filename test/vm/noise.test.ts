@@ -10,7 +10,7 @@ import { test } from 'node:test';
 import { setTimeout } from 'node:timers/promises';
 import type { DeviceStatus } from '../../src/api/status.js';
 import { Cgroup } from './cgroup.js';
-import { Served, hasEnded, ok, run, shell, waitFor } from './harness.js';
+import { RunningSupervisor, hasEnded, ok, run, shell, waitFor } from './harness.js';
 import { Oracles, Registers, assertCause } from './oracles.js';
 
 /** What goes on around a device: processes that stand still, clocks that jump, a kernel that is being reconfigured. */
@@ -32,7 +32,7 @@ test('a device in a restless machine', { timeout: 1_100_000 }, async (t) => {
     truncate -s 48M /mnt/image/ext4
     mkfs.ext4 -q /mnt/image/ext4
     mount -o loop /mnt/image/ext4 /mnt/store`);
-  const served = await Served.start([
+  const served = await RunningSupervisor.start([
     { name: 'witness', backend: { type: 'ram', size: '16MiB' } },
     { name: 'checked', queues: 2, ...settings, backend: { type: 'ram', size: '16MiB' } },
     { name: 'stored', ...settings, backend: { type: 'file', path: '/mnt/store/file', size: '8MiB' } },

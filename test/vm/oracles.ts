@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { after } from 'node:test';
 import { messageOf } from '../../src/errors.js';
 import type { DeviceStatus, ExitStatus } from '../../src/api/status.js';
-import { type Served, assertNothingLeft, kernelComplaints, root, waitFor } from './harness.js';
+import { type RunningSupervisor, assertNothingLeft, kernelComplaints, root, waitFor } from './harness.js';
 import { seed } from './random.js';
 import type { RegisterReport } from './registers.js';
 import { Witness } from './witness.js';
@@ -98,7 +98,7 @@ export class Registers {
 }
 
 /** O7: neither a pause nor an exit since the device was started. */
-export async function assertUndisturbed(served: Served, name: string): Promise<void> {
+export async function assertUndisturbed(served: RunningSupervisor, name: string): Promise<void> {
   const { state, generation, recoveries, lastExit, reason } = await served.device(name);
   assert.deepEqual([state, generation, recoveries, lastExit, reason], ['live', 1, 0, null, null], `${name} noticed`);
 }
@@ -114,14 +114,14 @@ export function assertCause({ name, lastExit }: DeviceStatus, { reason, ...cause
 
 /** All oracles around a test: some devices are made to suffer, another is the witness. */
 export class Oracles {
-  readonly #served: Served;
+  readonly #served: RunningSupervisor;
   readonly #registers: readonly Registers[];
   readonly #witness: Witness;
   readonly #witnessName: string;
   readonly #expected: RegExp | undefined;
 
   private constructor(
-    served: Served,
+    served: RunningSupervisor,
     registers: readonly Registers[],
     witness: Witness,
     witnessName: string,
@@ -136,7 +136,7 @@ export class Oracles {
 
   /** `expected`: complaints of the kernel that the test causes on purpose. */
   static async around(
-    served: Served,
+    served: RunningSupervisor,
     options: { readonly checked: readonly string[]; readonly witness: string; readonly expected?: RegExp },
   ): Promise<Oracles> {
     const pathOf = async (name: string): Promise<string> =>

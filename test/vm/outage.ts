@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { spawn, type ChildProcess } from 'node:child_process';
 import { mkdir, writeFile } from 'node:fs/promises';
 import type { DeviceStatus } from '../../src/api/status.js';
-import { Served, assertNothingLeft, ok, run, shell, waitFor, type Finished } from './harness.js';
+import { RunningSupervisor, assertNothingLeft, ok, run, shell, waitFor, type Finished } from './harness.js';
 
 /** Devices whose stores can be made to stop answering. */
 
@@ -42,7 +42,7 @@ const serving = `require('node:http').createServer((_, response) => response.end
 
 export interface Stores {
   /** With device `stored`, on a block device, and `asking`, in JavaScript, which asks a server. */
-  readonly served: Served;
+  readonly served: RunningSupervisor;
   readonly server: ChildProcess;
   /** Of the block device; until `answers`. */
   readonly stopsAnswering: () => Promise<unknown>;
@@ -64,7 +64,7 @@ export async function startStores(): Promise<Stores> {
   await writeFile(`${DIRECTORY}/asking.mjs`, asking, { mode: 0o644 });
   const server = spawn(process.execPath, ['-e', serving], { stdio: 'ignore' });
   await waitFor('the server being there', async () => (await run('test', ['-S', SERVER_SOCKET])).code === 0);
-  const served = await Served.start([
+  const served = await RunningSupervisor.start([
     { name: 'stored', requestTimeout: '1s', recovery, backend: { type: 'file', path: '/dev/dm-0' } },
     { name: 'asking', requestTimeout: '3s', recovery, backend: { type: `${DIRECTORY}/asking.mjs` } },
   ]);

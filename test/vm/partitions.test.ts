@@ -5,7 +5,7 @@ import { open } from 'node:fs/promises';
 import { test } from 'node:test';
 import type { DeviceStatus } from '../../src/api/status.js';
 import { Load, verifiedWrites } from './fio.js';
-import { Served, assertNothingLeft, isLinux, ok, run, shell, signal, waitFor } from './harness.js';
+import { RunningSupervisor, assertNothingLeft, isLinux, ok, run, shell, signal, waitFor } from './harness.js';
 
 /** Partitions are devices, whoever made the table and when. */
 
@@ -69,7 +69,7 @@ const sfdisk = (path: string, script: string, ...options: readonly string[]): Pr
 test('partitions', { timeout: 1_100_000 }, async (t) => {
   await shell(`truncate -s 64M ${IMAGE}`);
   await sfdisk(IMAGE, 'label: gpt\\n, 16M\\n, 16M\\n');
-  let served = await Served.start(devices, { runtimeDir });
+  let served = await RunningSupervisor.start(devices, { runtimeDir });
   const disk = await served.device('disk');
   const empty = await served.device('empty');
 
@@ -157,7 +157,7 @@ test('partitions', { timeout: 1_100_000 }, async (t) => {
     await served.exit;
     await shell(`sfdisk -q --no-reread --no-tell-kernel --delete ${pathOf(empty)} 3`);
     assert.ok(has(empty, [1, 2, 3]));
-    served = await Served.start(devices, { runtimeDir });
+    served = await RunningSupervisor.start(devices, { runtimeDir });
     await untilHas(empty, [1, 2]);
     assert.ok(has(disk, [1, 2]));
   });

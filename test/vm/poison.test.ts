@@ -6,7 +6,7 @@ import { basename, join } from 'node:path';
 import { test } from 'node:test';
 import { DirectFile } from '../../src/js-backend/conformance/direct-file.js';
 import type { CrashStatus, DeviceStatus } from '../../src/api/status.js';
-import { Served, assertNothingLeft, root, waitFor } from './harness.js';
+import { RunningSupervisor, assertNothingLeft, root, waitFor } from './harness.js';
 
 /** Requests that crash whoever serves them, and what is told of crashes. */
 
@@ -56,9 +56,12 @@ test('requests that crash their backend', { timeout: 1_100_000 }, async (t) => {
   await mkdir(DIRECTORY, { mode: 0o755 });
   const module = join(DIRECTORY, 'poison.mjs');
   await copyFile(join(root, 'test/vm/poison-backend.js'), module);
-  const served = await Served.start([{ name: 'victim', queues: 1, requestTimeout: '3s', backend: { type: module } }], {
-    stateDir: STATE,
-  });
+  const served = await RunningSupervisor.start(
+    [{ name: 'victim', queues: 1, requestTimeout: '3s', backend: { type: module } }],
+    {
+      stateDir: STATE,
+    },
+  );
   const device = (): Promise<DeviceStatus> => served.device('victim');
   const disk = await DirectFile.open((await device()).path ?? assert.fail(served.log));
   for (let block = 0; block < 64; block += 1) await disk.write(block * BLOCK, Buffer.alloc(BLOCK, block));
@@ -161,7 +164,7 @@ test('requests that crash their backend', { timeout: 1_100_000 }, async (t) => {
 test('C3: a state directory that cannot be used keeps nobody from recovering', { timeout: 200_000 }, async () => {
   await symlink('/run', '/tmp/state');
   const backend = { type: 'ram', size: '16MiB' };
-  const served = await Served.start([{ name: 'ram0', coreDump: true, backend }], { stateDir: '/tmp/state' });
+  const served = await RunningSupervisor.start([{ name: 'ram0', coreDump: true, backend }], { stateDir: '/tmp/state' });
   for (let kill = 1; kill <= 2; kill += 1) {
     process.kill((await served.device('ram0')).queues[0]?.pid ?? assert.fail('no process'), 'SIGSEGV');
     await served.untilLive('ram0', kill, RECOVERY_TIMEOUT_MS);

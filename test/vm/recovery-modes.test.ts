@@ -10,7 +10,7 @@ import type { DeviceStatus } from '../../src/api/status.js';
 import { featureFlag } from '../../src/supervisor/host/ublk-features.js';
 import { DirectFile } from '../../src/js-backend/conformance/direct-file.js';
 import { Load, failingWrites } from './fio.js';
-import { Served, assertNothingLeft, processesNamed, traces, waitFor, type ApiResponse } from './harness.js';
+import { RunningSupervisor, assertNothingLeft, processesNamed, traces, waitFor, type ApiResponse } from './harness.js';
 import { random, seed } from './random.js';
 
 /** What a device does that is told not to recover, or not always, or not without errors. */
@@ -40,13 +40,13 @@ function killOne({ queues }: DeviceStatus): void {
 
 const codeOf = (error: unknown): string | undefined => (error as NodeJS.ErrnoException).code;
 
-const untilState = async (served: Served, name: string, state: string): Promise<DeviceStatus> =>
+const untilState = async (served: RunningSupervisor, name: string, state: string): Promise<DeviceStatus> =>
   waitFor(`device ${name} being ${state}`, async () => {
     const device = await served.device(name);
     return device.state === state && device;
   });
 
-const recover = async (served: Served, name: string): Promise<ApiResponse> =>
+const recover = async (served: RunningSupervisor, name: string): Promise<ApiResponse> =>
   served.api('POST', `/v1/devices/${name}/recover`);
 
 /** A write by a process of its own, as it may wait for as long as it likes. */
@@ -80,7 +80,7 @@ class SeparateWrite {
 
 test('devices that may not simply recover', { timeout: 1_100_000 }, async (t) => {
   t.diagnostic(`seed ${String(seed)}`);
-  const served = await Served.start(devices);
+  const served = await RunningSupervisor.start(devices);
   const canFailIo = (ublkFeatures() & featureFlag('USER_RECOVERY_FAIL_IO')) !== 0n;
   const data = randomBytes(MiB);
 

@@ -4,7 +4,7 @@ import { test } from 'node:test';
 import { setTimeout } from 'node:timers/promises';
 import type { DeviceStatus } from '../../src/api/status.js';
 import { Load, verifiedWrites } from './fio.js';
-import { Served, assertNothingLeft, processesNamed, waitFor, zygoteOf, signal } from './harness.js';
+import { RunningSupervisor, assertNothingLeft, processesNamed, waitFor, zygoteOf, signal } from './harness.js';
 import { random, seed } from './random.js';
 
 /** Whatever is killed below a device, whoever uses it sees no error and no wrong data. */
@@ -28,7 +28,7 @@ const openFiles = (pid: number): number => readdirSync(`/proc/${String(pid)}/fd`
 
 test('users of a device see neither errors nor wrong data', { timeout: 1_100_000 }, async (t) => {
   t.diagnostic(`seed ${String(seed)}`);
-  const served = await Served.start(devices);
+  const served = await RunningSupervisor.start(devices);
   const { path } = await served.device('killed');
   const { path: bystanderPath } = await served.device('bystander');
   assert.ok(path && bystanderPath);

@@ -6,7 +6,7 @@ import { mkdtemp, writeFile } from 'node:fs/promises';
 import { release } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { Served, assertNothingLeft, ok, root, supervisorCommand } from './harness.js';
+import { RunningSupervisor, assertNothingLeft, ok, root, supervisorCommand } from './harness.js';
 
 const modules = `/lib/modules/${release()}`;
 const device = { name: 'n', backend: { type: 'null', size: '1GiB' } };
@@ -51,7 +51,7 @@ test('D4 without the ublk driver', async () => {
 
   // The advice is right.
   await ok('modprobe', ['ublk_drv']);
-  const served = await Served.start([device], { runtimeDir });
+  const served = await RunningSupervisor.start([device], { runtimeDir });
   assert.equal((await served.device('n')).state, 'live');
   assert.equal(await served.terminate(), 0);
   await assertNothingLeft(runtimeDir);

@@ -7,7 +7,7 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import {
   COMMAND_TIMEOUT_MS,
-  Served,
+  RunningSupervisor,
   cli,
   ok,
   processesNamed,
@@ -121,7 +121,7 @@ test('a container whose /dev is its own, without CAP_IPC_LOCK', async (t) => {
     'ulimit -l 64; exec "$@"',
     'sh',
   ];
-  const served = await Served.start(devices, { under });
+  const served = await RunningSupervisor.start(devices, { under });
   const inside = (...args: readonly string[]): Promise<Finished> =>
     run('nsenter', ['--mount', `--target=${String(served.pid)}`, ...args]);
   const nodes = async (): Promise<string[]> =>
@@ -207,7 +207,7 @@ test('E1 a device that somebody made without privileges is not there for us', as
   const foreign = Number(await ok('setpriv', ['--bounding-set', '-sys_admin', program]));
   const runtimeDir = '/run/neighbour';
   const devices = [{ name: 'own', backend: { type: 'ram', size: '16MiB' } }];
-  const served = await Served.start(devices, { runtimeDir });
+  const served = await RunningSupervisor.start(devices, { runtimeDir });
   const { id, queues } = await served.device('own');
   assert.notEqual(id, foreign);
   await assertUsable(id ?? assert.fail());
@@ -215,7 +215,7 @@ test('E1 a device that somebody made without privileges is not there for us', as
   await t.test('nor when ours are adopted', async () => {
     process.kill(served.pid, 'SIGKILL');
     await served.exit;
-    const next = await Served.start(devices, { runtimeDir });
+    const next = await RunningSupervisor.start(devices, { runtimeDir });
     const adopted = await next.device('own');
     assert.deepEqual([adopted.id, adopted.queues[0]?.pid], [id, queues[0]?.pid]);
     const taken = { name: 'taken', id: foreign, backend: { type: 'null', size: '1MiB' } };
@@ -230,7 +230,7 @@ test('E1 a device that somebody made without privileges is not there for us', as
 });
 
 test('with a supervisor running', async (t) => {
-  const served = await Served.start(firstDevices, { runtimeDir: '/run/first' });
+  const served = await RunningSupervisor.start(firstDevices, { runtimeDir: '/run/first' });
 
   await t.test('A7 D2 its queue processes are confined', async () => {
     const pids = (await served.status()).devices.flatMap(({ queues }) => queues.map(({ pid }) => pid));
@@ -273,7 +273,7 @@ test('with a supervisor running', async (t) => {
 
   await t.test('E1 its devices are foreign to another, which leaves them alone', async () => {
     const taken = { name: 'taken', id: 3, backend: { type: 'ram', size: '16MiB' } };
-    const other = await Served.start([taken, { name: 'fine', backend: { type: 'null', size: '16MiB' } }]);
+    const other = await RunningSupervisor.start([taken, { name: 'fine', backend: { type: 'null', size: '16MiB' } }]);
     const owner = (await served.status()).devices.find(({ id }) => id === 3) ?? assert.fail('no device 3');
     const conflict = new RegExp(
       `id 3 is taken by pid ${String(zygoteOf(owner))}; choose another id or delete that device \\(EEXIST\\)`,
@@ -298,7 +298,7 @@ test('with a supervisor running', async (t) => {
     const serving = processesNamed('ublk/');
     assert.equal(serving.length, 3);
     await assertUsable(3);
-    const next = await Served.start(firstDevices, { runtimeDir: served.runtimeDir });
+    const next = await RunningSupervisor.start(firstDevices, { runtimeDir: served.runtimeDir });
     assert.deepEqual(processesNamed('ublk/'), serving);
     assert.equal(await next.terminate(), 0);
     assert.deepEqual(processesNamed('ublk'), []);

@@ -10,7 +10,7 @@ import { setTimeout } from 'node:timers/promises';
 import { ublkDeviceInfo } from '../../src/native/addon/system.js';
 import type { DeviceStatus } from '../../src/api/status.js';
 import { Cgroup } from './cgroup.js';
-import { Served, ok, processesNamed, root, run, shell, waitFor, zygoteOf } from './harness.js';
+import { RunningSupervisor, ok, processesNamed, root, run, shell, waitFor, zygoteOf } from './harness.js';
 import { Oracles, assertCause } from './oracles.js';
 
 /** Too little memory, too few files, processes or rings: what is there goes on, what is asked for is refused by name. */
@@ -55,7 +55,7 @@ test('a device in a machine that is short of something', { timeout: 2_300_000 },
     mkswap -q /mnt/disk/swap
     swapon /mnt/disk/swap
     head -c 1M /dev/urandom > /run/noise`);
-  const served = await Served.start([
+  const served = await RunningSupervisor.start([
     { name: 'witness', backend: { type: 'ram', size: '16MiB' } },
     { name: 'native', queues: 2, recovery, backend: { type: 'ram', size: '16MiB' } },
     { name: 'script', queues: 1, recovery, backend: { type: '/run/backends/async-ram.mjs' } },
@@ -263,7 +263,7 @@ test('a device in a machine that is short of something', { timeout: 2_300_000 },
 
 test('E1 a foreign device that nobody serves is not touched', async () => {
   const backend = { type: 'ram', size: '16MiB' };
-  const foreign = await Served.start([{ name: 'foreign', id: 20, backend }]);
+  const foreign = await RunningSupervisor.start([{ name: 'foreign', id: 20, backend }]);
   const [zygote = assert.fail()] = processesNamed('ublk-zygote');
   process.kill(foreign.pid, 'SIGKILL');
   await foreign.exit;
@@ -272,7 +272,7 @@ test('E1 a foreign device that nobody serves is not touched', async () => {
     const info = ublkDeviceInfo(20);
     return info?.state === QUIESCED && info;
   });
-  const served = await Served.start([{ name: 'own', backend }]);
+  const served = await RunningSupervisor.start([{ name: 'own', backend }]);
   const { status, body } = await served.api('POST', '/v1/devices', { name: 'same', id: 20, backend });
   assert.equal(status, 409);
   assert.match(JSON.stringify(body), /id 20 is taken.*choose another id or delete that device \(EEXIST\)/);

@@ -5,7 +5,18 @@ import { existsSync, readFileSync, readdirSync, statSync, symlinkSync } from 'no
 import { chmod, copyFile, mkdir, mkdtemp, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { Served, assertNothingLeft, cli, ok, processesNamed, root, run, shell, trust, waitFor } from './harness.js';
+import {
+  RunningSupervisor,
+  assertNothingLeft,
+  cli,
+  ok,
+  processesNamed,
+  root,
+  run,
+  shell,
+  trust,
+  waitFor,
+} from './harness.js';
 import type { Finished } from './harness.js';
 import { Witness } from './witness.js';
 
@@ -64,7 +75,7 @@ export default {
 
 const statusLine = (pid: number, key: string): string =>
   new RegExp(`^${key}:[ \\t]*(.*)$`, 'm').exec(readFileSync(`/proc/${String(pid)}/status`, 'utf8'))?.[1]?.trim() ?? '?';
-/** As src/api/api-server.ts has it. */
+/** As src/api/server.ts has it. */
 const MOST_CONNECTIONS = 64;
 
 const openFiles = (pid: number): number => readdirSync(`/proc/${String(pid)}/fd`).length;
@@ -86,7 +97,7 @@ test('security', { timeout: 1_100_000 }, async (t) => {
   const hostile = '/run/backends/hostile.mjs';
   await copyFile(join(root, 'dist/test/vm/hostile-client.js'), hostile);
   await chmod(hostile, 0o644);
-  const served = await Served.start(
+  const served = await RunningSupervisor.start(
     [
       { name: 'witness', id: 0, backend: { type: 'ram', size: '16MiB' } },
       { name: 'native', id: 1, queues: 2, user: 'nobody', backend: { type: 'ram', size: '16MiB' } },
@@ -193,7 +204,7 @@ test('security', { timeout: 1_100_000 }, async (t) => {
     const { status, body } = await served.api('POST', '/v1/devices', device);
     assert.equal(status, 400);
     assert.match(JSON.stringify(body), /user: expected a user of this machine, got \\"no-such-user\\"/);
-    const weak = await Served.start([{ ...device, user: 'nobody', recovery: { maxRestarts: 0 } }], {
+    const weak = await RunningSupervisor.start([{ ...device, user: 'nobody', recovery: { maxRestarts: 0 } }], {
       under: ['setpriv', '--bounding-set', '-setuid'],
     });
     const { state, reason } = await weak.device('more');

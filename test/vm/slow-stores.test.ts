@@ -5,7 +5,7 @@ import { spawn } from 'node:child_process';
 import { mkdir, rename, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { Served, assertNothingLeft, ok, processesNamed, run, shell, signal, waitFor } from './harness.js';
+import { RunningSupervisor, assertNothingLeft, ok, processesNamed, run, shell, signal, waitFor } from './harness.js';
 
 /** A store that is missing, locked or hangs concerns its own device alone, which waits for it. */
 
@@ -44,7 +44,7 @@ test('stores that come late', { timeout: 900_000 }, async (t) => {
   await mkdir(stores);
   await makeStore(at('locked'));
   const unlock = await lock(at('locked'));
-  let served = await Served.start(devices, { runtimeDir });
+  let served = await RunningSupervisor.start(devices, { runtimeDir });
   const states = async (): Promise<string[]> =>
     (await served.status()).devices.map(({ name, state }) => `${name} ${state}`).sort();
 
@@ -80,7 +80,7 @@ test('stores that come late', { timeout: 900_000 }, async (t) => {
     for (const pid of processesNamed('ublk')) signal(pid, 'SIGKILL');
     await rename(at('missing'), `${at('missing')}.away`);
     const reading = ok('dd', [`if=${path ?? ''}`, 'of=/dev/null', 'bs=4k', 'count=1', 'iflag=direct', 'status=none']);
-    served = await Served.start(devices, { runtimeDir });
+    served = await RunningSupervisor.start(devices, { runtimeDir });
     assert.deepEqual(await states(), ['fine live', 'locked live', 'missing degraded']);
     assert.match((await served.device('missing')).reason ?? '', /no such file/);
     assert.equal((await served.device('missing')).path, path);
@@ -93,7 +93,7 @@ test('stores that come late', { timeout: 900_000 }, async (t) => {
     assert.equal((await served.command('stop', 'missing')).code, 0);
     await rename(at('missing'), `${at('missing')}.away`);
     assert.equal(await served.terminate(), 0);
-    served = await Served.start(devices, { runtimeDir });
+    served = await RunningSupervisor.start(devices, { runtimeDir });
     const failed = ['fine live', 'locked live', 'missing failed'];
     assert.deepEqual(await states(), failed);
     const upgrade = await served.command('upgrade', '--self');

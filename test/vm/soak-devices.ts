@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import type { DeviceStatus } from '../../src/api/status.js';
-import { hasEnded, Served, waitFor, signal } from './harness.js';
+import { hasEnded, RunningSupervisor, waitFor, signal } from './harness.js';
 
 /** A device of the configuration. */
 interface Configured {
@@ -36,12 +36,12 @@ export class Soak {
   readonly failed: Promise<never>;
   #fail: (error: Error) => void = () => undefined;
   #configured: readonly Configured[];
-  #served: Served;
+  #served: RunningSupervisor;
   /** Those that were replaced. */
-  readonly #earlier = new Set<Served>();
+  readonly #earlier = new Set<RunningSupervisor>();
   readonly #earlierRecoveries = new Map<string, number>();
 
-  private constructor(configured: readonly Configured[], served: Served) {
+  private constructor(configured: readonly Configured[], served: RunningSupervisor) {
     this.failed = new Promise((_resolve, reject) => {
       this.#fail = reject;
     });
@@ -53,10 +53,10 @@ export class Soak {
 
   static async start(): Promise<Soak> {
     const configured = [witness, ram, file, script];
-    return new Soak(configured, await Served.start(configured));
+    return new Soak(configured, await RunningSupervisor.start(configured));
   }
 
-  get served(): Served {
+  get served(): RunningSupervisor {
     return this.#served;
   }
 
@@ -89,7 +89,7 @@ export class Soak {
     await waitFor('everybody who was killed being gone', () => zygotes.every(hasEnded));
     const living = before.filter((device) => device.state === 'live' && !pidsOf(device).some(hasEnded));
     const spared = zygotes.length === 0 ? living : [];
-    this.#served = await Served.start(this.#configured, { runtimeDir: killed.runtimeDir });
+    this.#served = await RunningSupervisor.start(this.#configured, { runtimeDir: killed.runtimeDir });
     this.#watch(this.#served);
     for (const { name, recoveries } of before) {
       this.#earlierRecoveries.set(name, (this.#earlierRecoveries.get(name) ?? 0) + recoveries);
@@ -103,7 +103,7 @@ export class Soak {
     if (after.lastExit === null) assert.deepEqual(pidsOf(after), pidsOf(before), `${before.name} was not adopted`);
   }
 
-  #watch(served: Served): void {
+  #watch(served: RunningSupervisor): void {
     void served.exit.then((code) => {
       if (!this.#earlier.has(served)) this.#fail(new Error(`the supervisor ended with ${String(code)}`));
     });

@@ -5,7 +5,7 @@ import { randomBytes } from 'node:crypto';
 import { existsSync } from 'node:fs';
 import { mkdir, open, readFile, writeFile } from 'node:fs/promises';
 import { test } from 'node:test';
-import { Served, assertNothingLeft, ok, processesNamed, run, shell, traces, waitFor } from './harness.js';
+import { RunningSupervisor, assertNothingLeft, ok, processesNamed, run, shell, traces, waitFor } from './harness.js';
 import { ramData, ramFile } from './ram-data.js';
 
 /** Stopping: refused while somebody uses the device, and nothing that was written is lost by it. */
@@ -47,26 +47,26 @@ interface Identity {
   readonly path: string;
 }
 
-async function identify(served: Served, name: string): Promise<Identity> {
+async function identify(served: RunningSupervisor, name: string): Promise<Identity> {
   const { id, path } = await served.device(name);
   assert.ok(id !== null && path !== null);
   return { id, path };
 }
 
-async function isServing(served: Served, name: string): Promise<void> {
+async function isServing(served: RunningSupervisor, name: string): Promise<void> {
   const { state, path } = await served.device(name);
   assert.equal(state, 'live');
   assert.ok(path);
   await ok('dd', [`if=${path}`, 'of=/dev/null', 'bs=4k', 'count=8', 'iflag=direct', 'status=none']);
 }
 
-async function isGone(served: Served, name: string, id: number): Promise<void> {
+async function isGone(served: RunningSupervisor, name: string, id: number): Promise<void> {
   assert.equal((await served.api('GET', `/v1/devices/${name}`)).status, 404);
   // The removal of the char device is the kernel's last step.
   await waitFor(`device ${name} leaving the kernel`, () => traces(id).length === 0, 5_000);
 }
 
-async function stops(served: Served, name: string, query = ''): Promise<void> {
+async function stops(served: RunningSupervisor, name: string, query = ''): Promise<void> {
   const { status, body } = await served.api('DELETE', `/v1/devices/${name}${query}`);
   assert.equal(status, 200, JSON.stringify(body));
 }
@@ -82,7 +82,7 @@ async function mountWithDirtyFile(path: string, mountPoint: string): Promise<Buf
 }
 
 test('stopping devices', async (t) => {
-  const served = await Served.start(devices);
+  const served = await RunningSupervisor.start(devices);
 
   await t.test('E4 a mounted device is refused, with the mount named, and goes on', async () => {
     const { id, path } = await identify(served, 'mounted');
@@ -226,7 +226,7 @@ test('data outlives the device and the supervisor until it is deleted', async ()
   const write = (path: string, seek: number): Promise<string> =>
     ok('dd', ['if=/run/data', `of=${path}`, 'bs=64k', `seek=${String(seek)}`, 'conv=notrunc', 'status=none']);
 
-  let served = await Served.start([device]);
+  let served = await RunningSupervisor.start([device]);
   const { id, path } = await identify(served, 'kept');
   await write(path, 0);
   await stops(served, 'kept');
@@ -239,7 +239,7 @@ test('data outlives the device and the supervisor until it is deleted', async ()
   const both = Buffer.concat([data, data]);
   assert.ok((await firstBytes('kept', both.length)).equals(both), 'stopping the supervisor lost what was written');
 
-  served = await Served.start([device], { runtimeDir: served.runtimeDir });
+  served = await RunningSupervisor.start([device], { runtimeDir: served.runtimeDir });
   const again = await identify(served, 'kept');
   await ok('dd', [`if=${again.path}`, 'of=/run/read', 'bs=64k', 'count=96', 'iflag=direct', 'status=none']);
   assert.ok((await readFile('/run/read')).equals(both), 'the next supervisor does not serve the same data');
@@ -252,7 +252,7 @@ test('data outlives the device and the supervisor until it is deleted', async ()
 
 test('E4 a stop that meets a hang of the queue processes goes on after the recovery', async () => {
   const backend = { type: 'ram', size: '16MiB' };
-  const served = await Served.start([{ name: 'hangs', queues: 2, requestTimeout: '2s', backend }]);
+  const served = await RunningSupervisor.start([{ name: 'hangs', queues: 2, requestTimeout: '2s', backend }]);
   const { queues } = await served.device('hangs');
   for (const { pid } of queues) process.kill(pid ?? assert.fail('no process'), 'SIGSTOP');
   assert.equal(await served.terminate(), 0);

@@ -7,7 +7,7 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { DirectFile } from '../../src/js-backend/conformance/direct-file.js';
 import { zipArchive } from '../unit/zip-archive.js';
-import { Served, assertNothingLeft, processesNamed, run, signal, waitFor } from './harness.js';
+import { RunningSupervisor, assertNothingLeft, processesNamed, run, signal, waitFor } from './harness.js';
 
 /** Stores that are replaced, removed, emptied or touched while their devices have users. */
 
@@ -15,7 +15,8 @@ const runtimeDir = '/run/stores';
 const MIB = 2 ** 20;
 const recovery = { maxRestarts: 1000 };
 
-const start = (configured: readonly object[]): Promise<Served> => Served.start(configured, { runtimeDir });
+const start = (configured: readonly object[]): Promise<RunningSupervisor> =>
+  RunningSupervisor.start(configured, { runtimeDir });
 
 test('what becomes of stores while there is no supervisor', { timeout: 900_000 }, async (t) => {
   const directory = '/dev/shm/stores';

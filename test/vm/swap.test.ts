@@ -9,7 +9,7 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { setTimeout } from 'node:timers/promises';
 import { Cgroup } from './cgroup.js';
-import { Served, assertNothingLeft, hasEnded, root, shell, waitFor } from './harness.js';
+import { RunningSupervisor, assertNothingLeft, hasEnded, root, shell, waitFor } from './harness.js';
 
 /** Memory of the whole machine swapped to a device of ours whose processes die: nobody waits for ever, nothing is lost. */
 
@@ -35,7 +35,7 @@ const swapped = async (): Promise<number> => {
 test('D2 memory is swapped to a device whose processes die', { timeout: 1_100_000 }, async () => {
   const group = await Cgroup.make('kept', { 'memory.swap.max': '0' });
   const under = ['bash', '-c', `echo 0 > ${group.path}/cgroup.procs; exec "$@"`, 'bash'];
-  const served = await Served.start([file], { runtimeDir, under });
+  const served = await RunningSupervisor.start([file], { runtimeDir, under });
   const { path } = await served.device('file');
   await shell(`mkswap -q ${path ?? ''}; swapon ${path ?? ''}`);
   const program = join(root, 'dist/test/vm/memory-user.js');
@@ -62,7 +62,7 @@ test('D2 memory is swapped to a device whose processes die', { timeout: 1_100_00
 });
 
 test('D2 doctor warns of swap where it may stand still', async () => {
-  const served = await Served.start(unsafe, { runtimeDir });
+  const served = await RunningSupervisor.start(unsafe, { runtimeDir });
   const paths = (await served.status()).devices.map(({ path }) => path ?? '');
   for (const path of paths) await shell(`mkswap -q ${path}; swapon ${path}`);
   const { stdout } = await served.command('doctor');

@@ -9,7 +9,7 @@ import { arm, disarm, installFaultPoints, untilStruck } from './fault-points.js'
 import { underVerifiedWrites } from './fio.js';
 import {
   COMMAND_TIMEOUT_MS,
-  Served,
+  RunningSupervisor,
   assertNothingLeft,
   isLinux,
   ok,
@@ -36,10 +36,10 @@ async function install(text: string): Promise<void> {
 
 const serversOf = ({ queues }: DeviceStatus): (number | undefined)[] => queues.map(({ pid }) => pid ?? undefined);
 const zygotes = (): number[] => processesNamed('ublk-zygote');
-const servedTimes = ({ log }: Served): number => log.split('"serving"').length - 1;
+const servedTimes = ({ log }: RunningSupervisor): number => log.split('"serving"').length - 1;
 
 test('upgrade', { timeout: 1_100_000 }, async (t) => {
-  let served = await Served.start(devices, { runtimeDir });
+  let served = await RunningSupervisor.start(devices, { runtimeDir });
   const statuses = async (): Promise<readonly DeviceStatus[]> => {
     const { devices } = await served.status();
     return devices.toSorted((a, b) => (a.id ?? 0) - (b.id ?? 0));
@@ -137,7 +137,7 @@ test('upgrade', { timeout: 1_100_000 }, async (t) => {
     process.kill(served.pid, 'SIGKILL');
     await Promise.all([served.exit, upgrade]);
     await disarm();
-    served = await Served.start(devices, { runtimeDir });
+    served = await RunningSupervisor.start(devices, { runtimeDir });
     const [ram, file] = await statuses();
     assert.deepEqual([ram?.state, file?.state], ['live', 'live']);
     assert.equal(file && zygoteOf(file), zygoteOfFile, 'who was served was not served on');

@@ -4,7 +4,7 @@ import { spawn } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { mkdir, open, stat, type FileHandle } from 'node:fs/promises';
 import { test } from 'node:test';
-import { Served, assertNothingLeft, isLinux, ok, shell, traces, waitFor } from './harness.js';
+import { RunningSupervisor, assertNothingLeft, isLinux, ok, shell, traces, waitFor } from './harness.js';
 
 /** Whoever uses a device, in whatever way the kernel has for that, is seen and named, and nothing is touched before. */
 
@@ -196,7 +196,7 @@ interface Refusal {
 test('whoever uses a device is seen', async (t) => {
   await mkdir('/run/stores');
   const names = [...Object.keys(users), 'unused'];
-  const served = await Served.start(names.map(device));
+  const served = await RunningSupervisor.start(names.map(device));
   const inUse = Object.entries(users);
 
   /** Sizes of stores and who serves them. */

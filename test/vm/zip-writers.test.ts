@@ -7,7 +7,7 @@ import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { gunzipSync } from 'node:zlib';
 import { zipArchive } from '../unit/zip-archive.js';
-import { Served, assertNothingLeft, ok } from './harness.js';
+import { RunningSupervisor, assertNothingLeft, ok } from './harness.js';
 
 /** What the programs that people have write: scripts/zip-writers has each of them put the same file into an archive. */
 
@@ -38,7 +38,7 @@ async function archiveOf(gzip: string): Promise<Written> {
 }
 
 test('archives of other programs', { timeout: 1_000_000 }, async (t) => {
-  const served = await Served.start([]);
+  const served = await RunningSupervisor.start([]);
   const archives = join(made, 'archives');
   for (const name of (await readdir(archives)).sort()) {
     await t.test(name, async () => {

@@ -5,7 +5,7 @@ import { truncate, writeFile } from 'node:fs/promises';
 import { test } from 'node:test';
 import { singleBlock, zipArchive } from '../unit/zip-archive.js';
 import { DirectFile } from '../../src/js-backend/conformance/direct-file.js';
-import { Served, assertNothingLeft, ok, shell } from './harness.js';
+import { RunningSupervisor, assertNothingLeft, ok, shell } from './harness.js';
 
 const MIB = 2 ** 20;
 const imageBytes = 24 * MIB;
@@ -24,7 +24,7 @@ test('an entry of a zip archive as a block device', async (t) => {
     ]),
   );
   await writeFile('/tmp/forged.zip', zipArchive([{ name: 'a', data: image.subarray(0, MIB), both: { crc: 1 } }]));
-  const served = await Served.start([
+  const served = await RunningSupervisor.start([
     { name: 'deflated', queues: 2, backend: zip('deflated.img') },
     { name: 'stored', queues: 1, blockSize: 512, backend: zip('stored.img') },
     { name: 'odd', backend: zip('odd') },

@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import { messageOf } from '../../errors.js';
-import type { TestDevice } from './device.js';
+import type { TestDevice } from './test-device.js';
 import { QUEUES, operation, operations, type Operation, type OperationKind } from './operations.js';
 
 export interface Check {

@@ -1,7 +1,7 @@
 import { messageOf } from '../../errors.js';
 import { formatSize } from '../../units.js';
 import type { Check, RandomSettings } from './checks.js';
-import { TestDevice } from './device.js';
+import { TestDevice } from './test-device.js';
 import type { Disk } from './disk.js';
 
 export interface CheckResult {

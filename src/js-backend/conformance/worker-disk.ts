@@ -1,6 +1,6 @@
 import type { Announced } from '../load.js';
 import { assertSame, type Disk } from './disk.js';
-import { TestInstance, type InstanceSettings } from './instance.js';
+import { TestInstance, type InstanceSettings } from './test-instance.js';
 import type { Request } from './messages.js';
 import { QUEUES } from './operations.js';
 import { SharedLower } from './shared-lower.js';

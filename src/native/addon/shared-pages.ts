@@ -26,7 +26,7 @@ export interface SharedQueue {
 }
 
 /** A request that a backend has not answered. */
-export interface OutstandingRequest extends RequestIdentity {
+export interface OutstandingInQueue extends RequestIdentity {
   readonly ageMs: number;
   /** What the queue's backend got later was answered. */
   readonly overtaken: boolean;
@@ -83,7 +83,7 @@ export interface SharedPages {
   /** What JavaScript does in such a queue's process; empty where that is not known. */
   stackOf(index: number): string;
   /** All that the queue's backend has, in no order. */
-  outstanding(index: number): readonly OutstandingRequest[];
+  outstanding(index: number): readonly OutstandingInQueue[];
   /**
    * Replaces all marks; refused ones first. Only while no queue process of the device is alive, but for an empty list.
    */

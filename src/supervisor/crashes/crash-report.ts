@@ -1,6 +1,6 @@
 import type { MarkedRequest } from '../../native/addon/shared-pages.js';
 import type { Death, Remains } from '../ublk/kernel.js';
-import { describeRequest, operationNames, requestStatus } from '../../api/requests.js';
+import { describeRequest, operationNames, requestStatus } from '../../api/operations.js';
 import type { CrashCause, CrashStatus, ExitStatus, QuarantinedRequestStatus } from '../../api/status.js';
 
 /** A queue may hold 4096 requests, and a person reads a few. */
@@ -16,8 +16,8 @@ export interface CrashContext {
 /** What is known at the death; the pause and the file come later. */
 export function crashReport({ generation, exit, remains }: Death, context: CrashContext): CrashStatus {
   const { device, backend, convicted, oomKills } = context;
-  const { phase, held, answered, lastAnswerMs } = remains;
-  const oldest = [...held].sort((one, other) => other.ageMs - one.ageMs).slice(0, MOST_REQUESTS);
+  const { phase, outstanding, answered, lastAnswerMs } = remains;
+  const oldest = [...outstanding].sort((one, other) => other.ageMs - one.ageMs).slice(0, MOST_REQUESTS);
   return {
     device,
     backend,
@@ -25,7 +25,7 @@ export function crashReport({ generation, exit, remains }: Death, context: Crash
     cause: causeOf(exit, remains),
     exit,
     phase,
-    inflight: held.length,
+    inflight: outstanding.length,
     requests: oldest.map((request) => ({
       queue: request.queue,
       ...requestStatus(request),
@@ -56,13 +56,13 @@ export function describeCrash({ device, generation, inflight, requests, answered
   const count = operationNames.reduce((sum, name) => sum + answered[name], 0);
   const [oldest] = requests;
   const last = lastAnswerMs === null ? '' : `, the last ${String(Math.round(lastAnswerMs))} ms before`;
-  const held =
+  const outstanding =
     oldest === undefined
       ? 'no request'
       : `${String(inflight)} ${inflight === 1 ? 'request' : 'requests'}, the oldest a ${describeRequest(oldest)} for ${String(Math.round(oldest.ageMs))} ms`;
   return (
     `generation ${String(generation)} of device ${device} had answered ${String(count)} requests${last}, ` +
-    `and died with ${held}`
+    `and died with ${outstanding}`
   );
 }
 

@@ -4,7 +4,7 @@ import { crashReport, causeOf, describeCrash, describeQuarantined, quarantinedSt
 import type { Log } from '../../log/device-log.js';
 import type { Death, Remains } from '../ublk/kernel.js';
 import { oomKills } from './oom-kills.js';
-import { MOST_QUARANTINED, Quarantine, type Unanswered } from './quarantine.js';
+import { MOST_QUARANTINED, Quarantine, type Outstanding } from './quarantine.js';
 import type { CrashStatus, QuarantinedRequestStatus } from '../../api/status.js';
 
 export interface DeviceCrashesOptions {
@@ -92,14 +92,14 @@ export class DeviceCrashes {
 
   #judge({ exit, remains }: Death): readonly MarkedRequest[] {
     // Nothing had come from the kernel yet, so that what is not held need not have been answered.
-    if (remains.held.length === 0 && answeredNothing(remains)) return [];
+    if (remains.outstanding.length === 0 && answeredNothing(remains)) return [];
     const cause = causeOf(exit, remains);
     if (cause === 'killed' || cause === 'unknown') {
-      this.#quarantine.interrupted(unansweredBy(remains));
+      this.#quarantine.interrupted(outstandingOf(remains));
       return [];
     }
     const { hung } = remains;
-    const unanswered = unansweredBy(remains);
+    const unanswered = outstandingOf(remains);
     const { convicted, unplaced } =
       hung === null ? this.#quarantine.crashed(unanswered) : this.#quarantine.hung(unanswered, hung.overtaken);
     const { device, log } = this.#options;
@@ -133,9 +133,9 @@ function answeredNothing({ answered }: Remains): boolean {
   return Object.values(answered).every((count) => count === 0);
 }
 
-function unansweredBy({ died, held, marked }: Remains): Unanswered {
+function outstandingOf({ died, outstanding, marked }: Remains): Outstanding {
   return {
-    held: died.map((queue) => held.filter((request) => request.queue === queue)),
-    others: [...held.filter(({ queue }) => !died.includes(queue)), ...marked],
+    ofDead: died.map((queue) => outstanding.filter((request) => request.queue === queue)),
+    others: [...outstanding.filter(({ queue }) => !died.includes(queue)), ...marked],
   };
 }

@@ -1,14 +1,14 @@
 import { MOST_MARKED, type MarkedRequest } from '../../native/addon/shared-pages.js';
 import type { RequestIdentity } from '../../native/request.js';
-import { isFlush } from '../../api/requests.js';
+import { isFlush } from '../../api/operations.js';
 
 /** More than that crash the backend for a reason that is not in the requests. */
 export const MOST_QUARANTINED = 64;
 
 /** What a generation that died had not answered. */
-export interface Unanswered {
+export interface Outstanding {
   /** For each process that died by itself, or hung: what its backend had. */
-  readonly held: readonly (readonly RequestIdentity[])[];
+  readonly ofDead: readonly (readonly RequestIdentity[])[];
   /** What the other processes' backends had, and what waited for its turn. */
   readonly others: readonly RequestIdentity[];
 }
@@ -65,16 +65,16 @@ export class Quarantine {
   }
 
   /** A generation that served died of its own accord. */
-  crashed({ held, others }: Unanswered): Judgement {
+  crashed({ ofDead, others }: Outstanding): Judgement {
     if (this.#after === 0) return NOBODY;
-    const suspects = this.#stillSuspected([...held.flat(), ...others]);
-    for (const [key, request] of unique(held.flat())) {
+    const suspects = this.#stillSuspected([...ofDead.flat(), ...others]);
+    for (const [key, request] of unique(ofDead.flat())) {
       if (this.#quarantined.has(key) || isFlush(request)) continue;
       const { crashes = 0, hangs = 0 } = this.#suspects.get(key) ?? {};
       suspects.set(key, { ...identityOf(request), crashes: crashes + 1, hangs });
     }
     this.#suspects = suspects;
-    const guilty = held.flatMap((requests) => {
+    const guilty = ofDead.flatMap((requests) => {
       // It may as well be that one.
       if (requests.some(isFlush)) return [];
       const due = [...unique(requests).keys()].filter((key) => (suspects.get(key)?.crashes ?? 0) >= this.#after);
@@ -84,9 +84,9 @@ export class Quarantine {
   }
 
   /** A generation that served was ended because it hung; `accused`: over this request and no other. */
-  hung({ held, others }: Unanswered, accused: RequestIdentity | null): Judgement {
+  hung({ ofDead, others }: Outstanding, accused: RequestIdentity | null): Judgement {
     if (this.#after === 0) return NOBODY;
-    const suspects = this.#stillSuspected([...held.flat(), ...others]);
+    const suspects = this.#stillSuspected([...ofDead.flat(), ...others]);
     this.#suspects = suspects;
     if (accused === null || isFlush(accused)) return NOBODY;
     const key = keyOf(accused);
@@ -96,8 +96,8 @@ export class Quarantine {
   }
 
   /** A generation that served was ended from outside, which says nothing against the requests that it had. */
-  interrupted({ held, others }: Unanswered): void {
-    this.#suspects = this.#stillSuspected([...held.flat(), ...others]);
+  interrupted({ ofDead, others }: Outstanding): void {
+    this.#suspects = this.#stillSuspected([...ofDead.flat(), ...others]);
   }
 
   /** What an earlier supervisor had marked, when its device is adopted. */

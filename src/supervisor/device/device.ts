@@ -6,19 +6,19 @@ import { Attempts } from './attempts.js';
 import { monotonicClock, type Clock } from '../../timing/clock.js';
 import type { CrashFiles } from '../crashes/crash-files.js';
 import { DeviceCrashes } from '../crashes/device-crashes.js';
-import { describeExit, DeviceHistory } from './device-history.js';
+import { describeExit, DeviceHistory } from './history.js';
 import type { Log } from '../../log/device-log.js';
-import { DeviceRequests } from './device-requests.js';
+import { Waiters } from './waiters.js';
 import { within } from '../../timing/deadline.js';
-import { deviceSpec, specOfFound, unopenedSpec, type Announced } from './device-spec.js';
+import { deviceSpec, specOfFound, unopenedSpec, type Announced } from './spec.js';
 import { assertSameDevice, type HandOver, type Served } from './hand-over.js';
 import { aborted, Interrupt } from '../../timing/interrupt.js';
 import type { Death, DeviceSpec, FoundDevice, Kernel, QueueReport } from '../ublk/kernel.js';
-import { describeRequest, requestStatus } from '../../api/requests.js';
+import { describeRequest, requestStatus } from '../../api/operations.js';
 import { machine, targetOfFailure, type AfterRemoval, type DeviceEvent } from './machine.js';
 import type { Rule, Step, Target } from './machine.js';
 import type { DeviceState, DeviceStatus, ExitStatus } from '../../api/status.js';
-import { KernelDevice } from './steps.js';
+import { KernelDevice } from './kernel-device.js';
 import type { Turn, Turns } from '../../timing/turns.js';
 
 export interface DeviceOptions {
@@ -76,7 +76,7 @@ export class Device {
   #attempts: Attempts;
   readonly #history: DeviceHistory;
   readonly #crashes: DeviceCrashes;
-  readonly #requests = new DeviceRequests();
+  readonly #requests = new Waiters();
 
   #state: DeviceState;
   #afterRemoval: AfterRemoval = 'gone';

@@ -1,7 +1,7 @@
 import type { DeviceState } from '../../api/status.js';
 
 /**
- * The life of a device as data; device.ts interprets it. What each step does to the kernel is in steps.ts, and why no
+ * The life of a device as data; device.ts interprets it. What each step does to the kernel is in kernel-device.ts, and why no
  * other order is safe is in docs/reliability.md ("what the kernel does").
  */
 
@@ -45,7 +45,7 @@ export type Failure =
   /** A queue process survives SIGKILL in an uninterruptible sleep, and the kernel must not be asked anything. */
   | 'stuck'
   /** Somebody still holds the dead generation's char device. */
-  | 'held'
+  | 'stillOpen'
   /** The backend is not open, and is tried again. */
   | 'unopened'
   /** The backend cannot be loaded as it now is. */
@@ -161,7 +161,7 @@ export const machine: Readonly<Record<DeviceState, Rule>> = {
     on: {},
     failed: {
       stuck: 'degraded',
-      held: 'degraded',
+      stillOpen: 'degraded',
       unopened: 'degraded',
       unloadable: 'degraded',
       parked: 'degraded',
@@ -228,7 +228,7 @@ const failures: Readonly<Partial<Record<Step, Readonly<Record<string, Failure>>>
   shrinkDevice: { '*': 'unshrunk' },
   killGeneration: { '*': 'stuck' },
   checkRecoverable: { '*': 'lost' },
-  beginRecovery: { EBUSY: 'held', TIMEOUT: 'held', ENODEV: 'lost' },
+  beginRecovery: { EBUSY: 'stillOpen', TIMEOUT: 'stillOpen', ENODEV: 'lost' },
   endRecovery: { ENODEV: 'lost', UNLOADABLE: 'unloadable' },
   adopt: { DEAD: 'dead' },
   growDevice: { '*': 'ungrown' },

@@ -1,5 +1,5 @@
 import { closeSync } from 'node:fs';
-import type { Inheritance, OpenBackend, OpenContext } from '../../../backends/interface.js';
+import type { LeftBackend, OpenBackend, OpenContext } from '../../../backends/interface.js';
 import { mayHang, openBackend, type BackendOptions } from '../../../backends/registry.js';
 import { lowerOpener } from '../../js-backend/open-lower.js';
 import { SupervisorError } from '../../errors.js';
@@ -102,7 +102,7 @@ export class Stores {
 }
 
 /** Of the message: they travel beside it. */
-function withoutFiles({ size, blockSize, announced }: Inheritance): Omit<Inheritance, 'files'> {
+function withoutFiles({ size, blockSize, announced }: LeftBackend): Omit<LeftBackend, 'files'> {
   return { size, blockSize, announced };
 }
 

@@ -1,6 +1,6 @@
 import { getSystemErrorMap } from 'node:util';
 import type { FailedRequests, SharedPages } from '../../native/addon/shared-pages.js';
-import { describeRequest, isOperation, requestStatus } from '../../api/requests.js';
+import { describeRequest, isOperation, requestStatus } from '../../api/operations.js';
 
 /** Of a kind of which there was a line, another one comes when so much time has passed. */
 const QUIET_MS = 60_000;

@@ -14,7 +14,7 @@ import type { Generation, QueueReport, Remains } from './kernel.js';
 import { answeredCounts, readRemains } from './remains.js';
 import type { ExitStatus, GenerationPhase } from '../../api/status.js';
 import type { Rounds } from '../../timing/rounds.js';
-import { watchForHangs, type Hang, type Stall } from './watchdog.js';
+import { watchForHangs, type Hang, type Stall } from './hang-detector.js';
 
 /** How long the zygote may take to say how a process ended before we go on without knowing. */
 const NOTICE_DEADLINE_MS = 50;

@@ -18,7 +18,7 @@ export interface DeviceSpec {
   /** What its configuration left open. */
   readonly choices: readonly Choice[];
   readonly recovery: RecoveryMode;
-  /** A generation that gives no sign of life for so long is ended; watchdog.ts says what is one. */
+  /** A generation that gives no sign of life for so long is ended; hang-detector.ts says what is one. */
   readonly requestTimeoutMs: number;
   /** Whom the queue processes run as; undefined: as the supervisor, without its capabilities. */
   readonly user: User | undefined;
@@ -68,7 +68,7 @@ export type QueueReport =
   | { readonly queue: number; readonly report: BackendReport }
   | { readonly queue: null; readonly report: Extract<BackendReport, { type: 'log' }> };
 
-export interface HeldRequest extends RequestIdentity {
+export interface OutstandingRequest extends RequestIdentity {
   readonly queue: number;
   readonly ageMs: number;
 }
@@ -87,7 +87,7 @@ export interface Remains {
   readonly hung: HangEvidence | null;
   readonly phase: GenerationPhase;
   /** What its backends had not answered; ages at the death. */
-  readonly held: readonly HeldRequest[];
+  readonly outstanding: readonly OutstandingRequest[];
   /** Marked requests that it has not answered, whether its backends got them or not. */
   readonly marked: readonly MarkedRequest[];
   /** How many requests it answered. */

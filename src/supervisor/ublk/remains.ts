@@ -1,6 +1,6 @@
 import type { SharedPages } from '../../native/addon/shared-pages.js';
 import type { Remains } from './kernel.js';
-import { operationNames } from '../../api/requests.js';
+import { operationNames } from '../../api/operations.js';
 import type { OperationName } from '../../api/status.js';
 
 type Counts = Readonly<Record<OperationName, number>>;
@@ -20,7 +20,7 @@ export function readRemains(
 ): Omit<Remains, 'died' | 'hung' | 'phase'> {
   const indices = Array.from({ length: queues }, (_, queue) => queue);
   const atDeath = (ms: number): number => Math.max(0, ms - sinceMs);
-  const held = indices.flatMap((queue) =>
+  const outstanding = indices.flatMap((queue) =>
     pages.outstanding(queue).map(({ operation, startSector, sectors, ageMs }) => {
       return { operation, startSector, sectors, queue, ageMs: atDeath(ageMs) };
     }),
@@ -28,7 +28,7 @@ export function readRemains(
   const answers = indices.flatMap((queue) => pages.readQueue(queue).sinceAnswerMs ?? []);
   const after = answeredCounts(pages, queues);
   return {
-    held,
+    outstanding,
     marked: pages.marked(),
     answered: countsOf((name) => after[name] - before[name]),
     lastAnswerMs: answers.length === 0 ? null : atDeath(Math.min(...answers)),

@@ -26,7 +26,7 @@ import { BackendChannel } from './backend-channel.js';
 import { BackendOutput } from './backend-output.js';
 import { Claims } from './claims.js';
 import { ensureNode, removeStaleNodes } from '../nodes/device-nodes.js';
-import { stateOf } from './found-devices.js';
+import { stateOf } from './ublk-devices.js';
 import { parentOf } from '../host/processes.js';
 import { FailureReports } from './failure-reports.js';
 import { ProcessGeneration } from './generation.js';

@@ -4,7 +4,7 @@ import { messageOf, SupervisorError } from '../../errors.js';
 import type { Log } from '../../log/device-log.js';
 import { fewAtOnce } from '../../timing/few-at-once.js';
 import { Nursery } from './nursery.js';
-import { zygoteSocket } from '../../api/runtime-dir.js';
+import { zygoteSocket } from '../../api/places.js';
 import { findZygote, type ZygoteConnection } from './zygote-connection.js';
 import { closeHeld, type HeldByZygote, Zygote } from './zygote.js';
 

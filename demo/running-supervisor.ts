@@ -13,7 +13,7 @@ const POLL_MS = 20;
 export const PATIENCE_MS = 60_000;
 
 /** A supervisor, run as a user would run it: by its command line. */
-export class Served {
+export class RunningSupervisor {
   readonly #runtimeDir: string;
   readonly #process: ChildProcess;
   #log = '';

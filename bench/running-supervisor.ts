@@ -15,7 +15,7 @@ const START_DEADLINE_MS = 600_000;
 const RECOVERY_DEADLINE_MS = 30_000;
 
 /** A supervisor with the devices to measure. */
-export class Served {
+export class RunningSupervisor {
   readonly #directory: string;
   readonly #root: string;
   readonly #client;
@@ -32,10 +32,10 @@ export class Served {
    * Resolves when the devices are live. `root`: of the checkout whose supervisor it is to be; `preload`: a module that its
    * supervisor loads first.
    */
-  static async start(devices: readonly object[], root = ourRoot, preload?: string): Promise<Served> {
+  static async start(devices: readonly object[], root = ourRoot, preload?: string): Promise<RunningSupervisor> {
     const directory = await mkdtemp('/run/ublk-bench-');
     await writeFile(configIn(directory), JSON.stringify({ devices }));
-    return new Served(directory, root, await launch(directory, root, preload));
+    return new RunningSupervisor(directory, root, await launch(directory, root, preload));
   }
 
   get pid(): number {

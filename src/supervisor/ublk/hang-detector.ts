@@ -1,8 +1,8 @@
-import { QueuePhase, SIGNS, type OutstandingRequest, type SharedPages } from '../../native/addon/shared-pages.js';
+import { QueuePhase, SIGNS, type OutstandingInQueue, type SharedPages } from '../../native/addon/shared-pages.js';
 import type { HangEvidence } from './kernel.js';
 import { stateOfProcess, type ProcessState } from '../host/processes.js';
 import type { Rounds } from '../../timing/rounds.js';
-import { describeRequest, isFlush, requestStatus } from '../../api/requests.js';
+import { describeRequest, isFlush, requestStatus } from '../../api/operations.js';
 
 const FIRST_LOOK_MS = 1_000;
 
@@ -17,7 +17,7 @@ export interface QueueSight {
   /** Its backend has requests. */
   readonly busy: boolean;
   /** What its backend has had for longer than the time-out. */
-  readonly overdue: readonly OutstandingRequest[];
+  readonly overdue: readonly OutstandingInQueue[];
   /** What its process does, which costs a look at /proc; null: it is gone. */
   readonly process: () => ProcessState | null;
 }
@@ -148,7 +148,7 @@ export class HangDetector {
     if (stillMs <= this.#timeoutMs && overdue.length === 0) return null;
     const [oldest] = [...overdue].sort((one, other) => other.ageMs - one.ageMs);
     const unanswered = oldest === undefined ? null : describe(oldest);
-    const hang = (reason: string, accused: OutstandingRequest | null = null): Hang => {
+    const hang = (reason: string, accused: OutstandingInQueue | null = null): Hang => {
       return { queue, reason, overtaken: accused };
     };
     if (stillMs > this.#timeoutMs) {
@@ -171,7 +171,7 @@ export class HangDetector {
   }
 }
 
-function describe(request: OutstandingRequest): string {
+function describe(request: OutstandingInQueue): string {
   return `a ${describeRequest(requestStatus(request))} is unanswered after ${(request.ageMs / 1000).toFixed(1)} s`;
 }
 

@@ -8,12 +8,12 @@ import { dataPathFeature, featureFlag } from '../host/ublk-features.js';
 
 const { ENOENT } = constants.errno;
 
-export interface KernelDevice extends UblkDeviceInfo {
+export interface UblkDevice extends UblkDeviceInfo {
   readonly id: number;
 }
 
 /** Every ublk device of this machine, whoever's it is. */
-export async function devicesInKernel(): Promise<readonly KernelDevice[]> {
+export async function devicesInKernel(): Promise<readonly UblkDevice[]> {
   const names = (await unlessMissing(readdir('/sys/class/ublk-char'))) ?? [];
   return names.flatMap((name) => {
     const id = Number(/^ublkc(\d+)$/.exec(name)?.[1] ?? NaN);

@@ -1,11 +1,11 @@
 import { blockSizeOfNew } from '../../../backends/disk-image.js';
-import type { BackendFacts, BackendModule, Choice, Inheritance } from '../../../backends/interface.js';
+import type { BackendFacts, BackendModule, Choice, LeftBackend } from '../../../backends/interface.js';
 import type { DeviceConfig } from '../../config/types.js';
 import { SupervisorError } from '../../errors.js';
 import type { Served } from './hand-over.js';
 import type { DeviceSpec, FoundDevice, Kernel } from '../ublk/kernel.js';
 
-export type Announced = NonNullable<Inheritance['announced']>;
+export type Announced = NonNullable<LeftBackend['announced']>;
 
 /** null: a backend that serves at most `maxQueues` serves those of the device. */
 export function tooManyQueues({ queues }: Pick<DeviceConfig, 'queues'>, maxQueues = queues): string | null {

@@ -3,7 +3,7 @@ import { createServer, type IncomingMessage, type Server, type ServerResponse } 
 import { connect, type Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { SupervisorError, errnoOf, messageOf, reasonOf } from '../errors.js';
-import { answer, failure, JsonPieces, type ApiAnswer } from './api-routes.js';
+import { answer, failure, JsonPieces, type ApiAnswer } from './routes.js';
 import type { Log } from '../log/device-log.js';
 import { Peers } from './peers.js';
 import type { SupervisorApi } from './status.js';

@@ -22,7 +22,7 @@ interface HandOverRequest extends Repeatable {
 const MOST_INTERRUPTIONS = 3;
 
 /** Who waits for what of one device. Every request is settled by the device's resting in some state. */
-export class DeviceRequests {
+export class Waiters {
   #live: Waiter[] = [];
   readonly #stops: StopRequest[] = [];
   readonly #handOvers: HandOverRequest[] = [];

@@ -9,14 +9,14 @@ import { becomeIoFlusher, ublkFeatures } from '../native/addon/system.js';
 import { flock } from '../native/addon/files.js';
 import { version } from '../version.js';
 import { findLeftDevices } from './adoption.js';
-import { createApiServer } from '../api/api-server.js';
+import { createApiServer } from '../api/server.js';
 import { CrashFiles } from './crashes/crash-files.js';
 import { DeviceLinks } from './nodes/device-links.js';
 import type { Log } from '../log/device-log.js';
-import { Instance } from './instance.js';
+import { Cookies } from './cookies.js';
 import { Journal } from './journal.js';
 import { assertReady } from './host/preflight.js';
-import { controlSocket, lockFile } from '../api/runtime-dir.js';
+import { controlSocket, lockFile } from '../api/places.js';
 import { shareWithGroup } from '../api/socket-group.js';
 import { Supervisor, type SupervisorEnd } from './supervisor.js';
 import { UblkKernel } from './ublk/ublk-kernel.js';
@@ -92,7 +92,7 @@ async function runIn(
   const crashFiles = stateDir === undefined ? null : new CrashFiles(stateDir, log);
   await using control = await open('/dev/ublk-control', constants.O_RDWR);
   // It may have several names, as /run has.
-  const instance = new Instance(await realpath(directory));
+  const instance = new Cookies(await realpath(directory));
   const journal = new Journal(join(directory, 'devices'), parseDevice, log);
   const keeper = new ZygoteKeeper({ directory, controlFd: control.fd, log });
   const kernel = new UblkKernel({

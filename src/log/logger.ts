@@ -3,7 +3,7 @@ import { isatty } from 'node:tty';
 import { pino, type Level, type Logger } from 'pino';
 import { SupervisorError, messageOf } from '../errors.js';
 import { printable } from '../printable.js';
-import { LogOutput } from './log-output.js';
+import { LogOutput } from './output.js';
 
 export type { Level, Logger };
 

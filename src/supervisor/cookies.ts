@@ -6,7 +6,7 @@ import { resolve } from 'node:path';
  * (`ublksrv_flags`), of which the upper half is a digest of the directory and the lower half one of the device's name.
  * Neither is ever 0, which is what other servers leave there.
  */
-export class Instance {
+export class Cookies {
   readonly #half: bigint;
 
   constructor(runtimeDir: string) {

@@ -1,7 +1,7 @@
 import { messageOf, SupervisorError } from '../../errors.js';
 import type { Clock } from '../../timing/clock.js';
 import { EXIT_UNLOADABLE } from '../../channel/messages.js';
-import { describeExit } from './device-history.js';
+import { describeExit } from './history.js';
 import type { MarkedRequest } from '../../native/addon/shared-pages.js';
 import { aborted, type Interrupt } from '../../timing/interrupt.js';
 import type { Death, DeviceSpec, FoundDevice, Generation, GrantedDevice, Kernel, QueueReport } from '../ublk/kernel.js';
