@@ -4,7 +4,7 @@ import { connect, type Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { SupervisorError, errnoOf, messageOf, reasonOf } from '../errors.js';
 import { answer, failure, JsonPieces, type ApiAnswer } from './routes.js';
-import type { Log } from '../log/device-log.js';
+import type { Log } from '../log/log.js';
 import { Peers } from './peers.js';
 import type { SupervisorApi } from './status.js';
 import { jsonText, WholeStatus } from './whole-status.js';

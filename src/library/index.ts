@@ -3,6 +3,6 @@ export type { BackendContext, BackendDefinition, BackendInstance, BackendLog } f
 export { SupervisorError } from '../errors.js';
 export { serve } from './serve.js';
 export type { ServeOptions, ServedDevice, Serving, StopOptions } from './serve.js';
-export type { Log } from '../log/device-log.js';
+export type { Log } from '../log/log.js';
 export type { CrashStatus, DeviceStatus, ExitStatus, OperationStatus } from '../api/status.js';
 export type { QuarantinedRequestStatus, QueueStatus, Status } from '../api/status.js';

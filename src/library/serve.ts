@@ -1,6 +1,6 @@
 import type { DeviceInput } from '../config/schema.js';
 import { SupervisorError } from '../errors.js';
-import type { Log } from '../log/device-log.js';
+import type { Log } from '../log/log.js';
 import type { DeviceStatus, Status, SupervisorApi } from '../api/status.js';
 
 export interface ServeOptions<Name extends string = string> {

@@ -2,7 +2,7 @@ import { isDeepStrictEqual } from 'node:util';
 import type { DeviceConfig } from '../config/types.js';
 import { messageOf } from '../errors.js';
 import { openPidfd, watchProcess } from '../native/addon/process-watch.js';
-import type { Log } from '../log/device-log.js';
+import type { Log } from '../log/log.js';
 import {
   logicalBlockSizeOf,
   dataPathOf,

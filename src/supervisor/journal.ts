@@ -5,7 +5,7 @@ import * as z from 'zod';
 import { deviceInput } from '../config/schema.js';
 import type { DeviceConfig } from '../config/types.js';
 import { messageOf } from '../errors.js';
-import type { Log } from '../log/device-log.js';
+import type { Log } from '../log/log.js';
 
 const facts = z.strictObject({
   volatileCache: z.boolean(),

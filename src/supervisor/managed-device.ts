@@ -5,7 +5,7 @@ import type { BackendOptions } from '../../backends/registry.js';
 import type { DeviceConfig } from '../config/types.js';
 import { monotonicClock, type Clock } from '../timing/clock.js';
 import type { CrashFiles } from './crashes/crash-files.js';
-import type { Log } from '../log/device-log.js';
+import type { Log } from '../log/log.js';
 import { within } from '../timing/deadline.js';
 import { Device } from './device/device.js';
 import type { Served } from './device/hand-over.js';

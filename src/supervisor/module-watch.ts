@@ -1,6 +1,6 @@
 import { statSync } from 'node:fs';
 import { messageOf } from '../errors.js';
-import type { Log } from '../log/device-log.js';
+import type { Log } from '../log/log.js';
 
 const INTERVAL_MS = 250;
 

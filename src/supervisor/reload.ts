@@ -1,6 +1,6 @@
 import type { DeviceConfig } from '../config/types.js';
 import { messageOf, SupervisorError } from '../errors.js';
-import type { Log } from '../log/device-log.js';
+import type { Log } from '../log/log.js';
 import type { Claim } from './ublk/kernel.js';
 import { withSize, type ManagedDevice, type Prepared as PreparedDevice } from './managed-device.js';
 import { planOf } from './reload-plan.js';

@@ -12,7 +12,7 @@ import { findLeftDevices } from './adoption.js';
 import { createApiServer } from '../api/server.js';
 import { CrashFiles } from './crashes/crash-files.js';
 import { DeviceLinks } from './nodes/device-links.js';
-import type { Log } from '../log/device-log.js';
+import type { Log } from '../log/log.js';
 import { Cookies } from './cookies.js';
 import { Journal } from './journal.js';
 import { assertReady } from './host/preflight.js';

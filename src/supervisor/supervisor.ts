@@ -2,7 +2,7 @@ import type { Config, DeviceConfig } from '../config/types.js';
 import { messageOf, SupervisorError } from '../errors.js';
 import type { Clock } from '../timing/clock.js';
 import type { CrashFiles } from './crashes/crash-files.js';
-import type { Log } from '../log/device-log.js';
+import type { Log } from '../log/log.js';
 import { fewAtOnce } from '../timing/few-at-once.js';
 import type { Claim, Kernel } from './ublk/kernel.js';
 import { configuredSize } from './reload-plan.js';

@@ -2,7 +2,7 @@ import { setImmediate } from 'node:timers/promises';
 import type { BackendFacts, OpenBackend } from '../../backends/interface.js';
 import type { DeviceConfig, RecoveryConfig } from '../../src/config/types.js';
 import { SupervisorError } from '../../src/errors.js';
-import type { Log } from '../../src/log/device-log.js';
+import type { Log } from '../../src/log/log.js';
 import { Device } from '../../src/supervisor/device/device.js';
 import type { DeviceState } from '../../src/api/status.js';
 import { Turns } from '../../src/timing/turns.js';

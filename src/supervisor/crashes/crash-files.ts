@@ -2,7 +2,7 @@ import { constants } from 'node:fs';
 import { lstat, mkdir, open, readdir, rename, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { messageOf } from '../../errors.js';
-import type { Log } from '../../log/device-log.js';
+import type { Log } from '../../log/log.js';
 
 const MOST_FILES = 100;
 /** Reports that wait for a file system that hangs; more are dropped. */

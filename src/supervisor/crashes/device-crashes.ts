@@ -1,7 +1,7 @@
 import type { MarkedRequest } from '../../native/addon/shared-pages.js';
 import type { CrashFiles } from './crash-files.js';
 import { crashReport, causeOf, describeCrash, describeQuarantined, quarantinedStatus } from './crash-report.js';
-import type { Log } from '../../log/device-log.js';
+import type { Log } from '../../log/log.js';
 import type { Death, Remains } from '../ublk/kernel.js';
 import { oomKills } from './oom-kills.js';
 import { MOST_QUARANTINED, Quarantine, type Outstanding } from './quarantine.js';

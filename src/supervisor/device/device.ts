@@ -7,7 +7,7 @@ import { monotonicClock, type Clock } from '../../timing/clock.js';
 import type { CrashFiles } from '../crashes/crash-files.js';
 import { DeviceCrashes } from '../crashes/device-crashes.js';
 import { describeExit, DeviceHistory } from './history.js';
-import type { Log } from '../../log/device-log.js';
+import type { Log } from '../../log/log.js';
 import { Waiters } from './waiters.js';
 import { within } from '../../timing/deadline.js';
 import { deviceSpec, specOfFound, unopenedSpec, type Announced } from './spec.js';

@@ -5,7 +5,7 @@ import { describeExit } from './history.js';
 import type { MarkedRequest } from '../../native/addon/shared-pages.js';
 import { aborted, type Interrupt } from '../../timing/interrupt.js';
 import type { Death, DeviceSpec, FoundDevice, Generation, GrantedDevice, Kernel, QueueReport } from '../ublk/kernel.js';
-import type { Log } from '../../log/device-log.js';
+import type { Log } from '../../log/log.js';
 import type { Step } from './machine.js';
 import type { DeviceState, ExitStatus, QueueStatus } from '../../api/status.js';
 

@@ -3,7 +3,7 @@ import { renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { deviceNumber } from '../../device-number.js';
 import { messageOf } from '../../errors.js';
-import type { Log } from '../../log/device-log.js';
+import type { Log } from '../../log/log.js';
 import { ensureNode, removeStaleNodes } from './device-nodes.js';
 import type { DeviceChange, DeviceState } from '../../api/status.js';
 

@@ -2,7 +2,7 @@ import { execFile, type ChildProcess } from 'node:child_process';
 import { readFile, readdir } from 'node:fs/promises';
 import { messageOf, SupervisorError } from '../../errors.js';
 import { watchCloses, type CloseWatch } from '../../native/addon/close-watch.js';
-import type { Log } from '../../log/device-log.js';
+import type { Log } from '../../log/log.js';
 
 const PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin';
 /** What partx says of a disk without a table. */

@@ -1,6 +1,6 @@
 import { reasonOf, SupervisorError } from '../../errors.js';
 import { sendDatagram } from '../../native/addon/notify.js';
-import type { Log } from '../../log/device-log.js';
+import type { Log } from '../../log/log.js';
 import { DeviceOverview } from './device-overview.js';
 import type { DeviceState } from '../../api/status.js';
 

@@ -1,7 +1,7 @@
 import { rmSync } from 'node:fs';
 import { readdir } from 'node:fs/promises';
 import { messageOf, SupervisorError } from '../../errors.js';
-import type { Log } from '../../log/device-log.js';
+import type { Log } from '../../log/log.js';
 import { fewAtOnce } from '../../timing/few-at-once.js';
 import { Nursery } from './nursery.js';
 import { zygoteSocket } from '../../api/places.js';
