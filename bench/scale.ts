@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { setTimeout } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
-import { zipArchive } from '../test/unit/zip-archive.js';
+import { zipArchive } from '../test/unit/backends/zip/zip-archive.js';
 import type { BenchOptions } from './options.js';
 import { memoryOf, parentOf } from './memory.js';
 import { runFio } from './fio.js';

@@ -51,7 +51,7 @@ export async function nativeTests(context: Context): Promise<void> {
 
 /** Compiled tests, below dist/test, of which there still is the source. */
 export function testFiles(folder: string): string[] {
-  return readdirSync(join(root, 'test', folder))
+  return readdirSync(join(root, 'test', folder), { recursive: true, encoding: 'utf8' })
     .filter((name) => name.endsWith('.test.ts'))
     .sort()
     .map((name) => `${folder}/${name.replace(/\.ts$/, '.js')}`);

@@ -1,7 +1,7 @@
 // kernels: newest
 import { writeFile } from 'node:fs/promises';
 import { test } from 'node:test';
-import { zipArchive } from '../unit/zip-archive.js';
+import { zipArchive } from '../unit/backends/zip/zip-archive.js';
 import { IMAGE_BYTES, makeSample, testBackends } from './device-suite.js';
 import { shell } from './harness.js';
 import { seed } from './random.js';

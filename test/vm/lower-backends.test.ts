@@ -5,7 +5,7 @@ import { existsSync } from 'node:fs';
 import { copyFile, mkdir, rename, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { zipArchive } from '../unit/zip-archive.js';
+import { zipArchive } from '../unit/backends/zip/zip-archive.js';
 import { DirectFile } from '../../src/js-backend/conformance/direct-file.js';
 import { IMAGE_BYTES, makeSample, testBackends } from './device-suite.js';
 import {

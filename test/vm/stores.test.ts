@@ -6,7 +6,7 @@ import { mkdir, rename, rm, stat, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { DirectFile } from '../../src/js-backend/conformance/direct-file.js';
-import { zipArchive } from '../unit/zip-archive.js';
+import { zipArchive } from '../unit/backends/zip/zip-archive.js';
 import { RunningSupervisor, assertNothingLeft, processesNamed, run, signal, waitFor } from './harness.js';
 
 /** Stores that are replaced, removed, emptied or touched while their devices have users. */

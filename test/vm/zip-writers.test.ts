@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { gunzipSync } from 'node:zlib';
-import { zipArchive } from '../unit/zip-archive.js';
+import { zipArchive } from '../unit/backends/zip/zip-archive.js';
 import { RunningSupervisor, assertNothingLeft, ok } from './harness.js';
 
 /** What the programs that people have write: scripts/zip-writers has each of them put the same file into an archive. */

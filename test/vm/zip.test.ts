@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { randomBytes } from 'node:crypto';
 import { truncate, writeFile } from 'node:fs/promises';
 import { test } from 'node:test';
-import { singleBlock, zipArchive } from '../unit/zip-archive.js';
+import { singleBlock, zipArchive } from '../unit/backends/zip/zip-archive.js';
 import { DirectFile } from '../../src/js-backend/conformance/direct-file.js';
 import { RunningSupervisor, assertNothingLeft, ok, shell } from './harness.js';
 
