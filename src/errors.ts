@@ -1,9 +1,9 @@
 import { getSystemErrorMap, getSystemErrorName } from 'node:util';
+import type { Errno, ErrorCode } from './error-codes.js';
 
 /** Where an operation failed, for the log, `status` and programs that read `--json`. */
 export interface ErrorContext {
-  /** Stable, upper-case, for programs: `CONFIG`, `IN_USE`, `NOT_FOUND`, `NO_UBLK`, or an errno's name. */
-  readonly code: string;
+  readonly code: ErrorCode;
   /** Positive errno where the kernel or libc gave one. */
   readonly errno?: number | undefined;
   readonly device?: string | undefined;
@@ -17,7 +17,8 @@ export interface ErrorContext {
  */
 export class SupervisorError extends Error {
   override readonly name = 'SupervisorError';
-  readonly code: string;
+  /** Stable, for programs. */
+  readonly code: ErrorCode;
   readonly errno: number | undefined;
   readonly device: string | undefined;
   readonly queue: number | undefined;
@@ -50,6 +51,6 @@ export function errnoOf(error: unknown): number | undefined {
 }
 
 /** `EBUSY` for 16, `ENODEV` for -19. */
-export function errnoName(errno: number): string {
-  return errno === 0 ? 'OK' : getSystemErrorName(-Math.abs(errno));
+export function errnoName(errno: number): Errno {
+  return getSystemErrorName(-Math.abs(errno)) as Errno;
 }

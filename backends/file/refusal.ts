@@ -1,4 +1,5 @@
 import type { Stats } from 'node:fs';
+import type { ErrorCode } from '../../src/error-codes.js';
 import { SupervisorError, errnoOf, reasonOf } from '../../src/errors.js';
 import { LARGEST_DEVICE, formatSize } from '../../src/units.js';
 import { describeBlockDevice, type BlockDevice } from './block-device.js';
@@ -21,7 +22,7 @@ export function refusal(
   path: string,
   reason: string,
   operation = 'opening',
-  code = 'BACKEND',
+  code: ErrorCode = 'BACKEND',
   cause?: unknown,
 ): SupervisorError {
   return new SupervisorError(`${operation} ${path} failed: ${reason}`, { code, errno: errnoOf(cause), cause });

@@ -1,5 +1,6 @@
 import { request } from 'node:http';
 import { dirname } from 'node:path';
+import { errorCode } from '../error-codes.js';
 import { SupervisorError, errnoOf, reasonOf } from '../errors.js';
 import { controlSocket, zygotesIn } from './places.js';
 import type { DeviceStatus, PlanEntry, Status } from './status.js';
@@ -103,7 +104,7 @@ function refusal(document: unknown, status: number): SupervisorError {
     readonly error?: Partial<Pick<SupervisorError, 'code' | 'message' | 'errno' | 'device'>>;
   };
   return new SupervisorError(error?.message ?? `the supervisor answered HTTP status ${String(status)}`, {
-    code: error?.code ?? 'PROTOCOL',
+    code: errorCode(error?.code) ?? 'PROTOCOL',
     errno: error?.errno,
     device: error?.device,
   });
@@ -129,7 +130,7 @@ function unreachable(socketPath: string, error: unknown): SupervisorError {
       );
     default:
       return new SupervisorError(`talking to the supervisor on ${socketPath} failed: ${reasonOf(error)}; see its log`, {
-        code: typeof code === 'string' ? code : 'PROTOCOL',
+        code: errorCode(code) ?? 'PROTOCOL',
         ...context,
       });
   }

@@ -2,6 +2,7 @@ import * as z from 'zod';
 import { deviceSize } from '../../backends/options.js';
 import { parseJson } from '../config/json.js';
 import { validate } from '../problems.js';
+import { httpStatusOf } from '../error-codes.js';
 import { SupervisorError, messageOf } from '../errors.js';
 import type { SupervisorApi } from './status.js';
 import type { WholeStatus } from './whole-status.js';
@@ -139,24 +140,6 @@ const ROUTES: readonly Route[] = [
   },
 ];
 
-const STATUS_BY_CODE: Readonly<Record<string, number>> = {
-  CONFIG: 400,
-  BAD_REQUEST: 400,
-  FORBIDDEN: 403,
-  NOT_FOUND: 404,
-  METHOD: 405,
-  EXISTS: 409,
-  EEXIST: 409,
-  IN_USE: 409,
-  EBUSY: 409,
-  BUSY: 409,
-  REFUSED: 409,
-  EOPNOTSUPP: 409,
-  TOO_LARGE: 413,
-  MEDIA_TYPE: 415,
-  TOO_MANY: 429,
-};
-
 /** Answers one request. Never rejects: what fails becomes an answer with an `error` in it. */
 export async function answer(api: SupervisorApi, wholeStatus: WholeStatus, request: ApiRequest): Promise<ApiAnswer> {
   try {
@@ -181,7 +164,7 @@ export function failure(error: unknown, headers: Readonly<Record<string, string>
     return { status: 500, body, headers, unexpected: error };
   }
   const { code, message, errno, device } = error;
-  return { status: STATUS_BY_CODE[code] ?? 500, body: { error: { code, message, errno, device } }, headers };
+  return { status: httpStatusOf(code), body: { error: { code, message, errno, device } }, headers };
 }
 
 function refusal(method: string, path: string, routes: readonly Route[]): SupervisorError {

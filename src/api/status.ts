@@ -155,8 +155,16 @@ export interface Status {
   readonly devices: readonly DeviceStatus[];
 }
 
+/**
+ * What a state says of /dev/ublkbN. `usable`: requests are answered. `kept`: it is there and requests may wait. `absent`: it
+ * is not there, or is about to go.
+ */
+export type BlockDeviceUse = 'usable' | 'kept' | 'absent';
+
 /** What is told of a device after each change of its state. */
-export type DeviceChange = Pick<DeviceStatus, 'name' | 'id' | 'state' | 'size'>;
+export interface DeviceChange extends Pick<DeviceStatus, 'name' | 'id' | 'state' | 'size'> {
+  readonly blockDevice: BlockDeviceUse;
+}
 
 /** What a reload does, or would do, to one device. */
 export interface PlanEntry {

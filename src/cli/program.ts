@@ -1,6 +1,6 @@
 import { Command, CommanderError } from 'commander';
 import { messageOf } from '../errors.js';
-import { DaemonExit } from '../supervisor/exit-codes.js';
+import { DaemonExit } from '../error-codes.js';
 import { version } from '../version.js';
 import { addCommand } from './add.js';
 import { checkCommand } from './check.js';

@@ -1,6 +1,6 @@
 import { Option } from 'commander';
 import { messageOf } from '../errors.js';
-import { daemonExitCode } from '../supervisor/exit-codes.js';
+import { daemonExitCode } from './exit-codes.js';
 import { runtimeDirectory, stateDirectory } from '../api/places.js';
 import { runtimeDirOption, type Register, type RuntimeDirOption } from './common-options.js';
 import { printError } from './output.js';

@@ -1,3 +1,4 @@
+import type { ErrorCode } from '../error-codes.js';
 import { Packr } from 'msgpackr';
 import type { BackendOptions } from '../../backends/registry.js';
 import type { LeftBackend, OpenBackend, OpenContext } from '../../backends/interface.js';
@@ -41,7 +42,7 @@ export interface StoreAnswer {
   readonly described: DescribedStore | null;
   readonly error: {
     readonly message: string;
-    readonly code: string;
+    readonly code: ErrorCode;
     readonly errno: number | null;
     readonly device: string | null;
   } | null;

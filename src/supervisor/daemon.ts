@@ -4,7 +4,7 @@ import { messageOf } from '../errors.js';
 import { descriptorShortage } from './host/descriptor-limit.js';
 import { capabilityShortage } from './host/preflight.js';
 import { deviceLimit, deviceShortage } from './host/device-limit.js';
-import { DaemonExit } from './exit-codes.js';
+import { DaemonExit } from '../error-codes.js';
 import type { Log } from '../log/log.js';
 import { thisHost } from './host/host.js';
 import { takeNotifier, type Notifier } from './service/notify.js';

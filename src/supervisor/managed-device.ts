@@ -1,4 +1,5 @@
 import type { LeftBackend, OpenBackend, OpenContext } from '../../backends/interface.js';
+import type { ErrorCode } from '../error-codes.js';
 import { SupervisorError } from '../errors.js';
 import type { LeftDevice } from './adoption.js';
 import type { BackendOptions } from '../../backends/registry.js';
@@ -7,6 +8,7 @@ import { monotonicClock, type Clock } from '../timing/clock.js';
 import type { CrashFiles } from './crashes/crash-files.js';
 import type { Log } from '../log/log.js';
 import { within } from '../timing/deadline.js';
+import { machine } from './device/machine.js';
 import { Device } from './device/device.js';
 import type { Served } from './device/hand-over.js';
 import type { Kernel } from './ublk/kernel.js';
@@ -53,8 +55,6 @@ const RESIZE_DEADLINE_MS = 150_000;
 const PARTITIONS_GRACE_MS = 5000;
 /** Of a look that somebody waits for; the table may be read from a slow store. It goes on. */
 const PARTITIONS_DEADLINE_MS = 60_000;
-/** In these it is gone, or about to go. */
-const ENDING: ReadonlySet<DeviceState> = new Set(['stopping', 'failed', 'gone']);
 
 /** A device together with the backend that is opened for its sake. Its name and id are taken from the beginning. */
 export class ManagedDevice {
@@ -113,9 +113,10 @@ export class ManagedDevice {
       if (state !== 'adding') this.#markAdded();
       if (state === 'starting') this.#record();
       else if (state === 'gone') this.#journal.remove(name);
-      if (state === 'live') this.#followPartitions();
-      else if (ENDING.has(state)) this.#partitions.leave();
-      onDeviceChange({ name, id: this.device.id, state, size: this.device.size });
+      const { blockDevice } = machine[state];
+      if (blockDevice === 'usable') this.#followPartitions();
+      else if (blockDevice === 'absent') this.#partitions.leave();
+      onDeviceChange({ name, id: this.device.id, state, size: this.device.size, blockDevice });
     };
     const openBackend = (): Promise<OpenBackend> =>
       this.#openOnceUnlocked({ size, blockSize: found?.blockSize ?? null, announced });
@@ -148,7 +149,7 @@ export class ManagedDevice {
       const message = `${what} failed: its configuration does not ask for them; set partitions to true and reload`;
       throw new SupervisorError(message, { code: 'REFUSED', device: name });
     }
-    if (blockDevice === null || ENDING.has(state)) {
+    if (blockDevice === null || machine[state].blockDevice === 'absent') {
       throw new SupervisorError(`${what} failed: it is ${state}`, { code: 'BUSY', device: name });
     }
     const numbers = await within(what, PARTITIONS_DEADLINE_MS, this.#partitions.look());
@@ -252,7 +253,7 @@ export class ManagedDevice {
   async #resize(size: number, force: boolean): Promise<void> {
     const { device } = this;
     const { name } = this.#config;
-    const refuse = (reason: string, code = 'REFUSED'): SupervisorError =>
+    const refuse = (reason: string, code: ErrorCode = 'REFUSED'): SupervisorError =>
       new SupervisorError(`resizing device ${name} failed: ${reason}`, { code, device: name });
     if (device.state !== 'live') throw refuse(`it is ${device.state}; recover it first`, 'BUSY');
     if (!this.#kernel.resizes) throw refuse('this kernel cannot (UPDATE_SIZE, Linux 6.16)', 'EOPNOTSUPP');

@@ -1,3 +1,4 @@
+import { machine } from './device/machine.js';
 import type { DeviceConfig } from '../config/types.js';
 import type { DeviceState, PlanEntry } from '../api/status.js';
 
@@ -59,7 +60,7 @@ function entryOf(now: Running | undefined, wanted: DeviceConfig): PlanEntry {
       `${fixed.join(', ')} cannot change while device ${device} is served; ${advice}stop ${device}, then reload`,
     );
   }
-  if (state !== 'live' && state !== 'degraded') {
+  if (machine[state].on.handOver === 'later') {
     return entry('refuse', changes, `device ${device} is ${state}; recover it or stop it, then reload`);
   }
   return entry('change', changes);

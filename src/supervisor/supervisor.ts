@@ -1,4 +1,5 @@
 import type { Config, DeviceConfig } from '../config/types.js';
+import type { ErrorCode } from '../error-codes.js';
 import { messageOf, SupervisorError } from '../errors.js';
 import type { Clock } from '../timing/clock.js';
 import type { CrashFiles } from './crashes/crash-files.js';
@@ -283,7 +284,7 @@ export class Supervisor implements SupervisorApi {
   }
 
   async reload({ dryRun }: { readonly dryRun: boolean }): Promise<readonly PlanEntry[]> {
-    const refuse = (reason: string, code: string): SupervisorError =>
+    const refuse = (reason: string, code: ErrorCode): SupervisorError =>
       new SupervisorError(`reloading failed: ${reason}`, { code });
     const loadConfig = this.#loadConfig;
     if (loadConfig === undefined) throw refuse('this supervisor has no configuration file', 'REFUSED');
@@ -336,8 +337,7 @@ export class Supervisor implements SupervisorApi {
   /** What nobody serves is served by the new code as soon as somebody does. */
   async #upgradeOne(managed: ManagedDevice, { nursery }: Successor): Promise<void> {
     const { device } = managed;
-    const isServed = (): boolean =>
-      this.#has(managed) && !['degraded', 'failed', 'stopping', 'gone'].includes(device.state);
+    const isServed = (): boolean => this.#has(managed) && machine[device.state].served;
     if (!isServed()) return;
     try {
       await managed.restart(nursery);
@@ -352,7 +352,7 @@ export class Supervisor implements SupervisorApi {
 
   async upgradeSelf(): Promise<void> {
     await this.#alone('an upgrade', 'upgrading the supervisor', async () => {
-      const refuse = (reason: string, code: string): SupervisorError =>
+      const refuse = (reason: string, code: ErrorCode): SupervisorError =>
         new SupervisorError(`upgrading the supervisor failed: ${reason}`, { code });
       if (this.#assertReplaceable === undefined) throw refuse('it runs inside another program', 'REFUSED');
       await this.#assertReplaceable();
@@ -501,7 +501,7 @@ function asServed(inFile: DeviceConfig, served: DeviceConfig): DeviceConfig {
   return inFile.blockSize === undefined ? { ...sized, blockSize: undefined } : sized;
 }
 
-function notAdded(device: string, reason: string, code: string): SupervisorError {
+function notAdded(device: string, reason: string, code: ErrorCode): SupervisorError {
   return new SupervisorError(`adding device ${device} failed: ${reason}`, { code, device });
 }
 

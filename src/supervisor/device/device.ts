@@ -1,5 +1,6 @@
 import type { OpenBackend } from '../../../backends/interface.js';
 import type { DeviceConfig } from '../../config/types.js';
+import type { ErrorCode } from '../../error-codes.js';
 import { messageOf, SupervisorError } from '../../errors.js';
 import type { MarkedRequest } from '../../native/addon/shared-pages.js';
 import { Attempts } from './attempts.js';
@@ -339,8 +340,11 @@ export class Device {
       recover: this.#recoverWanted,
       handOver: this.#requests.handOver !== null,
     };
-    const event = events.find((name) => pending[name] && on[name] !== undefined);
-    return event && on[event];
+    for (const event of events) {
+      const answer = on[event];
+      if (pending[event] && answer !== 'later') return answer;
+    }
+    return undefined;
   }
 
   async #perform(steps: readonly Step[], rule: Rule, done: Target | 'then'): Promise<Target> {
@@ -471,7 +475,7 @@ export class Device {
    * What failed did so because the device's own processes died or hung, and nothing was done yet that recovering them does
    * not mend: a stop or a hand-over stays asked for, and is carried out afterwards.
    */
-  #interrupted(code: string): boolean {
+  #interrupted(code: ErrorCode): boolean {
     if (!this.#device.exited) return false;
     if (this.#state === 'handingOver') return code !== 'IN_USE' && code !== 'EBUSY' && this.#requests.handOverAgain();
     return this.#stopUnderWay && code === 'WRITE_BACK' && this.#requests.stopAgain();
@@ -505,7 +509,7 @@ export class Device {
   #rest(): void {
     this.#attempts.rested();
     this.#requests.rests();
-    if (this.#state === 'failed' || this.#state === 'gone') this.#requests.handOversRefused(this.#whyNotLive());
+    if (machine[this.#state].blockDevice === 'absent') this.#requests.handOversRefused(this.#whyNotLive());
     if (this.#state === 'live') this.#requests.live();
     else this.#requests.notLive(this.#whyNotLive());
     // Also when a stop, which interrupted it, was refused.
@@ -581,8 +585,7 @@ export class Device {
     this.#onChange(this.#state);
     // Said once is enough.
     if (this.#retrying !== null && this.#state !== 'live' && this.#reason === this.#retrying) return;
-    const bad = this.#state === 'degraded' || this.#state === 'failed';
-    const level = bad ? 'error' : this.#reason === null ? 'info' : 'warn';
+    const level = machine[this.#state].trouble ? 'error' : this.#reason === null ? 'info' : 'warn';
     const why = this.#reason === null ? '' : `: ${this.#reason}`;
     this.#log[level]({ device, state: this.#state, from }, `device ${device} is ${this.#state}${why}`);
   }
@@ -625,7 +628,7 @@ export class Device {
     return this.#newError(`device ${this.#config.name} is not served: it was stopped`, 'STOPPED');
   }
 
-  #newError(message: string, code: string, cause?: unknown): SupervisorError {
+  #newError(message: string, code: ErrorCode, cause?: unknown): SupervisorError {
     return new SupervisorError(message, { code, device: this.#config.name, cause: cause ?? undefined });
   }
 

@@ -1,3 +1,4 @@
+import type { ErrorCode } from '../../error-codes.js';
 import { messageOf, SupervisorError } from '../../errors.js';
 import type { Clock } from '../../timing/clock.js';
 import { EXIT_UNLOADABLE } from '../../channel/messages.js';
@@ -42,6 +43,18 @@ interface KernelDeviceOptions {
   readonly onReport: (report: QueueReport) => void;
 }
 
+/** How far the kernel's device is, as the commands and deaths that we know of left it. */
+type KernelSide =
+  /** There is none, or it was never started, or is stopped. */
+  | 'unstarted'
+  /** The current generation was seen serving it, and nobody ended that. */
+  | 'served'
+  | 'unserved'
+  /** START_USER_RECOVERY succeeded, and no generation has fetched since. */
+  | 'recovering'
+  /** No generation can serve it any more. */
+  | 'lost';
+
 /** One device as the kernel and its queue processes have it, and the machine's steps, which change that. */
 export class KernelDevice {
   /** What the next generation serves. */
@@ -63,13 +76,7 @@ export class KernelDevice {
   #ending = false;
   /** The first exit of the current generation, if nobody asked for it. */
   #exit: ExitStatus | null = null;
-  /** START_DEV succeeded and nothing was sent since that ends the device. */
-  #started = false;
-  /** The current generation was seen serving and nobody ended it. */
-  #serving = false;
-  /** START_USER_RECOVERY succeeded and no generation fetched since. */
-  #recoveryBegun = false;
-  #lost = false;
+  #side: KernelSide = 'unstarted';
   readonly #found: FoundDevice | null;
   /** The size that the kernel was told last. */
   #announcedSize: number;
@@ -87,7 +94,7 @@ export class KernelDevice {
     this.#onReport = hooks.onReport;
     this.#found = found;
     this.#granted = found;
-    this.#started = found !== null && found.state !== 'DEAD';
+    if (found !== null && found.state !== 'DEAD') this.#side = 'unserved';
     this.#steps = {
       adopt: () => this.#adopt(),
       addDevice: () => this.#addDevice(),
@@ -102,7 +109,7 @@ export class KernelDevice {
       beginRecovery: () => this.#beginRecovery(),
       endRecovery: () => this.#endRecovery(),
       assertUnused: ({ force }) => (force ? Promise.resolve() : this.#assertUnused()),
-      killUnlessServing: () => (this.#serving && !this.exited ? Promise.resolve() : this.#kill()),
+      killUnlessServing: () => (this.#side === 'served' && !this.exited ? Promise.resolve() : this.#kill()),
       stopDevice: ({ force }) => this.#stopDevice(force),
       endGeneration: () => this.#endGeneration(),
       deleteDevice: () => this.#deleteDevice(),
@@ -115,7 +122,7 @@ export class KernelDevice {
   }
 
   get started(): boolean {
-    return this.#started;
+    return this.#side !== 'unstarted';
   }
 
   get generationNumber(): number {
@@ -124,7 +131,7 @@ export class KernelDevice {
 
   /** A queue process of the serving generation is gone. */
   get exited(): boolean {
-    return this.#serving && this.#generation?.exited.aborted === true;
+    return this.#side === 'served' && this.#generation?.exited.aborted === true;
   }
 
   /** Resolves when no process is left of the current generation, if there is one. */
@@ -139,8 +146,8 @@ export class KernelDevice {
 
   /** The state in which the device is left alone as it now is. */
   get rest(): DeviceState {
-    if (!this.#started) return 'failed';
-    return this.#serving ? 'live' : 'degraded';
+    if (!this.started) return 'failed';
+    return this.#side === 'served' ? 'live' : 'degraded';
   }
 
   queueStatus(): QueueStatus[] {
@@ -154,7 +161,7 @@ export class KernelDevice {
 
   /** N of /dev/ublkbN while there is one. */
   get blockDevice(): number | null {
-    return this.#started ? this.id : null;
+    return this.started ? this.id : null;
   }
 
   run(step: KernelStep, context: StepContext): Promise<void> {
@@ -176,18 +183,18 @@ export class KernelDevice {
     // Which of them are gone already is said in this turn, but not at once.
     await Promise.resolve();
     const state = this.#kernel.stateOf(found.id);
-    this.#started = state !== 'DEAD';
+    this.#side = state === 'DEAD' ? 'unstarted' : 'unserved';
     if (state === 'DEAD') throw this.#error('adopting', 'it was not started, or was stopped', 'DEAD');
     if (adopted === null) throw this.#error('adopting', 'nobody is left that serves it', 'EXITED');
     const { generation } = adopted;
     const fetched = generation.phase() === 'fetched';
-    this.#recoveryBegun = state === 'QUIESCED' && !fetched;
+    if (state === 'QUIESCED' && !fetched) this.#side = 'recovering';
     this.#watch(generation);
     // A backend in JavaScript may never be told what to load.
     if (!fetched) throw this.#error('adopting', 'its replacement is not ready', 'UNFINISHED');
     if (state === 'QUIESCED') await this.#endRecovery();
     else if (generation.exited.aborted) throw this.#error('adopting', 'a queue process is gone', 'EXITED');
-    else this.#serving = true;
+    else this.#side = 'served';
   }
 
   async #addDevice(): Promise<void> {
@@ -202,7 +209,7 @@ export class KernelDevice {
   /** Before the generation that serves less: the kernel must not send what lies beyond. */
   async #shrink(force: boolean): Promise<void> {
     if (this.spec.size >= this.#announcedSize) return;
-    if (!this.#serving) throw this.#error('shrinking', 'it is not live', 'NOT_LIVE');
+    if (this.#side !== 'served') throw this.#error('shrinking', 'it is not live', 'NOT_LIVE');
     const claim = force ? null : await this.#kernel.claim([this.#id()], 'shrinking');
     try {
       await this.#updateSize();
@@ -225,7 +232,7 @@ export class KernelDevice {
     this.#generationNumber += 1;
     const number = this.#generationNumber;
     const marked = this.#marked();
-    this.#watch(await this.#kernel.spawn(this.#device(), this.spec, number, this.#onReport, marked, !this.#started));
+    this.#watch(await this.#kernel.spawn(this.#device(), this.spec, number, this.#onReport, marked, !this.started));
   }
 
   #watch(generation: Generation): void {
@@ -251,12 +258,10 @@ export class KernelDevice {
 
   async #startDevice(cancelStart: AbortSignal): Promise<void> {
     await this.#serve('starting', [cancelStart], (device, signal) => this.#kernel.startDevice(device, signal));
-    this.#started = true;
   }
 
   async #endRecovery(): Promise<void> {
     await this.#serve('recovering', [], (device, signal) => this.#kernel.endRecovery(device, signal));
-    this.#recoveryBegun = false;
   }
 
   /** Runs a command that waits for every FETCH, which never come once a queue process is gone. */
@@ -277,14 +282,13 @@ export class KernelDevice {
       if (exit.code === EXIT_UNLOADABLE && exit.reason !== null) throw this.#error(verb, exit.reason, 'UNLOADABLE');
       throw this.#error(verb, describeExit(exit), 'EXITED', error);
     }
-    this.#serving = true;
+    this.#side = 'served';
   }
 
   /** What it does not finish in time is issued again to the next generation, as after a crash. */
   async #drain(): Promise<void> {
     if (this.#generation === null) return;
-    this.#serving = false;
-    this.#ending = true;
+    this.#end();
     await this.#generation.drain(DRAIN_DEADLINE_MS);
   }
 
@@ -292,22 +296,27 @@ export class KernelDevice {
   async #kill(): Promise<void> {
     const generation = this.#generation;
     if (generation === null) return;
-    this.#serving = false;
-    this.#ending = true;
+    this.#end();
     await generation.kill();
     this.#generation = null;
     if (this.#exit !== null) {
       this.#onDeath({ generation: generation.number, exit: this.#exit, remains: generation.remains() });
     }
-    if (!this.#recoveryBegun) return;
+    if (this.#side !== 'recovering') return;
     // Only now, with all of its processes dead, does a replacement's phase no longer change.
     const phase = generation.phase();
-    this.#lost = phase === 'fetching' && this.#kernel.quirks.midFetchDeathIsFatal;
-    this.#recoveryBegun = phase === 'preparing';
+    if (phase === 'fetching' && this.#kernel.quirks.midFetchDeathIsFatal) this.#side = 'lost';
+    else if (phase !== 'preparing') this.#side = 'unserved';
+  }
+
+  /** The current generation's end is our doing from here on. */
+  #end(): void {
+    if (this.#side === 'served') this.#side = 'unserved';
+    this.#ending = true;
   }
 
   #checkRecoverable(): Promise<void> {
-    if (!this.#lost) return Promise.resolve();
+    if (this.#side !== 'lost') return Promise.resolve();
     const reason =
       'a replacement died while it was fetching, after which this kernel cannot recover the device; ' +
       'it has to be made anew';
@@ -315,7 +324,7 @@ export class KernelDevice {
   }
 
   async #beginRecovery(): Promise<void> {
-    if (this.#recoveryBegun && this.#kernel.quirks.recoveryBeginsOnce) return;
+    if (this.#side === 'recovering' && this.#kernel.quirks.recoveryBeginsOnce) return;
     try {
       await this.#kernel.beginRecovery(this.#id());
     } catch (error) {
@@ -324,7 +333,7 @@ export class KernelDevice {
       const begun = this.#found !== null && this.#kernel.quirks.recoveryBeginsOnce && refused;
       if (!begun) throw error;
     }
-    this.#recoveryBegun = true;
+    this.#side = 'recovering';
   }
 
   /** Before anything is ended; stopDevice claims the device again. */
@@ -335,7 +344,7 @@ export class KernelDevice {
   }
 
   async #stopDevice(force: boolean): Promise<void> {
-    if (!this.#started) return;
+    if (!this.started) return;
     // Looked at in the same turn in which the command is sent.
     if (this.exited) await this.#kill();
     this.#ending = true;
@@ -353,12 +362,12 @@ export class KernelDevice {
       }
       this.#log.warn({ device: this.spec.name, code }, messageOf(error));
       // The command may still be under way and wait for these processes; their death releases it.
-      this.#started = false;
+      this.#side = 'unstarted';
       await this.#kill();
     } finally {
       answered.abort();
     }
-    this.#started = false;
+    this.#side = 'unstarted';
   }
 
   /** STOP_DEV waits for requests of a queue whose process died in the meantime until every process is gone. */
@@ -395,8 +404,7 @@ export class KernelDevice {
   async #release(): Promise<void> {
     if (this.#granted !== null) await this.#kernel.release(this.#granted);
     this.#granted = null;
-    this.#recoveryBegun = false;
-    this.#lost = false;
+    this.#side = 'unstarted';
   }
 
   #device(): GrantedDevice {
@@ -408,7 +416,7 @@ export class KernelDevice {
     return this.#device().id;
   }
 
-  #error(verb: string, reason: string, code: string, cause?: unknown): SupervisorError {
+  #error(verb: string, reason: string, code: ErrorCode, cause?: unknown): SupervisorError {
     const device = this.spec.name;
     return new SupervisorError(`${verb} device ${device} failed: ${reason}`, { code, device, cause });
   }

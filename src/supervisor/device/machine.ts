@@ -1,4 +1,5 @@
-import type { DeviceState } from '../../api/status.js';
+import type { ErrorCode } from '../../error-codes.js';
+import type { BlockDeviceUse, DeviceState } from '../../api/status.js';
 
 /**
  * The life of a device as data; device.ts interprets it. What each step does to the kernel is in kernel-device.ts, and why no
@@ -31,7 +32,7 @@ export type Step =
   | 'deleteDevice'
   | 'release';
 
-/** What may happen to a device from outside. A state without an answer leaves the event to the first state that has one. */
+/** What may happen to a device from outside. It stays pending until a state answers it. */
 export type DeviceEvent = 'exited' | 'stop' | 'recover' | 'handOver';
 
 /** What a failed step means. `error`: whatever has no entry of its own. */
@@ -71,13 +72,23 @@ export type Target =
   /** The stop or the hand-over under way, if any, is refused; live, degraded or failed, whichever the device still is. */
   | 'refuse';
 
+/** `later`: the event is left to the first state with another answer. */
+export type Answer = Target | 'later';
+
 export interface Rule {
+  readonly blockDevice: BlockDeviceUse;
+  /** A generation serves the device, or the next one is on its way. */
+  readonly served: boolean;
+  /** The device rests here because of something that an operator has to look at. */
+  readonly trouble: boolean;
   readonly steps: readonly Step[];
   /** Where all steps done lead; null: the device rests here. `then`: what `remove` was asked for. */
   readonly done: Target | 'then' | null;
-  readonly on: Readonly<Partial<Record<DeviceEvent, Target>>>;
+  readonly on: Readonly<Record<DeviceEvent, Answer>>;
   readonly failed: Readonly<Partial<Record<Failure, Target>>>;
 }
+
+const nothing = { exited: 'later', stop: 'later', recover: 'later', handOver: 'later' } as const;
 
 const remove = (then: AfterRemoval): Target => ({ state: 'stopping', then });
 
@@ -85,15 +96,21 @@ export const machine: Readonly<Record<DeviceState, Rule>> = {
   // Of a device that an earlier supervisor left. Whatever it was doing, the kernel has the device in one of three states. One
   // that is served needs no backend of ours for that; it is opened when the device is live.
   adopting: {
+    blockDevice: 'kept',
+    served: true,
+    trouble: false,
     steps: ['adopt'],
     done: 'live',
-    on: {},
+    on: nothing,
     failed: { dead: remove('adding'), error: 'recovering' },
   },
   adding: {
+    blockDevice: 'absent',
+    served: true,
+    trouble: false,
     steps: ['backOff', 'openBackend', 'checkBackend', 'addDevice', 'setParameters'],
     done: 'starting',
-    on: { stop: remove('gone') },
+    on: { exited: 'later', stop: remove('gone'), recover: 'later', handOver: 'later' },
     failed: {
       parked: 'failed',
       givenUp: 'failed',
@@ -105,20 +122,29 @@ export const machine: Readonly<Record<DeviceState, Rule>> = {
   },
   // A stop or an exit makes startDevice fail; when the kernel was quicker the device is live and has an answer.
   starting: {
+    blockDevice: 'absent',
+    served: true,
+    trouble: false,
     steps: ['spawn', 'startDevice'],
     done: 'live',
-    on: {},
+    on: nothing,
     failed: { invalid: remove('failed'), error: remove('adding') },
   },
   live: {
+    blockDevice: 'usable',
+    served: true,
+    trouble: false,
     steps: [],
     done: null,
-    on: { exited: 'recovering', stop: 'draining', handOver: 'handingOver' },
+    on: { exited: 'recovering', stop: 'draining', recover: 'later', handOver: 'handingOver' },
     failed: {},
   },
   // What is exchanged is the code, the options or the size; whatever fails after that goes back to what was served before.
   // Exits are expected from the drain on.
   handingOver: {
+    blockDevice: 'kept',
+    served: true,
+    trouble: false,
     steps: [
       'checkBackend',
       'exchange',
@@ -132,7 +158,7 @@ export const machine: Readonly<Record<DeviceState, Rule>> = {
       'growDevice',
     ],
     done: 'live',
-    on: { exited: 'recovering' },
+    on: { exited: 'recovering', stop: 'later', recover: 'later', handOver: 'later' },
     failed: {
       changed: 'refuse',
       unshrunk: 'refuse',
@@ -143,6 +169,9 @@ export const machine: Readonly<Record<DeviceState, Rule>> = {
   },
   // A stop waits until this attempt ended: killing a replacement that is fetching loses the device on some kernels.
   recovering: {
+    blockDevice: 'kept',
+    served: true,
+    trouble: false,
     steps: [
       'killGeneration',
       'checkRecoverable',
@@ -158,7 +187,7 @@ export const machine: Readonly<Record<DeviceState, Rule>> = {
       'growDevice',
     ],
     done: 'live',
-    on: {},
+    on: nothing,
     failed: {
       stuck: 'degraded',
       stillOpen: 'degraded',
@@ -173,35 +202,50 @@ export const machine: Readonly<Record<DeviceState, Rule>> = {
     },
   },
   degraded: {
+    blockDevice: 'kept',
+    served: false,
+    trouble: true,
     steps: [],
     done: null,
-    on: { stop: 'draining', recover: 'recovering', handOver: 'handingOver' },
+    on: { exited: 'later', stop: 'draining', recover: 'recovering', handOver: 'handingOver' },
     failed: {},
   },
   draining: {
+    blockDevice: 'kept',
+    served: true,
+    trouble: false,
     steps: ['assertUnused'],
     done: remove('gone'),
-    on: { exited: 'recovering' },
+    on: { exited: 'recovering', stop: 'later', recover: 'later', handOver: 'later' },
     failed: { error: 'refuse' },
   },
   // Exits are expected here; STOP_DEV and DEL_DEV need every queue process to be either healthy or dead.
   stopping: {
+    blockDevice: 'absent',
+    served: false,
+    trouble: false,
     steps: ['killUnlessServing', 'stopDevice', 'endGeneration', 'deleteDevice', 'release'],
     done: 'then',
-    on: {},
+    on: nothing,
     failed: { error: 'refuse' },
   },
   // Nothing is in the kernel, or something that could not be removed: both ways out begin with removing it.
   failed: {
+    blockDevice: 'absent',
+    served: false,
+    trouble: true,
     steps: [],
     done: null,
-    on: { stop: remove('gone'), recover: remove('adding') },
+    on: { exited: 'later', stop: remove('gone'), recover: remove('adding'), handOver: 'later' },
     failed: {},
   },
   gone: {
+    blockDevice: 'absent',
+    served: false,
+    trouble: false,
     steps: [],
     done: null,
-    on: {},
+    on: nothing,
     failed: {},
   },
 };
@@ -216,7 +260,7 @@ const callerErrors = {
 } as const;
 
 /** By step and the error's code; `*` is any other code. */
-const failures: Readonly<Partial<Record<Step, Readonly<Record<string, Failure>>>>> = {
+const failures: Readonly<Partial<Record<Step, Readonly<Partial<Record<ErrorCode | '*', Failure>>>>>> = {
   // A kernel does not learn a feature by being asked again.
   addDevice: { ...callerErrors, EOPNOTSUPP: 'invalid' },
   setParameters: callerErrors,
@@ -235,7 +279,7 @@ const failures: Readonly<Partial<Record<Step, Readonly<Record<string, Failure>>>
 };
 
 /** Where a failed step leads. */
-export function targetOfFailure(state: DeviceState, step: Step, code: string): Target {
+export function targetOfFailure(state: DeviceState, step: Step, code: ErrorCode): Target {
   const meanings = failures[step] ?? {};
   const failure = meanings[code] ?? meanings['*'] ?? 'error';
   const { failed } = machine[state];

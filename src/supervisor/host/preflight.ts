@@ -1,6 +1,7 @@
 import { getSystemErrorMap } from 'node:util';
 import type { DeviceConfig } from '../../config/types.js';
-import { SupervisorError, messageOf } from '../../errors.js';
+import type { ErrorCode } from '../../error-codes.js';
+import { errnoName, SupervisorError, messageOf } from '../../errors.js';
 import { typeOfDev } from '../nodes/device-nodes.js';
 import { thisHost, type Host } from './host.js';
 import { hasFeature, ublkFeatureTable } from './ublk-features.js';
@@ -13,7 +14,7 @@ export interface CheckResult {
   /** What to do about it. */
   readonly advice?: string;
   /** The code of the `SupervisorError` that `start` ends with; decides its exit code. */
-  readonly code?: string;
+  readonly code?: ErrorCode;
 }
 
 export interface Check {
@@ -36,7 +37,12 @@ const KNOWN_BAD: readonly RegExp[] = [/^6\.18\.[45](?![0-9])/, /^6\.17\.0-101[58
 
 const ok = (detail: string): CheckResult => ({ status: 'ok', detail });
 const warn = (detail: string, advice: string): CheckResult => ({ status: 'warn', detail, advice });
-const fail = (code: string, detail: string, advice: string): CheckResult => ({ status: 'fail', code, detail, advice });
+const fail = (code: ErrorCode, detail: string, advice: string): CheckResult => ({
+  status: 'fail',
+  code,
+  detail,
+  advice,
+});
 
 /** What must be right before a device can be served, most telling failure first. */
 export const preflightChecks: readonly Check[] = [
@@ -190,8 +196,8 @@ function probeIoUring(host: Host): CheckResult {
     return { status: 'fail', code: 'ADDON', detail: messageOf(error) };
   }
   if (errno === 0) return ok(sysctl === '1' ? 'works; the kernel allows it to privileged processes only' : 'works');
-  const [name, text] = getSystemErrorMap().get(-errno) ?? [String(errno), 'unknown error'];
-  const detail = `io_uring_setup failed: ${text} (${name})`;
+  const name = errnoName(errno);
+  const detail = `io_uring_setup failed: ${getSystemErrorMap().get(-errno)?.[1] ?? 'unknown error'} (${name})`;
   if (name === 'ENOSYS') return fail('NO_IO_URING', detail, 'boot a kernel with CONFIG_IO_URING');
   if (name === 'ENOMEM') return fail('ENOMEM', detail, 'raise the limit of locked memory (LimitMEMLOCK=infinity)');
   return fail(name, detail, 'allow it in the container runtime (seccomp) or the security module');

@@ -5,16 +5,13 @@ import { deviceNumber } from '../../device-number.js';
 import { messageOf } from '../../errors.js';
 import type { Log } from '../../log/log.js';
 import { ensureNode, removeStaleNodes } from './device-nodes.js';
-import type { DeviceChange, DeviceState } from '../../api/status.js';
+import type { DeviceChange } from '../../api/status.js';
 
 const PARENT = '/dev/ublk';
 const DIRECTORY = `${PARENT}/by-name`;
 const SECTOR = 512;
 /** How our links look; whatever else is in the directory is not touched. */
 const TARGET = /^\.\.\/\.\.\/(ublkb[0-9]+(?:p[0-9]+)?)$/;
-
-/** In these the device may be gone, or is about to go. */
-const WITHOUT_DEVICE: ReadonlySet<DeviceState> = new Set(['adding', 'starting', 'stopping', 'failed', 'gone']);
 
 /**
  * The links /dev/ublk/by-name/NAME, and NAME-partM for its partitions. One is there while its device can be used: it is made when the device is live, and
@@ -45,11 +42,11 @@ export class DeviceLinks {
 
   /** To be told of every change of a device's state, before anything follows from it. */
   deviceChanged(device: DeviceChange): void {
-    if (device.state === 'live') {
+    if (device.blockDevice === 'usable') {
       this.#try(`making ${join(DIRECTORY, device.name)}`, () => {
         this.#make(device.name, `ublkb${String(device.id)}`, device.size);
       });
-    } else if (WITHOUT_DEVICE.has(device.state)) {
+    } else if (device.blockDevice === 'absent') {
       this.#try(`removing ${join(DIRECTORY, device.name)}`, () => {
         this.#remove(device.name);
       });

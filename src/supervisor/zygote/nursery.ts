@@ -1,5 +1,6 @@
 import { spawn, type ChildProcess } from 'node:child_process';
 import { closeSync, rmSync } from 'node:fs';
+import { errorCode, type ErrorCode } from '../../error-codes.js';
 import { SupervisorError } from '../../errors.js';
 import { forkZygote, zygoteLibrary } from '../../native/addon/zygote-channel.js';
 import { listenSeqpacket, seqpacketPair } from '../../native/addon/system.js';
@@ -98,13 +99,13 @@ export class Nursery {
     });
     closeSync(theirs);
     const ended = new Promise<never>((_, reject) => {
-      const end = (reason: string, code = 'ZYGOTE'): void => {
+      const end = (reason: string, code: ErrorCode = 'ZYGOTE'): void => {
         if (this.#running?.child === child) this.#running = null;
         closeSync(socket);
         reject(new SupervisorError(`starting a zygote failed: ${reason}`, { code }));
       };
       child.once('error', (error: NodeJS.ErrnoException) => {
-        end(`${error.message}, for its nursery`, error.code);
+        end(`${error.message}, for its nursery`, errorCode(error.code) ?? 'OS');
       });
       child.once('exit', (code, signal) => {
         const how = signal ?? `exit code ${String(code)}`;

@@ -6,7 +6,7 @@ import t, { type Test } from 'tap';
 import { CliExit } from '../../../src/cli/exit-codes.js';
 import { createProgram } from '../../../src/cli/program.js';
 import { configJsonSchema } from '../../../src/config/schema.js';
-import { DaemonExit } from '../../../src/supervisor/exit-codes.js';
+import { DaemonExit, errorCodes } from '../../../src/error-codes.js';
 import { CHANGEABLE } from '../../../src/supervisor/reload-plan.js';
 import { status } from '../supervisor/device/status.js';
 
@@ -110,6 +110,15 @@ t.test('the table of README has every command, and no option that there is not',
 t.test('the manual has every exit code, and no other', async (t) => {
   const codes = [...section(manual, 'EXIT STATUS').matchAll(/^\.It (\d+)$/gm)].map(([, code]) => Number(code));
   t.strictSame(new Set(codes), new Set<number>([...Object.values(CliExit), ...Object.values(DaemonExit)]));
+});
+
+t.test('the manual has every error code, and says what it means', async (t) => {
+  const list = section(read('man/ublk-supervisor.3'), 'ERRORS').matchAll(/^\.It Li (\w+)\n(.*)$/gm);
+  const meanings = Object.entries(errorCodes).map(([code, { meaning }]) => [code, meaning]);
+  t.strictSame(
+    Object.fromEntries(Array.from(list, ([, code, meaning]) => [code, meaning])),
+    Object.fromEntries(meanings),
+  );
 });
 
 t.test('the manual has every field of the status', async (t) => {

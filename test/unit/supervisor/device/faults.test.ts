@@ -19,7 +19,7 @@ const operations = [
 const codes = [
   ...['EACCES', 'EBUSY', 'EEXIST', 'EINTR', 'EINVAL', 'EIO', 'ENODEV', 'ENOMEM', 'EOPNOTSUPP', 'EPERM'],
   ...['ABORTED', 'BACKEND', 'IN_USE', 'STUCK', 'TIMEOUT', 'ZYGOTE'],
-];
+] as const;
 
 /** A life with two crashes and a stop. Nothing may be left waiting, nor be in a state that the kernel contradicts. */
 async function live(made: Rig): Promise<string[]> {
@@ -181,7 +181,7 @@ t.test('a start that fails is repeated on a new device, a wrong request is not',
   t.match(crashing.device.status(), { state: 'live', generation: 2, lastExit: { queue: 0 } });
 
   for (const operation of ['addDevice', 'setParameters', 'spawn'] as const) {
-    for (const code of ['EEXIST', 'EINVAL', 'EACCES', 'EPERM', 'IN_USE', 'BACKEND']) {
+    for (const code of ['EEXIST', 'EINVAL', 'EACCES', 'EPERM', 'IN_USE', 'BACKEND'] as const) {
       const { model, device } = rig('7.2');
       model.fail(operation, 1, code);
       await t.rejects(device.start(), { code });

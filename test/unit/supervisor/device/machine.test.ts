@@ -7,6 +7,7 @@ import {
   type Target,
 } from '../../../../src/supervisor/device/machine.js';
 import type { DeviceState } from '../../../../src/api/status.js';
+import type { ErrorCode } from '../../../../src/error-codes.js';
 
 const rules = Object.entries(machine) as [DeviceState, Rule][];
 const resting = rules.filter(([, { done }]) => done === null).map(([state]) => state);
@@ -19,9 +20,8 @@ function states(target: Target | 'then'): readonly DeviceState[] {
 }
 
 function successors({ done, on, failed }: Rule): DeviceState[] {
-  return [...Object.values(on), ...Object.values(failed), ...(done === null ? [] : [done])].flatMap((to) => [
-    ...states(to),
-  ]);
+  const answers = Object.values(on).filter((answer) => answer !== 'later');
+  return [...answers, ...Object.values(failed), ...(done === null ? [] : [done])].flatMap((to) => [...states(to)]);
 }
 
 t.test('a state rests exactly when it has no steps', (t) => {
@@ -34,7 +34,7 @@ t.test('every state can be reached and, but for gone, ends in gone when it is st
   const reachable = new Set<DeviceState>(['adding', 'adopting']);
   for (const state of reachable) for (const next of successors(machine[state])) reachable.add(next);
   t.strictSame([...reachable].sort(), Object.keys(machine).sort());
-  for (const state of resting) t.equal(machine[state].on.stop !== undefined, state !== 'gone', state);
+  for (const state of resting) t.equal(machine[state].on.stop !== 'later', state !== 'gone', state);
   for (const [state] of rules) {
     const from = new Set([state]);
     for (const at of from) for (const next of successors(machine[at])) from.add(next);
@@ -44,7 +44,18 @@ t.test('every state can be reached and, but for gone, ends in gone when it is st
 });
 
 t.test('every step of every state has an answer to any failure', (t) => {
-  const codes = ['EEXIST', 'EBUSY', 'ENODEV', 'TIMEOUT', 'PARKED', 'GIVEN_UP', 'LOST', 'STUCK', 'ABORTED', 'EIO'];
+  const codes = [
+    'EEXIST',
+    'EBUSY',
+    'ENODEV',
+    'TIMEOUT',
+    'PARKED',
+    'GIVEN_UP',
+    'LOST',
+    'STUCK',
+    'ABORTED',
+    'EIO',
+  ] as const;
   for (const [state, { steps }] of rules) {
     for (const step of steps) for (const code of codes) t.doesNotThrow(() => targetOfFailure(state, step, code));
   }
@@ -58,7 +69,7 @@ t.test('a failure in a state that has no steps is a mistake of ours', (t) => {
 
 t.test('failures that the kernel facts single out', (t) => {
   const removed = (then: string): object => ({ state: 'stopping', then });
-  const cases: [DeviceState, Step, string, unknown][] = [
+  const cases: [DeviceState, Step, ErrorCode, unknown][] = [
     ['adding', 'addDevice', 'EEXIST', removed('failed')],
     ['adding', 'addDevice', 'ENOMEM', removed('adding')],
     ['adding', 'backOff', 'GIVEN_UP', 'failed'],

@@ -1,4 +1,5 @@
 import type { DataPath } from '../../../../backends/interface.js';
+import type { ErrorCode } from '../../../../src/error-codes.js';
 import { SupervisorError } from '../../../../src/errors.js';
 import type {
   DeviceSpec,
@@ -84,12 +85,12 @@ export class ModelKernel implements Kernel {
     this.#injections.push({ moment, first: nth, last: nth, when, act });
   }
 
-  fail(moment: Moment, nth: number, code: string, when: 'before' | 'after' = 'before'): void {
+  fail(moment: Moment, nth: number, code: ErrorCode, when: 'before' | 'after' = 'before'): void {
     this.at(moment, nth, () => Promise.reject(injected(moment, code)), when);
   }
 
   /** The n-th occurrence and all that follow fail. */
-  failFrom(moment: Moment, nth: number, code: string): void {
+  failFrom(moment: Moment, nth: number, code: ErrorCode): void {
     const act = (): Promise<never> => Promise.reject(injected(moment, code));
     this.#injections.push({ moment, first: nth, last: Infinity, when: 'before', act });
   }
@@ -320,11 +321,11 @@ export class ModelKernel implements Kernel {
   }
 }
 
-function injected(moment: Moment, code: string): SupervisorError {
+function injected(moment: Moment, code: ErrorCode): SupervisorError {
   return new SupervisorError(`${moment} failed: injected (${code})`, { code });
 }
 
-function errno(code: string): SupervisorError {
+function errno(code: ErrorCode): SupervisorError {
   return new SupervisorError(`the model kernel refuses (${code})`, { code });
 }
 

@@ -2,7 +2,7 @@ import t from 'tap';
 import { deviceLimitCheck, sharedMemoryCheck, swapCheck } from '../../../../src/cli/doctor-checks.js';
 import { SupervisorError } from '../../../../src/errors.js';
 import { deviceShortage } from '../../../../src/supervisor/host/device-limit.js';
-import { daemonExitCode } from '../../../../src/supervisor/exit-codes.js';
+import { daemonExitCode } from '../../../../src/cli/exit-codes.js';
 import type { Host } from '../../../../src/supervisor/host/host.js';
 import {
   assertReady,
