@@ -15,6 +15,17 @@ export interface BackendFacts {
   readonly idempotentWrites: boolean;
 }
 
+/** What a backend announces that can do everything. Its cache is volatile, because the kernel sends FLUSH and FUA to no other. */
+export const writableFacts: BackendFacts = {
+  volatileCache: true,
+  fua: true,
+  discard: true,
+  writeZeroes: true,
+  readOnly: false,
+  rotational: false,
+  idempotentWrites: true,
+};
+
 /** How request data reaches a queue process; architecture in docs/architecture.md. */
 export type DataPath = 'copy' | 'user-copy' | 'zero-copy';
 

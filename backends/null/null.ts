@@ -1,5 +1,5 @@
 import * as z from 'zod';
-import type { Backend, OpenBackend } from '../interface.js';
+import { writableFacts, type Backend, type OpenBackend } from '../interface.js';
 import { deviceSize } from '../options.js';
 
 export const nullOptions = z.strictObject({
@@ -18,15 +18,7 @@ export const nullBackend: Backend<z.infer<typeof nullOptions>> = {
   open(options) {
     const ofSize = (size: number): OpenBackend => ({
       size,
-      facts: {
-        volatileCache: true,
-        fua: true,
-        discard: true,
-        writeZeroes: true,
-        readOnly: false,
-        rotational: false,
-        idempotentWrites: true,
-      },
+      facts: writableFacts,
       files: [],
       created: false,
       dataPaths,

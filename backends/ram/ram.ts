@@ -1,6 +1,6 @@
 import * as z from 'zod';
 import { SupervisorError } from '../../src/errors.js';
-import type { Backend, OpenBackend } from '../interface.js';
+import { writableFacts, type Backend, type OpenBackend } from '../interface.js';
 import { formatSize } from '../../src/units.js';
 import { deviceSize } from '../options.js';
 import { SHARED_MEMORY_DIRECTORY, roomInSharedMemory } from '../shared-memory.js';
@@ -36,16 +36,7 @@ export const ramBackend: Backend<z.infer<typeof ramOptions>> = {
     const room = await roomInSharedMemory();
     const ofSize = (size: number): OpenBackend => ({
       size,
-      facts: {
-        // Nothing to flush, but announcing a cache lets FLUSH and FUA through, so that they are counted and can be tested.
-        volatileCache: true,
-        fua: true,
-        discard: true,
-        writeZeroes: true,
-        readOnly: false,
-        rotational: false,
-        idempotentWrites: true,
-      },
+      facts: writableFacts,
       files: [file.fd],
       created: file.created,
       ...(size <= room

@@ -14,6 +14,10 @@ export function tooManyQueues({ queues }: Pick<DeviceConfig, 'queues'>, maxQueue
     : `its backend serves ${String(maxQueues)} queues at most, not ${String(queues)}; change queues`;
 }
 
+function asConfigured({ name, id, queues, depth, requestTimeoutMs, user, coreDump, recovery }: DeviceConfig) {
+  return { name, id, queues, depth, requestTimeoutMs, user, coreDump, recovery: recovery.mode };
+}
+
 /** What a configured device and its open backend come to. Throws `CONFIG` where the two do not fit. */
 export function deviceSpec(
   { config, backend, nursery }: Served,
@@ -53,18 +57,11 @@ export function deviceSpec(
     choices.push({ what: 'dataPath', value: dataPath, why });
   }
   return {
-    name: config.name,
-    id: config.id,
-    queues: config.queues,
-    depth: config.depth,
+    ...asConfigured(config),
     blockSize,
     size: backend.size,
     dataPath,
     choices,
-    recovery: config.recovery.mode,
-    requestTimeoutMs: config.requestTimeoutMs,
-    user: config.user,
-    coreDump: config.coreDump,
     nursery: kernel.nursery(nursery),
     facts: { ...backend.facts, readOnly: backend.facts.readOnly || config.readOnly },
     backend: {
@@ -103,18 +100,11 @@ export function unopenedSpec(config: DeviceConfig, { found, announced, nursery }
   const { backend } = config;
   const configured = 'size' in backend && typeof backend.size === 'number' ? backend.size : 0;
   return {
-    name: config.name,
-    id: config.id,
-    queues: config.queues,
-    depth: config.depth,
+    ...asConfigured(config),
     blockSize: found?.blockSize ?? announced?.blockSize ?? config.blockSize ?? blockSizeOfNew(0).bytes,
     size: found?.size ?? announced?.size ?? configured,
     dataPath: found?.dataPath ?? (config.dataPath === 'auto' ? 'copy' : config.dataPath),
     choices: [],
-    recovery: config.recovery.mode,
-    requestTimeoutMs: config.requestTimeoutMs,
-    user: config.user,
-    coreDump: config.coreDump,
     nursery,
     facts: announced?.facts ?? NO_FACTS,
     backend: {

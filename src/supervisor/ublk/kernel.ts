@@ -1,28 +1,22 @@
 import type { BackendFacts, BackendModule, Choice, DataPath } from '../../../backends/interface.js';
-import type { RecoveryMode, User } from '../../config/types.js';
+import type { DeviceConfig, RecoveryMode } from '../../config/types.js';
 import type { MarkedRequest } from '../../native/addon/shared-pages.js';
 import type { RequestIdentity } from '../../native/request.js';
 import type { BackendReport } from '../../channel/message-schema.js';
 import type { ExitStatus, GenerationPhase, OperationName, QueueStatus } from '../../api/status.js';
 import type { HeldByZygote } from '../zygote/zygote.js';
 
+/** What a device is made and served with just as it is configured. */
+type AsConfigured = Pick<DeviceConfig, 'name' | 'id' | 'queues' | 'depth' | 'requestTimeoutMs' | 'user' | 'coreDump'>;
+
 /** Everything about a device that the kernel and the queue processes need, fixed for the device's life. */
-export interface DeviceSpec {
-  readonly name: string;
-  readonly id: number | undefined;
-  readonly queues: number;
-  readonly depth: number;
+export interface DeviceSpec extends AsConfigured {
   readonly blockSize: number;
   readonly size: number;
   readonly dataPath: DataPath;
   /** What its configuration left open. */
   readonly choices: readonly Choice[];
   readonly recovery: RecoveryMode;
-  /** A generation that gives no sign of life for so long is ended; hang-detector.ts says what is one. */
-  readonly requestTimeoutMs: number;
-  /** Whom the queue processes run as; undefined: as the supervisor, without its capabilities. */
-  readonly user: User | undefined;
-  readonly coreDump: boolean;
   /** Which nursery its zygote is of, and so which native code serves it; where that nursery is closed, the present one. */
   readonly nursery: number;
   readonly facts: BackendFacts;

@@ -1,5 +1,5 @@
 import { setImmediate } from 'node:timers/promises';
-import type { BackendFacts, OpenBackend } from '../../../../backends/interface.js';
+import { writableFacts, type BackendFacts, type OpenBackend } from '../../../../backends/interface.js';
 import type { DeviceConfig, RecoveryConfig } from '../../../../src/config/types.js';
 import { SupervisorError } from '../../../../src/errors.js';
 import type { Log } from '../../../../src/log/log.js';
@@ -10,15 +10,7 @@ import { ModelClock } from './model-clock.js';
 import { type KernelVersion } from './model-device.js';
 import { ModelKernel } from './model-kernel.js';
 
-export const facts: BackendFacts = {
-  volatileCache: true,
-  fua: true,
-  discard: true,
-  writeZeroes: true,
-  readOnly: false,
-  rotational: false,
-  idempotentWrites: true,
-};
+export const facts: BackendFacts = writableFacts;
 
 export const backend: OpenBackend = {
   size: 1 << 20,
