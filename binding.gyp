@@ -1,5 +1,7 @@
 {
   'variables': {
+    # scripts/build-native sets it; a package has no sources of tests.
+    'tests%': 0,
     # What serves a queue, in a queue process and in a node for a backend in JavaScript.
     'queue_sources': [
       'backends/file/file.cpp',
@@ -68,21 +70,27 @@
       'libraries': ['-l:liburing.a', '-l:libz.a'],
       'cflags_cc': ['-fvisibility=hidden'],
     },
-    {
-      # The zygote with fault points, which tests put in the place of the real one. Not shipped.
-      'target_name': 'zygote_faults',
-      'type': 'shared_library',
-      'product_prefix': '',
-      'defines': ['UBLK_FAULT_POINTS'],
-      'sources': ['<@(queue_sources)', '<@(zygote_sources)', 'src/native/common/fault_point.cpp'],
-      'libraries': ['-l:liburing.a', '-l:libz.a'],
-    },
-    {
-      # Somebody else's device, for tests. Not shipped.
-      'target_name': 'unprivileged_device',
-      'type': 'executable',
-      'sources': ['test/vm/unprivileged_device.cpp', 'src/native/common/control_ring.cpp'],
-      'libraries': ['-l:liburing.a'],
-    },
+  ],
+  'conditions': [
+    ['tests==1', {
+      'targets': [
+        {
+          # The zygote with fault points, which tests put in the place of the real one. Not shipped.
+          'target_name': 'zygote_faults',
+          'type': 'shared_library',
+          'product_prefix': '',
+          'defines': ['UBLK_FAULT_POINTS'],
+          'sources': ['<@(queue_sources)', '<@(zygote_sources)', 'src/native/common/fault_point.cpp'],
+          'libraries': ['-l:liburing.a', '-l:libz.a'],
+        },
+        {
+          # Somebody else's device, for tests. Not shipped.
+          'target_name': 'unprivileged_device',
+          'type': 'executable',
+          'sources': ['test/vm/unprivileged_device.cpp', 'src/native/common/control_ring.cpp'],
+          'libraries': ['-l:liburing.a'],
+        },
+      ],
+    }],
   ],
 }
