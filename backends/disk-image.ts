@@ -90,7 +90,7 @@ export async function containerOf(read: ReadAt, size: number): Promise<string | 
 /** Of data that is to be made. */
 export function blockSizeOfNew(size: number): ChosenBlockSize {
   const bytes = SIZES.findLast((each) => size % each === 0) ?? SMALLEST;
-  return { bytes, why: bytes === LARGEST ? 'the data is new' : `the data is new, of ${String(size)} bytes` };
+  return { bytes, why: bytes === LARGEST ? 'the data is new' : `the data is new, of ${size} bytes` };
 }
 
 /**

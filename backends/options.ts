@@ -26,7 +26,7 @@ export const deviceSize = z.union([z.number(), z.string()]).transform((value, co
   if (size < 4096 || size > LARGEST_DEVICE || size % 512 !== 0) {
     context.addIssue({
       code: 'custom',
-      message: `expected a multiple of 512 from 4096 to ${String(LARGEST_DEVICE)} bytes, got ${String(size)}`,
+      message: `expected a multiple of 512 from 4096 to ${LARGEST_DEVICE} bytes, got ${size}`,
     });
     return z.NEVER;
   }

@@ -63,7 +63,7 @@ const module = (path: string): string => fileURLToPath(new URL(`../../${path}`, 
 
 const loop = (file: string, flags = ''): Exclude<Match['reference'], string> => ({
   name: 'loop',
-  make: `modprobe loop; truncate -s ${String(SIZE)} ${file}; losetup --find --show --sector-size 4096 ${flags} ${file}`,
+  make: `modprobe loop; truncate -s ${SIZE} ${file}; losetup --find --show --sector-size 4096 ${flags} ${file}`,
   remove: `losetup -d $0; rm ${file}`,
 });
 
@@ -119,7 +119,7 @@ const matches: Readonly<Record<string, Match>> = {
       copy: { dataPath: 'copy', backend: file(`${MOUNT}/copy-${build}`) },
     }),
     reference: loop(`${MOUNT}/loop`, '--direct-io=on'),
-    setUp: `modprobe loop; truncate -s ${String(5 * SIZE)} ${IMAGE}; mkfs.ext4 -q ${IMAGE}; mkdir -p ${MOUNT}; mount -o loop ${IMAGE} ${MOUNT}`,
+    setUp: `modprobe loop; truncate -s ${5 * SIZE} ${IMAGE}; mkfs.ext4 -q ${IMAGE}; mkdir -p ${MOUNT}; mount -o loop ${IMAGE} ${MOUNT}`,
     tearDown: `umount ${MOUNT}; rm ${IMAGE}`,
     fill: true,
   },
@@ -183,7 +183,7 @@ async function compare(
   const all = [...new Map(comparisons.flatMap((one) => [one.of, one.with]).map((one) => [one.path, one])).values()];
   if (fill) {
     for (const { path } of all) {
-      await shell(`dd if=/dev/urandom of=${path} bs=1M count=${String(SIZE_MIB)} oflag=direct status=none`);
+      await shell(`dd if=/dev/urandom of=${path} bs=1M count=${SIZE_MIB} oflag=direct status=none`);
     }
   }
   const rows: string[][] = [];
@@ -209,7 +209,7 @@ async function compare(
     );
   }
   const header = comparisons.map((one) => `${one.of.name} / ${one.with.name}`);
-  const how = `median of ${String(options.rounds)} rounds (least-most)`;
+  const how = `median of ${options.rounds} rounds (least-most)`;
   process.stdout.write(`IOPS of ${name}, ${how}\n${table(['', ...header], rows)}\n`);
 }
 

@@ -24,7 +24,7 @@ interface Memory {
 }
 
 export function memoryOf(pid: number): Memory {
-  const text = readFileSync(`/proc/${String(pid)}/smaps_rollup`, 'utf8');
+  const text = readFileSync(`/proc/${pid}/smaps_rollup`, 'utf8');
   const field = (name: string): number => Number(new RegExp(`^${name}: +([0-9]+) kB`, 'm').exec(text)?.[1] ?? NaN);
   return { privateKiB: field('Private_Dirty') + field('Private_Clean'), residentKiB: field('Rss') };
 }
@@ -59,7 +59,7 @@ export async function benchMemory(): Promise<void> {
 
 /** Queue processes are children of their device's zygote. */
 export function parentOf(pid: number): number {
-  return Number(/^PPid:\t([0-9]+)$/m.exec(readFileSync(`/proc/${String(pid)}/status`, 'utf8'))?.[1]);
+  return Number(/^PPid:\t([0-9]+)$/m.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1]);
 }
 
 function row(name: string, memory: Memory, booted: Memory): string[] {

@@ -57,18 +57,18 @@ export async function benchPause({ times }: BenchOptions): Promise<void> {
       const served = await serve(queues, dataPath);
       for (const fault of faults) {
         const samples = await strikeRepeatedly(served, fault, times);
-        rows.push([`${fault.name}, ${dataPath}, ${String(queues)} queue${queues > 1 ? 's' : ''}`, ...cells(samples)]);
+        rows.push([`${fault.name}, ${dataPath}, ${queues} queue${queues > 1 ? 's' : ''}`, ...cells(samples)]);
       }
       await served.terminate();
     }
   }
   const header = ['', 'P50 ms', 'P99', 'MAX', 'DETECT', 'RECOVER', 'NODE', 'P50 / NODE'];
-  process.stdout.write(`pause of a client, ${String(times)} times each\n${table(header, rows)}\n`);
+  process.stdout.write(`pause of a client, ${times} times each\n${table(header, rows)}\n`);
   await benchSupervisorDeath(times);
 }
 
 function serve(queues: number, dataPath: 'copy' | 'user-copy'): Promise<RunningSupervisor> {
-  const requestTimeout = `${String(REQUEST_TIMEOUT_MS)}ms`;
+  const requestTimeout = `${REQUEST_TIMEOUT_MS}ms`;
   const backend = { type: 'ram', size: '64MiB' };
   const recovery = { maxRestarts: 10_000 };
   return RunningSupervisor.start([{ name: 'pause', queues, dataPath, requestTimeout, backend, recovery }]);
@@ -139,7 +139,7 @@ async function benchSupervisorDeath(times: number): Promise<void> {
     row('supervisor killed, another one started', replaced),
   ];
   const header = ['', 'P50 ms', 'P99', 'MAX', 'P50 / UNDISTURBED'];
-  process.stdout.write(`longest wait for an answer, ${String(times)} times each\n${table(header, rows)}\n`);
+  process.stdout.write(`longest wait for an answer, ${times} times each\n${table(header, rows)}\n`);
 }
 
 const startNode = (): Promise<unknown> => run(process.execPath, ['-e', '0']);

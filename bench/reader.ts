@@ -12,9 +12,7 @@ const BLOCK = 4096;
 
 assert.ok(parentPort);
 const ended = new AbortController();
-parentPort.once('message', () => {
-  ended.abort();
-});
+parentPort.once('message', () => ended.abort());
 const memory = takeSlot();
 const file = openSync(workerData as string, constants.O_RDONLY | constants.O_DIRECT);
 let longest = 0;

@@ -40,13 +40,13 @@ export async function benchScale({ devices: counts }: BenchOptions): Promise<voi
       const column = await measure(count, node, directory);
       columns.push(column);
       // The next one takes long, and may be one too many for this machine.
-      process.stderr.write(`${String(count)} devices: ${[...column].map((row) => row.join(' ')).join(' | ')}\n`);
+      process.stderr.write(`${count} devices: ${[...column].map((row) => row.join(' ')).join(' | ')}\n`);
     }
     const [first = new Map<string, string>()] = columns;
     const rows = [...first.keys()].map((name) => [name, ...columns.map((column) => column.get(name) ?? '')]);
-    const header = ['', ...counts.map((count) => `${String(count)} devices`)];
+    const header = ['', ...counts.map((count) => `${count} devices`)];
     process.stdout.write(
-      `devices with ${String(QUEUES)} queues of depth ${String(DEPTH)}; node is \`node -e 0\`, ` +
+      `devices with ${QUEUES} queues of depth ${DEPTH}; node is \`node -e 0\`, ` +
         `${(node * 1000).toFixed(0)} ms each, two at a time\n${table(header, rows)}\n`,
     );
   } finally {
@@ -68,7 +68,7 @@ async function devicesFor(count: number, directory: string): Promise<object[]> {
   const zip = join(directory, 'disk.zip');
   await writeFile(zip, zipArchive([{ name: 'disk.img', data: Buffer.alloc(4 * 2 ** 20) }]));
   return Array.from({ length: count }, (_, index) => {
-    const name = `d${String(index)}`;
+    const name = `d${index}`;
     const place = index % 100;
     const native = [
       { type: 'null', size: SIZE },
@@ -97,7 +97,7 @@ async function measure(count: number, node: number, directory: string): Promise<
 
   const devices = await served.devices();
   const live = devices.filter(({ state }) => state === 'live');
-  if (live.length !== count) throw new Error(`${String(live.length)} of ${String(count)} devices are live`);
+  if (live.length !== count) throw new Error(`${live.length} of ${count} devices are live`);
   const native = devices.filter(({ backend }) => ['null', 'ram', 'file'].includes(backend));
   const queuePids = native.flatMap(({ queues }) => queues.map(({ pid }) => pid ?? 0));
   const privateKiB = (pids: readonly number[]): string =>
@@ -105,7 +105,7 @@ async function measure(count: number, node: number, directory: string): Promise<
   rows.set('private KiB: native queue process', privateKiB(queuePids));
   rows.set('private KiB: zygote', privateKiB(native.map(({ queues }) => parentOf(queues[0]?.pid ?? 0))));
   rows.set('private KiB: supervisor', privateKiB([served.pid]));
-  rows.set('descriptors of the supervisor', String(readdirSync(`/proc/${String(served.pid)}/fd`).length));
+  rows.set('descriptors of the supervisor', String(readdirSync(`/proc/${served.pid}/fd`).length));
 
   const before = cpuSeconds(served.pid);
   await setTimeout(IDLE_SECONDS * 1000);
@@ -162,7 +162,7 @@ async function timed(act: () => Promise<unknown>): Promise<string> {
 
 /** User and system time, from /proc/PID/stat in ticks of 10 ms. */
 function cpuSeconds(pid: number): number {
-  const fields = readFileSync(`/proc/${String(pid)}/stat`, 'utf8')
+  const fields = readFileSync(`/proc/${pid}/stat`, 'utf8')
     .replace(/^.*\) /s, '')
     .split(' ');
   return (Number(fields[11]) + Number(fields[12])) / 100;
@@ -170,7 +170,7 @@ function cpuSeconds(pid: number): number {
 
 /** Since it was asked for, from what bench/loop-delay.js writes in the supervisor. */
 async function loopDelay(pid: number): Promise<string> {
-  const file = `/run/loop-delay.${String(pid)}`;
+  const file = `/run/loop-delay.${pid}`;
   rmSync(file, { force: true });
   process.kill(pid, 'SIGPWR');
   while (!existsSync(file)) await setTimeout(50);

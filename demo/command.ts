@@ -29,6 +29,6 @@ export async function command(
   if (!failed) return stdout;
   const said = (stderr === '' ? stdout : stderr).trim().split('\n').slice(0, 3).join('; ');
   throw new DemoError(
-    exitCode === undefined ? (shortMessage ?? `${file} failed`) : `${file} ended with ${String(exitCode)}: ${said}`,
+    exitCode === undefined ? (shortMessage ?? `${file} failed`) : `${file} ended with ${exitCode}: ${said}`,
   );
 }

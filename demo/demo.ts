@@ -43,7 +43,7 @@ async function demonstrate(stopped: AbortSignal): Promise<void> {
   const { path, state, reason, queues } = await served.device(DEVICE);
   if (path === null || state !== 'live') throw new DemoError(`device ${DEVICE} is ${state}: ${reason ?? 'no reason'}`);
   stopped.throwIfAborted();
-  say(`  ${path} is a RAM disk with ${String(queues.length)} hardware queues, each served by a process of its own:`);
+  say(`  ${path} is a RAM disk with ${queues.length} hardware queues, each served by a process of its own:`);
   say(`  pids ${queues.map(({ pid }) => String(pid)).join(' and ')}, live after ${seconds(performance.now() - began)}`);
 
   await command('mkfs.ext4', ['-q', path]);
@@ -58,7 +58,7 @@ async function demonstrate(stopped: AbortSignal): Promise<void> {
   await copySources(PROJECT, tree);
   const sums = await checksums(tree);
   stopped.throwIfAborted();
-  say(`  ext4 on it holds ${String(sums.size)} files; fio writes and verifies (crc32c); a reader times its reads`);
+  say(`  ext4 on it holds ${sums.size} files; fio writes and verifies (crc32c); a reader times its reads`);
 
   const reader = new Reader(join(mountPoint, 'read'));
   undo.push(() => reader.stop());
@@ -84,16 +84,16 @@ async function demonstrate(stopped: AbortSignal): Promise<void> {
   const changed = differences(sums, await checksums(tree));
   await unmount();
   stopped.throwIfAborted();
-  if (changed.length > 0) throw new DemoError(`${String(changed.length)} copied files changed: ${changed.join(' ')}`);
+  if (changed.length > 0) throw new DemoError(`${changed.length} copied files changed: ${changed.join(' ')}`);
 
   pauses.sort((a, b) => a - b);
-  say(`\n  queue processes killed  ${String(KILLS)}`);
+  say(`\n  queue processes killed  ${KILLS}`);
   say(`  pause p50 / max         ${milliseconds(pauses[(KILLS >> 1) - 1])} / ${milliseconds(pauses.at(-1))}`);
-  say(`  reads                   ${String(reader.reads)}`);
-  say(`  verified by fio         ${String(verifier.verifiedBytes >> 20)} MiB in ${String(verifier.rounds)} rounds`);
-  say(`  files compared          ${String(sums.size)}, unchanged; e2fsck finds nothing`);
-  say(`  I/O errors              ${String(reader.errors)}`);
-  say(`  verify errors           ${String(reader.wrong)}`);
+  say(`  reads                   ${reader.reads}`);
+  say(`  verified by fio         ${verifier.verifiedBytes >> 20} MiB in ${verifier.rounds} rounds`);
+  say(`  files compared          ${sums.size}, unchanged; e2fsck finds nothing`);
+  say(`  I/O errors              ${reader.errors}`);
+  say(`  verify errors           ${reader.wrong}`);
 }
 
 /** Kills the process of one queue; resolves with how long the reader waited, when the device is live again. */
@@ -105,7 +105,7 @@ async function killQueue(kill: number, served: RunningSupervisor, reader: Reader
   try {
     process.kill(queue.pid, 'SIGKILL');
   } catch {
-    throw new DemoError(`the process of queue ${String(queue.index)} is gone, and not by our doing`);
+    throw new DemoError(`the process of queue ${queue.index} is gone, and not by our doing`);
   }
   await served.live(DEVICE, recoveries + 1);
   // The read that was outstanding has ended when another one has begun and ended, too.
@@ -116,8 +116,8 @@ async function killQueue(kill: number, served: RunningSupervisor, reader: Reader
     await sleep(5);
   }
   const pause = reader.takeLongestMs();
-  const target = `queue ${String(queue.index)}, pid ${String(queue.pid)}`;
-  const count = `${String(kill)}/${String(KILLS)}`.padStart(7);
+  const target = `queue ${queue.index}, pid ${queue.pid}`;
+  const count = `${kill}/${KILLS}`.padStart(7);
   say(`${count}  ${target.padEnd(20)}  ${milliseconds(pause).padStart(13)}  ${String(reader.errors).padStart(11)}`);
   if (reader.errors > 0) throw new DemoError('a read failed');
   if (reader.wrong > 0) throw new DemoError('a read returned something else than what had been written');
@@ -166,9 +166,7 @@ const milliseconds = (ms = 0): string => `${ms.toFixed(0)} ms`;
 
 const stopped = new AbortController();
 for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
-  process.on(signal, () => {
-    stopped.abort();
-  });
+  process.on(signal, () => stopped.abort());
 }
 const problems: string[] = [];
 try {

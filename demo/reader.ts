@@ -32,9 +32,7 @@ export class Reader {
     this.#counters = new Int32Array(memory);
     this.#worker = new Worker(fileURLToPath(import.meta.url), { workerData: { path, memory } satisfies WorkerData });
     this.#ended = new Promise((resolve) => {
-      this.#worker.once('exit', () => {
-        resolve();
-      });
+      this.#worker.once('exit', () => resolve());
     });
   }
 

@@ -53,7 +53,7 @@ export class RunningSupervisor {
   /** Resolves when the device is live and was recovered at least `recoveries` times. */
   async live(name: string, recoveries: number): Promise<DeviceStatus> {
     let device = await this.device(name);
-    await this.#until(`device ${name} was not live after recovery ${String(recoveries)}`, async () => {
+    await this.#until(`device ${name} was not live after recovery ${recoveries}`, async () => {
       device = await this.device(name);
       return device.state === 'live' && device.recoveries >= recoveries;
     });
@@ -70,8 +70,7 @@ export class RunningSupervisor {
     const { pid } = this.#process;
     if (pid === undefined || !this.running) return;
     // What serves is in a process group of its own, to outlive its supervisor: that of the nursery, our child's child.
-    const nurseries =
-      (await readFile(`/proc/${String(pid)}/task/${String(pid)}/children`, 'utf8')).match(/[0-9]+/g) ?? [];
+    const nurseries = (await readFile(`/proc/${pid}/task/${pid}/children`, 'utf8')).match(/[0-9]+/g) ?? [];
     const ended = once(this.#process, 'exit');
     for (const each of [pid, ...nurseries.map((nursery) => -Number(nursery))]) process.kill(each, 'SIGKILL');
     await ended;
@@ -81,7 +80,7 @@ export class RunningSupervisor {
     const deadline = performance.now() + PATIENCE_MS;
     while (!(await probe())) {
       if (this.#exit !== undefined) throw new DemoError(`the supervisor ended (${this.#exit}): ${this.#lastWords()}`);
-      if (performance.now() > deadline) throw new DemoError(`${problem} within ${String(PATIENCE_MS / 1000)} s`);
+      if (performance.now() > deadline) throw new DemoError(`${problem} within ${PATIENCE_MS / 1000} s`);
       await sleep(POLL_MS);
     }
   }

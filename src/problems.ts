@@ -16,7 +16,7 @@ export function validate<Output>(schema: z.ZodType<Output>, value: unknown, sour
     result.error.issues.flatMap(closest).map((issue) => printable(`${source}: ${pathOf(issue.path)}${issue.message}`)),
   );
   const shown = [...lines].slice(0, MOST_SHOWN);
-  if (lines.size > shown.length) shown.push(`${source}: and ${String(lines.size - shown.length)} more`);
+  if (lines.size > shown.length) shown.push(`${source}: and ${lines.size - shown.length} more`);
   throw new SupervisorError(shown.join('\n'), { code: 'CONFIG' });
 }
 
@@ -41,7 +41,7 @@ export function show(value: unknown): string {
 }
 
 function pathOf(path: readonly PropertyKey[]): string {
-  const text = path.map((part) => (typeof part === 'number' ? `[${String(part)}]` : `.${String(part)}`)).join('');
+  const text = path.map((part) => (typeof part === 'number' ? `[${part}]` : `.${String(part)}`)).join('');
   return text === '' ? '' : `${text.replace(/^\./, '')}: `;
 }
 

@@ -41,5 +41,5 @@ export function formatSize(bytes: number): string {
     value /= 1024;
     units.shift();
   }
-  return `${String(Number(value.toFixed(1)))}${units[0] ?? ''}`;
+  return `${Number(value.toFixed(1))}${units[0] ?? ''}`;
 }

@@ -9,7 +9,7 @@ const ENOENT = 2;
 const MOST_LINKS = 40;
 
 /** A path of the very file that is open, whatever became of its names. */
-export const pathOf = ({ fd }: Pick<FileHandle, 'fd'>): string => `/proc/self/fd/${String(fd)}`;
+export const pathOf = ({ fd }: Pick<FileHandle, 'fd'>): string => `/proc/self/fd/${fd}`;
 
 /** What a path names at one moment, held so that renaming can change nothing about it. */
 export interface Located extends AsyncDisposable {

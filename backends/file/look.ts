@@ -19,7 +19,7 @@ export function lookAtStore(
     if (place.found === null) {
       assertMayBeMade(path, options);
       const { dev, ino } = await place.directory.stat();
-      return `${basename(place.path)} in inode ${String(ino)} of ${String(dev)}`;
+      return `${basename(place.path)} in inode ${ino} of ${dev}`;
     }
     const status = await place.found.stat();
     const device = await blockDeviceOf(path, status);
@@ -29,6 +29,6 @@ export function lookAtStore(
       assertOfSize(path, present, size);
       assertHoldsABlock(path, present, blockSize ?? SECTOR);
     }
-    return device === null ? `inode ${String(status.ino)} of ${String(status.dev)}` : device.name;
+    return device === null ? `inode ${status.ino} of ${status.dev}` : device.name;
   });
 }

@@ -54,12 +54,12 @@ export function assertOfSize(path: string, present: number, wanted: number | und
     );
   }
   if (present === (wanted ?? present)) return;
-  throw refusal(path, `it has ${String(present)} bytes, not the ${String(wanted)} configured; change one of them`);
+  throw refusal(path, `it has ${present} bytes, not the ${String(wanted)} configured; change one of them`);
 }
 
 export function assertHoldsABlock(path: string, present: number, blockSize: number): void {
   if (present >= blockSize) return;
-  throw refusal(path, `it has ${String(present)} bytes, which is less than one block of ${String(blockSize)}`);
+  throw refusal(path, `it has ${present} bytes, which is less than one block of ${blockSize}`);
 }
 
 function kindOf(status: Stats): string {

@@ -181,7 +181,7 @@ async function describe(
     fd,
     identity,
     size: bytes,
-    warning: behind === 0 ? null : `the last ${String(behind)} bytes of ${path} are no whole block and not part of it`,
+    warning: behind === 0 ? null : `the last ${behind} bytes of ${path} are no whole block and not part of it`,
     canDiscard,
     rotational: device?.rotational === true,
     readOnly,
@@ -240,7 +240,7 @@ function useDirectIo({ path, direct }: StoreOptions, alignment: DirectIoAlignmen
     path,
     alignment === null
       ? 'its file system does no direct I/O; leave direct out'
-      : `direct I/O on it needs a blockSize of ${String(blocks)}; configure that or leave direct out`,
+      : `direct I/O on it needs a blockSize of ${blocks}; configure that or leave direct out`,
   );
 }
 
@@ -254,7 +254,7 @@ function directIoChoice(
   direct: boolean,
 ): readonly Choice[] {
   if (wanted !== 'auto') return [];
-  const blocks = `blocks of ${String(alignment?.offset ?? 0)} bytes`;
+  const blocks = `blocks of ${alignment?.offset ?? 0} bytes`;
   const needs = direct ? `its file system does it, in ${blocks}` : `it would take ${blocks}`;
   return [{ what: 'direct', value: direct, why: alignment === null ? 'its file system does none' : needs }];
 }
@@ -278,7 +278,7 @@ async function grow(fd: number, size: number, { path, readOnly, preallocate }: S
 async function assertGrown(path: string, number: number, size: number): Promise<void> {
   const present = (await describeBlockDevice(number)).size;
   if (present === size) return;
-  const reason = `it is a block device of ${String(present)} bytes; resize that first`;
+  const reason = `it is a block device of ${present} bytes; resize that first`;
   throw refusal(path, reason, 'resizing');
 }
 
@@ -303,7 +303,7 @@ async function assertSame(path: string, fd: number, size: number): Promise<void>
 
 function assertHolds(path: string, size: number, present: number, operation: string): void {
   if (present >= size) return;
-  throw refusal(path, `it shrank from ${String(size)} to ${String(present)} bytes; restore it`, operation);
+  throw refusal(path, `it shrank from ${size} to ${present} bytes; restore it`, operation);
 }
 
 /** `identity`: what the users of its device have; undefined: it is not known. */

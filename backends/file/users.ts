@@ -35,7 +35,7 @@ async function loopOf(path: string, { dev, ino }: FileIdentity): Promise<string 
 async function lockedBy({ dev, ino }: FileIdentity): Promise<string | null> {
   const [major, minor] = deviceNumber(dev).split(':').map(Number);
   const hexadecimal = (number = 0): string => number.toString(16).padStart(2, '0');
-  const place = `${hexadecimal(major)}:${hexadecimal(minor)}:${String(ino)}`;
+  const place = `${hexadecimal(major)}:${hexadecimal(minor)}:${ino}`;
   for (const line of (await readFile(LOCKS, 'utf8')).split('\n')) {
     const [, type, , , pid, where] = line.split(/\s+/);
     if ((type === 'POSIX' || type === 'OFDLCK') && where === place) return pid ?? '';

@@ -37,7 +37,7 @@ export class LowerBackends {
 
   /** Opens one more. */
   async add(asked: BackendInput, directory: string): Promise<void> {
-    if (this.#list.length === MOST) throw this.#refused(`it asks for more than ${String(MOST)}`);
+    if (this.#list.length === MOST) throw this.#refused(`it asks for more than ${MOST}`);
     await this.#add(asked, directory, undefined);
   }
 
@@ -75,7 +75,7 @@ export class LowerBackends {
   }
 
   async #add(asked: BackendInput, directory: string, inherited: OpenContext['inherited']): Promise<void> {
-    const device = `${this.#device}.${String(this.#list.length + 1)}`;
+    const device = `${this.#device}.${this.#list.length + 1}`;
     const opened = await this.#open(asked, directory, { device, ...(inherited === undefined ? {} : { inherited }) });
     if (opened.kind === 'module') {
       const { kind, path, options } = opened;

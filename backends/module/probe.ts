@@ -63,16 +63,16 @@ async function ask<Wanted extends QueueMessage>(
   sendFrame(channel, load);
   const ended = await new Promise<string>((resolve, reject) => {
     child.once('error', reject);
-    child.once('close', (code, signal) => {
-      resolve(signal === null ? `exited with code ${String(code)}` : `was killed by ${signal}`);
-    });
+    child.once('close', (code, signal) =>
+      resolve(signal === null ? `exited with code ${String(code)}` : `was killed by ${signal}`),
+    );
   }).catch((error: unknown) => {
     throw refused('its process could not be started', error);
   });
   const answer = answers.find(isWanted);
   if (answer) return answer;
   const ending = answers.find((one) => one.type === 'ending');
-  if (!ending && child.killed) throw refused(`it was not done within ${String(DEADLINE_MS / 1000)} s`);
+  if (!ending && child.killed) throw refused(`it was not done within ${DEADLINE_MS / 1000} s`);
   if (!ending && printed.includes(HEAP_FULL)) throw refused('its JavaScript heap was full');
   if (!ending) {
     const last = printed.trim().split('\n').at(-1) ?? '';

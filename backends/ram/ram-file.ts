@@ -51,8 +51,7 @@ export async function openRamFile(
         ? RESTORE
         : 'it is of a device of that name with another size: configure that size or remove the file';
       throw new SupervisorError(
-        `RAM disk file ${path} has ${String(present)} bytes, but a disk of ${String(size)} bytes needs ` +
-          `${String(bytes)}; ${advice}`,
+        `RAM disk file ${path} has ${present} bytes, but a disk of ${size} bytes needs ` + `${bytes}; ${advice}`,
         { code: 'BACKEND', device },
       );
     }
@@ -65,12 +64,8 @@ export async function openRamFile(
   return {
     fd,
     created,
-    close: () => {
-      closeSync(fd);
-    },
-    grow: (size) => {
-      ftruncateSync(fd, fileBytes(size));
-    },
+    close: () => closeSync(fd),
+    grow: (size) => ftruncateSync(fd, fileBytes(size)),
     trim: (size) => trim(fd, size),
     remove: () => unlink(path),
   };

@@ -12,7 +12,7 @@ const LARGEST_RAM_DISK = 2 ** 44;
 const dataPaths = ['user-copy', 'copy'] as const;
 
 const atMost = (size: number): string =>
-  `expected at most ${formatSize(LARGEST_RAM_DISK)} for a RAM disk, got ${String(size)} bytes`;
+  `expected at most ${formatSize(LARGEST_RAM_DISK)} for a RAM disk, got ${size} bytes`;
 
 export const ramOptions = z.strictObject({
   type: z.literal('ram'),

@@ -79,7 +79,7 @@ async function chosen(
   const [found, another] = like.same.length > 0 ? like.same : like.alike;
   if (another !== undefined) throw new Error(`it has two entries ${show(wanted)}`);
   if (found !== undefined) return found;
-  const many = files > others.length ? `${String(files)}, such as ` : '';
+  const many = files > others.length ? `${files}, such as ` : '';
   throw new Error(`it has no entry ${show(wanted)} among ${files === 0 ? 'none' : `${many}${others.join(', ')}`}`);
 }
 
@@ -99,18 +99,18 @@ async function checkedEntry(
   if ((flags & ENCRYPTED) !== 0) throw refuse('is encrypted');
   if (method !== STORED && method !== DEFLATED) {
     const known = METHODS[method];
-    const said = known === undefined ? `method ${String(method)}` : `${known} (method ${String(method)})`;
+    const said = known === undefined ? `method ${method}` : `${known} (method ${method})`;
     throw refuse(`is compressed with ${said}; ${ONLY}`);
   }
   if (bytes === 0) throw refuse('is empty');
   if (Math.max(bytes, compressedBytes) > MOST_BYTES) {
-    throw refuse(`is larger than ${String(MOST_BYTES / 2 ** 30)} GiB; unpack it and serve the file`);
+    throw refuse(`is larger than ${MOST_BYTES / 2 ** 30} GiB; unpack it and serve the file`);
   }
   if (method === DEFLATED && bytes > compressedBytes * MOST_EXPANSION) {
-    throw refuse(`cannot have ${String(bytes)} bytes, deflated to ${String(compressedBytes)}`);
+    throw refuse(`cannot have ${bytes} bytes, deflated to ${compressedBytes}`);
   }
   if (method === STORED && bytes !== compressedBytes) {
-    throw refuse(`is stored in ${String(compressedBytes)} bytes and cannot have ${String(bytes)}`);
+    throw refuse(`is stored in ${compressedBytes} bytes and cannot have ${bytes}`);
   }
   const local = await readPiece(archive, size, headerOffset, LOCAL_HEADER_BYTES);
   if (local.readUInt32LE(0) !== LOCAL_HEADER) {

@@ -92,7 +92,7 @@ async function directoryBefore(file: FileHandle, size: number, at: number, end: 
   let [bytes, offset, stop] = [end.readUInt32LE(12), end.readUInt32LE(16), at];
   const end64 = await end64Before(file, size, at);
   if (end64 !== null) ({ bytes, offset, stop } = end64);
-  if (bytes > LARGEST_DIRECTORY) throw new Error(`its directory of ${String(bytes)} bytes is too large`);
+  if (bytes > LARGEST_DIRECTORY) throw new Error(`its directory of ${bytes} bytes is too large`);
   // Where it ends is certain; what is said of its beginning counts from where the archive once began.
   for (const start of [stop - bytes, offset]) {
     if (bytes === 0 || (await startsEntry(file, size, start)))

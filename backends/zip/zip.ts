@@ -48,7 +48,7 @@ export const zipBackend: Backend<z.infer<typeof zipOptions>> = {
     let archive: FileHandle;
     try {
       // What is served is what was opened, whatever the path names by now. Its index is of whichever code made it.
-      const place = left[0] === undefined ? path : `/proc/self/fd/${String(left[0])}`;
+      const place = left[0] === undefined ? path : `/proc/self/fd/${left[0]}`;
       // Not to wait for a writer, if it is a pipe.
       archive = await open(place, constants.O_RDONLY | constants.O_NONBLOCK);
     } catch (error) {
@@ -112,7 +112,7 @@ async function entryOf(archive: FileHandle, wanted: string | undefined, known: s
   const entry = await findEntry(archive, status.size, wanted);
   const { name, bytes, crc } = entry;
   // Wherever it is, the same data is as good.
-  const identity = `CRC-32 ${crc.toString(16).padStart(8, '0')} and ${String(bytes)} bytes`;
+  const identity = `CRC-32 ${crc.toString(16).padStart(8, '0')} and ${bytes} bytes`;
   if (known !== undefined && known !== identity) {
     throw new Error(`its entry ${show(name)} has ${identity}, its device was made of ${known}; put that back`);
   }

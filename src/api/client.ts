@@ -72,16 +72,14 @@ function exchange(socketPath: string, method: string, path: string, body: object
       'content-length': Buffer.byteLength(text),
       ...(text === '' ? {} : { 'content-type': 'application/json' }),
     };
-    const fail = (error: unknown): void => {
-      reject(unreachable(socketPath, error));
-    };
+    const fail = (error: unknown): void => reject(unreachable(socketPath, error));
     request({ socketPath, method, path, headers, agent: false }, (response) => {
       const chunks: Buffer[] = [];
       response.on('data', (chunk: Buffer) => chunks.push(chunk));
       response.on('error', fail);
-      response.on('end', () => {
-        resolve({ status: response.statusCode ?? 0, text: Buffer.concat(chunks).toString('utf8') });
-      });
+      response.on('end', () =>
+        resolve({ status: response.statusCode ?? 0, text: Buffer.concat(chunks).toString('utf8') }),
+      );
     })
       .on('error', fail)
       .end(text);
@@ -103,7 +101,7 @@ function refusal(document: unknown, status: number): SupervisorError {
   const { error } = document as {
     readonly error?: Partial<Pick<SupervisorError, 'code' | 'message' | 'errno' | 'device'>>;
   };
-  return new SupervisorError(error?.message ?? `the supervisor answered HTTP status ${String(status)}`, {
+  return new SupervisorError(error?.message ?? `the supervisor answered HTTP status ${status}`, {
     code: errorCode(error?.code) ?? 'PROTOCOL',
     errno: error?.errno,
     device: error?.device,
@@ -138,7 +136,7 @@ function unreachable(socketPath: string, error: unknown): SupervisorError {
 
 function notRunning(evidence: string, socketPath: string): string {
   const left = zygotesIn(dirname(socketPath));
-  const devices = left === 1 ? 'one device is served on' : `${String(left)} devices are served on`;
+  const devices = left === 1 ? 'one device is served on' : `${left} devices are served on`;
   const meanwhile = left === 0 ? '' : `; ${devices} without it, and the next one takes over`;
   return `the supervisor is not running (${evidence})${meanwhile}; start it with: ublk-supervisor start CONFIG`;
 }

@@ -18,7 +18,7 @@ export function isFlush({ operation }: RequestIdentity): boolean {
 export const operationNames: readonly OperationName[] = Object.values(names);
 
 function operationName(operation: number): string {
-  return names[operation] ?? `operation ${String(operation)}`;
+  return names[operation] ?? `operation ${operation}`;
 }
 
 /** A request as `status` shows it. */
@@ -29,5 +29,5 @@ export function requestStatus({ operation, startSector, sectors }: RequestIdenti
 /** `read of 8 sectors at 4096`; a sector has 512 bytes. */
 export function describeRequest({ operation, sector, sectors }: RequestStatus): string {
   if (operation === 'flush') return operation;
-  return `${operation === 'writeZeroes' ? 'write zeroes' : operation} of ${String(sectors)} sectors at ${String(sector)}`;
+  return `${operation === 'writeZeroes' ? 'write zeroes' : operation} of ${sectors} sectors at ${sector}`;
 }

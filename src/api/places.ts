@@ -25,7 +25,7 @@ export function lockFile(runtimeDir: string): string {
 
 /** Where the zygote of that number listens. */
 export function zygoteSocket(runtimeDir: string, number: number): string {
-  return join(runtimeDir, `zygote-${String(number)}.sock`);
+  return join(runtimeDir, `zygote-${number}.sock`);
 }
 
 /** The flag of a socket that somebody listens on, in /proc/net/unix. */

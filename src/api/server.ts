@@ -87,7 +87,7 @@ async function serve(
   const body = await readBody(request);
   const result =
     body === undefined
-      ? failure(new SupervisorError(`body: larger than ${String(LARGEST_BODY)} bytes`, { code: 'TOO_LARGE' }))
+      ? failure(new SupervisorError(`body: larger than ${LARGEST_BODY} bytes`, { code: 'TOO_LARGE' }))
       : await answer(api, wholeStatus, { method, target, contentType: request.headers['content-type'], body });
   if (result.unexpected !== undefined) log.error({ err: result.unexpected, method, target }, 'control request failed');
   if (method !== 'GET') log.info({ method, target, status: result.status }, 'control request');
@@ -138,9 +138,7 @@ function send(response: ServerResponse, { status, body, headers }: ApiAnswer): v
   for (const piece of pieces) response.write(piece);
   response.end();
   const cutOff = setTimeout(() => response.destroy(), ANSWER_TIMEOUT_MS);
-  response.once('close', () => {
-    clearTimeout(cutOff);
-  });
+  response.once('close', () => clearTimeout(cutOff));
 }
 
 /** Not HTTP, too large a header, too slow: told so if it still listens, and cut off. */
@@ -157,16 +155,11 @@ function refuseGarbage(error: NodeJS.ErrnoException, socket: Duplex): void {
 
 async function listen(server: Server, path: string): Promise<void> {
   if (Buffer.byteLength(path) > LONGEST_SOCKET_PATH) {
-    throw cannotListen(
-      path,
-      `the path is longer than ${String(LONGEST_SOCKET_PATH)} bytes; use a shorter --runtime-dir`,
-    );
+    throw cannotListen(path, `the path is longer than ${LONGEST_SOCKET_PATH} bytes; use a shorter --runtime-dir`);
   }
   await removeStaleSocket(path);
   await new Promise<void>((resolve, reject) => {
-    server.once('error', (error) => {
-      reject(cannotListen(path, reasonOf(error), error));
-    });
+    server.once('error', (error) => reject(cannotListen(path, reasonOf(error), error)));
     // bind(2) happens inside this call, so the socket never exists with a wider mode than 0660.
     const umask = process.umask(0o117);
     try {
@@ -223,9 +216,7 @@ async function close(server: Server): Promise<void> {
       else resolve();
     });
   });
-  const cutOff = setTimeout(() => {
-    server.closeAllConnections();
-  }, CLOSE_GRACE_MS);
+  const cutOff = setTimeout(() => server.closeAllConnections(), CLOSE_GRACE_MS);
   try {
     await closed;
   } finally {

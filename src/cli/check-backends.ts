@@ -36,7 +36,7 @@ export async function problemsOfBackends(devices: readonly DeviceConfig[]): Prom
   }
   return [...problems]
     .sort(([a], [b]) => a - b)
-    .flatMap(([index, problem]) => problem.split('\n').map((line) => `devices[${String(index)}].backend: ${line}`));
+    .flatMap(([index, problem]) => problem.split('\n').map((line) => `devices[${index}].backend: ${line}`));
 }
 
 /** By the place of the device. */
@@ -61,7 +61,7 @@ async function problemsOfFiles(devices: readonly DeviceConfig[]): Promise<readon
 
 function hangs(backend: DeviceConfig['backend']): string {
   const path = 'path' in backend ? backend.path : backend.type;
-  return `looking at ${path} failed: nothing answered for ${String(PATIENCE_MS / 1000)} s; see whether its file system hangs`;
+  return `looking at ${path} failed: nothing answered for ${PATIENCE_MS / 1000} s; see whether its file system hangs`;
 }
 
 /** By the place of the request; those that did not answer are missing. */
@@ -93,13 +93,9 @@ function lookAtAll(requests: readonly LookRequest[]): Promise<ReadonlyMap<number
       clearTimeout(patience);
       reject(new SupervisorError(`looking at the files of devices failed: ${reason}; try again`, { code: 'OS' }));
     };
-    child.once('error', ({ message }) => {
-      failed(message);
-    });
+    child.once('error', ({ message }) => failed(message));
     // Without effect when all is done.
-    child.once('exit', (code, signal) => {
-      failed(`its process ended (${signal ?? `code ${String(code)}`})`);
-    });
+    child.once('exit', (code, signal) => failed(`its process ended (${signal ?? `code ${String(code)}`})`));
     child.send([...requests]);
   });
 }

@@ -63,7 +63,7 @@ export function devicesCheck(ownIds: ReadonlySet<number> | undefined): Check {
       const ids = host.list(CHAR_DEVICES).map((name) => Number(name.replace('ublkc', '')));
       const foreign = ids.filter((id) => !ownIds?.has(id)).sort((a, b) => a - b);
       const own = ids.length - foreign.length;
-      const summary = `${String(own)} of this supervisor, ${String(foreign.length)} of others`;
+      const summary = `${own} of this supervisor, ${foreign.length} of others`;
       if (foreign.length === 0) return { status: 'ok', detail: summary };
       return {
         status: 'ok',
@@ -81,7 +81,7 @@ export const deviceLimitCheck: Check = {
     const limit = deviceLimit(host);
     if (limit === null) return { status: 'ok', detail: 'not limited by this kernel' };
     const used = host.list(CHAR_DEVICES).length;
-    const detail = `${String(used)} of the ${String(limit)} that this kernel takes, those of others included`;
+    const detail = `${used} of the ${limit} that this kernel takes, those of others included`;
     return used < limit ? { status: 'ok', detail } : { status: 'warn', detail, advice: raiseTo(2 * limit) };
   },
 };
@@ -115,8 +115,7 @@ export function swapCheck(served: readonly Pick<DeviceStatus, 'name' | 'path' | 
       const swaps = host.readText('/proc/swaps') ?? '';
       const used = served.filter(({ path }) => path !== null && new RegExp(`^${path}(p[0-9]+)?\\s`, 'm').test(swaps));
       const unsafe = used.filter(({ backend }) => backend !== 'file');
-      if (unsafe.length === 0)
-        return { status: 'ok', detail: `on ${String(used.length)} of this supervisor's devices` };
+      if (unsafe.length === 0) return { status: 'ok', detail: `on ${used.length} of this supervisor's devices` };
       return {
         status: 'warn',
         detail: `on ${unsafe.map(({ name, backend }) => `device ${name} (${backend})`).join(', ')}`,
@@ -131,10 +130,10 @@ const STATES = ['dead', 'live', 'quiesced', 'failing I/O'];
 function describe(id: number): string {
   try {
     const info = ublkDeviceInfo(id);
-    if (!info) return `${String(id)}: gone`;
-    if ((info.flags & featureFlag('UNPRIVILEGED_DEV')) !== 0n) return `${String(id)}: made without privileges`;
-    return `${String(id)}: ${STATES[info.state] ?? 'unknown state'}, pid ${String(info.ownerPid)}`;
+    if (!info) return `${id}: gone`;
+    if ((info.flags & featureFlag('UNPRIVILEGED_DEV')) !== 0n) return `${id}: made without privileges`;
+    return `${id}: ${STATES[info.state] ?? 'unknown state'}, pid ${info.ownerPid}`;
   } catch (error) {
-    return `${String(id)}: ${messageOf(error)}`;
+    return `${id}: ${messageOf(error)}`;
   }
 }

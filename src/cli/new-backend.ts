@@ -87,7 +87,7 @@ export default defineBackend({
 import { testBackend } from 'ublk-supervisor/testing';
 
 test('${name} keeps the rules of a backend', async () => {
-  await testBackend(new URL('${name}.${language}', import.meta.url), { size: ${String(SIZE)} });
+  await testBackend(new URL('${name}.${language}', import.meta.url), { size: ${SIZE} });
 });
 `,
     'config.json': json({ devices: [{ name, queues: 2, backend: { type: `./${name}.${language}`, size: SIZE } }] }),

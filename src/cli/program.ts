@@ -53,15 +53,14 @@ export function createProgram(): Command {
     .helpCommand(false)
     .showHelpAfterError('see: ublk-supervisor --help')
     .configureOutput({
-      outputError: (text, write) => {
+      outputError: (text, write) =>
         write(
           text
             .replace(/^error: /, 'ublk-supervisor: ')
             .split('\n')
             .map(printable)
             .join('\n'),
-        );
-      },
+        ),
     })
     .exitOverride();
   for (const register of commands) register(program);

@@ -29,27 +29,25 @@ export const statusCommand: Register = (program) => {
         return;
       }
       const { pid, version, kernel } = status.supervisor;
-      print(`ublk-supervisor ${version}, pid ${String(pid)}, Linux ${kernel}`);
+      print(`ublk-supervisor ${version}, pid ${pid}, Linux ${kernel}`);
       for (const device of status.devices) for (const line of describeDevice(device)) print(line);
     });
 };
 
 function describeDevice(device: DeviceStatus): string[] {
   const { name, path, state, reason, size, backend, blockSize, dataPath, generation, recoveries, lastPauseMs } = device;
-  const pause = lastPauseMs === null ? '' : `, the last with a pause of ${String(Math.round(lastPauseMs))} ms`;
+  const pause = lastPauseMs === null ? '' : `, the last with a pause of ${Math.round(lastPauseMs)} ms`;
   return [
     '',
     `${name}: ${state}${reason === null ? '' : `, ${reason}`}`,
-    `  device    ${path ?? '-'}, ${formatSize(size)}, blocks of ${String(blockSize)}`,
+    `  device    ${path ?? '-'}, ${formatSize(size)}, blocks of ${blockSize}`,
     `  backend   ${backend}, data path ${dataPath}`,
     ...device.choices.map(({ what, value, why }) => `  chosen    ${what} ${String(value)}: ${why}`),
-    `  history   generation ${String(generation)}, recoveries: ${String(recoveries)}${pause}`,
+    `  history   generation ${generation}, recoveries: ${recoveries}${pause}`,
     ...(device.lastExit === null ? [] : [`  last exit ${describeExit(device.lastExit)}`]),
     ...(device.lastCrash === null ? [] : [`  last crash ${describeCrash(device.lastCrash)}`]),
     ...(device.lastBackendError === null ? [] : [`  last error ${describeError(device.lastBackendError)}`]),
-    ...device.quarantine.map(
-      (request) => `  refused   ${describeRequest(request)}, after ${String(request.crashes)} crashes`,
-    ),
+    ...device.quarantine.map((request) => `  refused   ${describeRequest(request)}, after ${request.crashes} crashes`),
     ...formatTable(queueColumns, device.queues, { headings: true, raw: false, exact: false }).map(
       (line) => `  ${line}`,
     ),
@@ -58,20 +56,19 @@ function describeDevice(device: DeviceStatus): string[] {
 
 function describeExit({ queue, pid, code, signal, reason, at }: ExitStatus): string {
   const how = signal === null ? `exited with code ${String(code)}` : `killed by ${signal}`;
-  return `${at}, queue ${String(queue)}, pid ${String(pid)}: ${how}${reason === null ? '' : `, ${reason}`}`;
+  return `${at}, queue ${queue}, pid ${pid}: ${how}${reason === null ? '' : `, ${reason}`}`;
 }
 
 function describeError({ queue, request, message, at }: BackendErrorStatus): string {
-  return `${at}, queue ${String(queue)}, a ${describeRequest(request)}: ${message}`;
+  return `${at}, queue ${queue}, a ${describeRequest(request)}: ${message}`;
 }
 
 function describeCrash({ generation, cause, inflight, requests, pauseMs, file }: CrashStatus): string {
   const [oldest] = requests;
-  const held =
-    oldest === undefined ? '' : `, the oldest ${describeRequest(oldest)} for ${String(Math.round(oldest.ageMs))} ms`;
-  const pause = pauseMs === null ? '' : `, pause ${String(Math.round(pauseMs))} ms`;
+  const held = oldest === undefined ? '' : `, the oldest ${describeRequest(oldest)} for ${Math.round(oldest.ageMs)} ms`;
+  const pause = pauseMs === null ? '' : `, pause ${Math.round(pauseMs)} ms`;
   const report = file === null ? '' : `, ${file}`;
-  return `generation ${String(generation)}: ${cause}, requests in it: ${String(inflight)}${held}${pause}${report}`;
+  return `generation ${generation}: ${cause}, requests in it: ${inflight}${held}${pause}${report}`;
 }
 
 const queueColumns: readonly Column<QueueStatus>[] = [

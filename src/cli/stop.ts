@@ -36,12 +36,9 @@ async function stopAll(client: Client, runtimeDir: string, force: boolean): Prom
   const deadline = Date.now() + END_DEADLINE_MS;
   while (holdsLock(pid, lock) && Date.now() < deadline) await sleep(END_POLL_MS);
   if (holdsLock(pid, lock)) {
-    throw new SupervisorError(
-      `all devices are stopped, but the supervisor (pid ${String(pid)}) does not end; see its log`,
-      {
-        code: 'TIMEOUT',
-      },
-    );
+    throw new SupervisorError(`all devices are stopped, but the supervisor (pid ${pid}) does not end; see its log`, {
+      code: 'TIMEOUT',
+    });
   }
 }
 
@@ -52,6 +49,6 @@ async function stopAll(client: Client, runtimeDir: string, force: boolean): Prom
 function holdsLock(pid: number, path: string): boolean {
   const file = statSync(path, { throwIfNoEntry: false });
   if (!file) return false;
-  const entry = new RegExp(`FLOCK .* ${String(pid)} [0-9a-f]+:[0-9a-f]+:${String(file.ino)} `);
+  const entry = new RegExp(`FLOCK .* ${pid} [0-9a-f]+:[0-9a-f]+:${file.ino} `);
   return entry.test(readFileSync('/proc/locks', 'utf8'));
 }

@@ -22,9 +22,8 @@ export async function checkOnDevice(
   report: (results: AsyncIterable<CheckResult>) => Promise<void>,
 ): Promise<void> {
   const interrupt = new AbortController();
-  const onSignal = (signal: NodeJS.Signals): void => {
+  const onSignal = (signal: NodeJS.Signals): void =>
     interrupt.abort(new SupervisorError(`testing ${module} failed: ended by ${signal}`, { code: 'INTERRUPTED' }));
-  };
   process.on('SIGINT', onSignal).on('SIGTERM', onSignal);
   try {
     await withSupervisor({ log: createLogger('error') }, async (supervisor) => {

@@ -41,7 +41,7 @@ async function report(results: AsyncIterable<CheckResult>): Promise<void> {
     counts[result.outcome]++;
     show(result);
   }
-  print(`${String(counts.ok)} passed, ${String(counts.fail)} failed, ${String(counts.skip)} skipped`);
+  print(`${counts.ok} passed, ${counts.fail} failed, ${counts.skip} skipped`);
   if (counts.fail > 0) process.exitCode = CliExit.failure;
 }
 

@@ -25,18 +25,14 @@ function inspect(body: string, source: string): void {
   const enter = (line: number, character: number): void => {
     open.push(new Set());
     // Thrown from here, before the visitor, which is recursive, can run out of stack.
-    if (open.length > DEEPEST) throw invalidAt(source, line, character, `nested deeper than ${String(DEEPEST)} levels`);
+    if (open.length > DEEPEST) throw invalidAt(source, line, character, `nested deeper than ${DEEPEST} levels`);
   };
   const leave = (): void => void open.pop();
   visit(
     body,
     {
-      onObjectBegin: (_offset, _length, line, character) => {
-        enter(line, character);
-      },
-      onArrayBegin: (_offset, _length, line, character) => {
-        enter(line, character);
-      },
+      onObjectBegin: (_offset, _length, line, character) => enter(line, character),
+      onArrayBegin: (_offset, _length, line, character) => enter(line, character),
       onObjectEnd: leave,
       onArrayEnd: leave,
       onObjectProperty: (key, _offset, _length, line, character) => {
@@ -55,7 +51,7 @@ function inspect(body: string, source: string): void {
 }
 
 function invalidAt(source: string, line: number, character: number, problem: string): SupervisorError {
-  return invalid(`${source}:${String(line + 1)}:${String(character + 1)}`, printable(problem));
+  return invalid(`${source}:${line + 1}:${character + 1}`, printable(problem));
 }
 
 function invalid(where: string, problem: string, cause?: unknown): SupervisorError {

@@ -51,7 +51,7 @@ async function readText(path: string): Promise<string> {
 
 /** Looks at what is open, which nobody can exchange any more, and at the folder that its relative paths start from. */
 async function assertTrusted(file: FileHandle, path: string): Promise<void> {
-  const opened = await readlink(`/proc/self/fd/${String(file.fd)}`);
+  const opened = await readlink(`/proc/self/fd/${file.fd}`);
   const found = await file.stat();
   // A pipe has no place; who made it started us. A device is everybody's.
   const places = found.isFile() ? [opened, await realpath(dirname(path))] : [];

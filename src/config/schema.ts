@@ -12,7 +12,7 @@ const LONGEST_WINDOW_MS = 24 * 3600e3;
 
 function integer(min: number, max: number): z.ZodInt {
   const error = ({ input }: { readonly input?: unknown }): string =>
-    `expected ${Number.isInteger(input) ? '' : 'a whole number from '}${String(min)} to ${String(max)}, got ${show(input)}`;
+    `expected ${Number.isInteger(input) ? '' : 'a whole number from '}${min} to ${max}, got ${show(input)}`;
   return z.int({ error }).min(min, { error }).max(max, { error });
 }
 
@@ -120,7 +120,7 @@ const device = z
     context.addIssue({
       code: 'custom',
       path: ['backend', 'size'],
-      message: `expected a multiple of blockSize ${String(blockSize)}, got ${String(backend.size)}`,
+      message: `expected a multiple of blockSize ${blockSize}, got ${String(backend.size)}`,
     });
   })
   .transform(({ id, blockSize, user, requestTimeout, recovery: { window, ...rest }, ...others }) => {
@@ -138,13 +138,10 @@ const config = z
   .strictObject({
     $schema: z.string().optional().describe('where an editor finds this schema; not read by ublk-supervisor'),
     devices: z.array(device).max(MOST_DEVICES, {
-      error: ({ input }) =>
-        `expected at most ${String(MOST_DEVICES)} devices, got ${String((input as readonly unknown[]).length)}`,
+      error: ({ input }) => `expected at most ${MOST_DEVICES} devices, got ${(input as readonly unknown[]).length}`,
     }),
   })
-  .superRefine(({ devices }, context) => {
-    refuseTwins(devices, context);
-  });
+  .superRefine(({ devices }, context) => refuseTwins(devices, context));
 
 /** A device as a person or a program writes it. */
 export type DeviceInput = z.input<typeof device>;
@@ -186,8 +183,8 @@ export function deviceInput(config: DeviceConfig): object {
     ...(backend.type === 'module'
       ? { directory: backend.directory, backend: { ...backend.options, type: backend.path } }
       : { backend }),
-    requestTimeout: `${String(requestTimeoutMs)}ms`,
-    recovery: { ...policy, window: `${String(windowMs)}ms` },
+    requestTimeout: `${requestTimeoutMs}ms`,
+    recovery: { ...policy, window: `${windowMs}ms` },
   };
 }
 
@@ -227,7 +224,7 @@ function refuseTwins(devices: readonly DeviceConfig[], context: z.RefinementCtx)
         context.addIssue({
           code: 'custom',
           path: ['devices', index, ...key.split('.')],
-          message: `${show(value)} is taken by devices[${String(earlier)}]; expected a different one for each device`,
+          message: `${show(value)} is taken by devices[${earlier}]; expected a different one for each device`,
         });
       }
     }

@@ -54,9 +54,7 @@ export async function loadBackend(path: string): Promise<BackendDefinition> {
   }
   const { maxQueues } = definition;
   if (maxQueues !== undefined && (!Number.isSafeInteger(maxQueues) || maxQueues < 1)) {
-    throw refused(
-      `loading backend ${path} failed: its maxQueues is ${String(maxQueues)}; expected 1 or more, or nothing`,
-    );
+    throw refused(`loading backend ${path} failed: its maxQueues is ${maxQueues}; expected 1 or more, or nothing`);
   }
   return definition as BackendDefinition;
 }
@@ -113,9 +111,7 @@ export function assertSharedMemory(name: string, size: number): void {
     throw new RangeError(`sharedMemory: expected a name of 1 to 63 of a-z, 0-9, "_", "." and "-", got ${name}`);
   }
   if (!Number.isSafeInteger(size) || size < 1 || size > LARGEST_SHARED_MEMORY) {
-    throw new RangeError(
-      `sharedMemory ${name}: expected a size from 1 to ${String(LARGEST_SHARED_MEMORY)} bytes, got ${String(size)}`,
-    );
+    throw new RangeError(`sharedMemory ${name}: expected a size from 1 to ${LARGEST_SHARED_MEMORY} bytes, got ${size}`);
   }
 }
 
@@ -128,7 +124,7 @@ function faultOf(instance: unknown): string | undefined {
   }
   const fits = Number.isInteger(size) && Number(size) >= SMALLEST_DEVICE && Number(size) <= LARGEST_DEVICE;
   if (!fits || Number(size) % Number(blockSize) !== 0) {
-    const range = `from ${String(SMALLEST_DEVICE)} to ${String(LARGEST_DEVICE)} bytes`;
+    const range = `from ${SMALLEST_DEVICE} to ${LARGEST_DEVICE} bytes`;
     return `size ${String(size)}; expected a multiple of ${String(blockSize)} ${range}`;
   }
   if (typeof given.read !== 'function') return 'no read(buffer, offset)';

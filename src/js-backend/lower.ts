@@ -27,6 +27,6 @@ export async function lowerInstance(
   return await openInstance(await loadBackend(store.path), store.options, {
     ...above,
     // What two of them call the same is not the same.
-    sharedMemory: (name, size) => above.sharedMemory(`${String(place + 1)}.${name}`, size),
+    sharedMemory: (name, size) => above.sharedMemory(`${place + 1}.${name}`, size),
   });
 }

@@ -55,8 +55,8 @@ export function nativeInstance(store: NativeStore, files: readonly number[]): Ba
   ): Promise<number> => {
     const isWithin = offset >= 0 && length >= 0 && offset + length <= size;
     if (!isWithin || offset % unit !== 0 || length % unit !== 0) {
-      const range = `blocks of ${String(unit)} within ${String(size)} bytes`;
-      throw new RangeError(`${name}: expected ${range}, got ${String(length)} bytes at ${String(offset)}`);
+      const range = `blocks of ${unit} within ${size} bytes`;
+      throw new RangeError(`${name}: expected ${range}, got ${length} bytes at ${offset}`);
     }
     const starts = Array.from({ length: Math.ceil(length / most) }, (_, index) => index * most);
     const pieces = starts.map((start) => withTag((tag) => act(tag, start, Math.min(most, length - start))));
@@ -94,9 +94,7 @@ export function nativeInstance(store: NativeStore, files: readonly number[]): Ba
     ...(facts.volatileCache ? { flush } : {}),
     ...(facts.discard ? { discard } : {}),
     ...(facts.writeZeroes ? { writeZeroes } : {}),
-    close: () => {
-      disk.close();
-    },
+    close: () => disk.close(),
   };
 }
 

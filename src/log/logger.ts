@@ -23,9 +23,9 @@ type Entry = Readonly<Record<string, unknown>> & {
  * Written synchronously, so that the last line before a crash is not lost, but never waiting for its reader.
  */
 export function createLogger(level: Level): Logger {
-  const stderr = new LogOutput(STDERR, (lines) => {
-    logger.warn({ lines }, 'lines of this log were lost: they were not read in time');
-  });
+  const stderr = new LogOutput(STDERR, (lines) =>
+    logger.warn({ lines }, 'lines of this log were lost: they were not read in time'),
+  );
   const format = formatFor(STDERR);
   const logger = pino(
     {
@@ -36,9 +36,7 @@ export function createLogger(level: Level): Logger {
       serializers: { err: describe },
     },
     {
-      write: (line: string) => {
-        stderr.write(`${format(line.trimEnd())}\n`);
-      },
+      write: (line: string) => stderr.write(`${format(line.trimEnd())}\n`),
     },
   );
   return logger;
@@ -63,7 +61,7 @@ function isJournal(fd: number): boolean {
 /** journald keeps the time itself. */
 function journalLine(line: string): string {
   const { level, msg = '', ...fields } = JSON.parse(line) as Entry;
-  return `<${String(PRIORITIES[level])}>${printable(msg)}${keyValues(fields)}`;
+  return `<${PRIORITIES[level]}>${printable(msg)}${keyValues(fields)}`;
 }
 
 function terminalLine(line: string): string {

@@ -58,8 +58,6 @@ export class LogOutput {
   }
 
   #later(): void {
-    this.#retry = setTimeout(() => {
-      this.#flush();
-    }, RETRY_MS).unref();
+    this.#retry = setTimeout(() => this.#flush(), RETRY_MS).unref();
   }
 }

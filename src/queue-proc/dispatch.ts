@@ -76,12 +76,8 @@ export class Dispatcher {
       const result = this.#call(tag, flags, length, offset);
       if (isPromise(result)) {
         once(result).then(
-          (value) => {
-            this.#later(tag, this.#resultOf(tag, value, due));
-          },
-          (error: unknown) => {
-            this.#later(tag, this.#errorOf(tag, error));
-          },
+          (value) => this.#later(tag, this.#resultOf(tag, value, due)),
+          (error: unknown) => this.#later(tag, this.#errorOf(tag, error)),
         );
       } else {
         this.#put(tag, this.#resultOf(tag, result, due));
@@ -105,7 +101,7 @@ export class Dispatcher {
       case Operation.writeZeroes:
         return backend.writeZeroes?.(offset, length, (flags & MAY_UNMAP) !== 0 ? UNMAPPING : KEEPING);
       default:
-        throw new RangeError(`the kernel sent operation ${String(flags & OPERATION_BITS)}`);
+        throw new RangeError(`the kernel sent operation ${flags & OPERATION_BITS}`);
     }
   }
 
@@ -120,7 +116,7 @@ export class Dispatcher {
   /** `due`: the bytes that a read or write has to say it transferred. */
   #resultOf(tag: number, value: unknown, due: number): number {
     if (due === NOTHING || value === due) return Math.max(due, 0);
-    const error = new RangeError(`a request of ${String(due)} bytes was answered with ${describe(value)}`);
+    const error = new RangeError(`a request of ${due} bytes was answered with ${describe(value)}`);
     this.#onError(error, this.#requestOf(tag));
     return -EIO;
   }
@@ -182,9 +178,7 @@ function describe(value: unknown): string {
 /** Of another library's promise, which may settle twice, when the tag has another request, only the first time counts. */
 function once(promise: PromiseLike<unknown>): PromiseLike<unknown> {
   if (promise.then === Promise.prototype.then) return promise;
-  return new Promise((resolve) => {
-    resolve(promise);
-  });
+  return new Promise((resolve) => resolve(promise));
 }
 
 function isPromise(value: unknown): value is PromiseLike<unknown> {

@@ -29,7 +29,7 @@ const PROBE_CHANNEL = 3;
 const PROBE_FIRST_FILE = 4;
 
 const inherited = inheritedQueue();
-if (inherited) process.title = `ublk/${String(inherited.deviceId)}/${String(inherited.queue)}`;
+if (inherited) process.title = `ublk/${inherited.deviceId}/${inherited.queue}`;
 // `check` is for everybody; who is not root has none.
 else if (process.geteuid?.() === 0) dropPrivileges(probeUser());
 
@@ -48,9 +48,7 @@ for (const [stream, level] of [
   ['stdout', 'info'],
   ['stderr', 'warn'],
 ] as const) {
-  const toLog = new PrintedLines(LONGEST_TEXT, (message) => {
-    tell({ type: 'log', level, message });
-  });
+  const toLog = new PrintedLines(LONGEST_TEXT, (message) => tell({ type: 'log', level, message }));
   Object.defineProperty(process, stream, { value: toLog, configurable: true });
 }
 const draining = new AbortController();
@@ -68,9 +66,8 @@ function probeUser(): User | undefined {
 async function load({ device, module, options, directory, lower, loadOnly }: LoadMessage): Promise<void> {
   const [memory = -1, ...sockets] =
     inherited?.files ?? [0, ...lower.filter(hasFiles)].map((_, index) => PROBE_FIRST_FILE + index);
-  const say = (level: 'info' | 'warn' | 'error') => (message: string) => {
+  const say = (level: 'info' | 'warn' | 'error') => (message: string) =>
     tell({ type: 'log', level, message: clipped(message) });
-  };
   const given = new Set<number>();
   const context: BackendContext = {
     device,
@@ -138,15 +135,11 @@ function endProbe(found: QueueMessage): void {
 
 function serve(instance: BackendInstance, { depth, size }: InheritedQueue): void {
   if (instance.size !== size) {
-    throw new RangeError(`the backend's size is ${String(instance.size)}, the device's ${String(size)} bytes`);
+    throw new RangeError(`the backend's size is ${instance.size}, the device's ${size} bytes`);
   }
   const queue = inheritQueue({
-    onBatch: (count) => {
-      dispatcher.batch(count);
-    },
-    onDrain: () => {
-      draining.abort();
-    },
+    onBatch: (count) => dispatcher.batch(count),
+    onDrain: () => draining.abort(),
     onEnd: () => {
       draining.abort();
       void end(instance);

@@ -31,7 +31,7 @@ function placeOf(file: number, name: string, size: number): number {
     }
     if (found === name && present === size) return place;
     if (found === name) {
-      throw new RangeError(`sharedMemory ${name} has ${String(present)} bytes, not ${String(size)}`);
+      throw new RangeError(`sharedMemory ${name} has ${present} bytes, not ${size}`);
     }
     at = place + wholePages(present);
   }

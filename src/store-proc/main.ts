@@ -55,17 +55,14 @@ const channel = openMessageChannel(
 async function answer(request: PlainRequest | StoreRequest, files: readonly number[]): Promise<void> {
   const { sequence } = request;
   const [parked] = files;
-  const say = (said: Partial<StoreAnswer>, parkedFiles: readonly number[] = []): void => {
+  const say = (said: Partial<StoreAnswer>, parkedFiles: readonly number[] = []): void =>
     channel.send(packed({ sequence, described: null, error: null, ...said }), parkedFiles);
-  };
   try {
     const { described = null, files: opened = [] } = 'call' in request ? await perform(request, parked) : {};
     const sent = opened.length === 0 ? [] : [parkFiles(opened)];
     say({ described }, sent);
     // It is not the last that has them.
-    sent.forEach((socket) => {
-      closeSync(socket);
-    });
+    sent.forEach((socket) => closeSync(socket));
   } catch (error) {
     const { code = 'INTERNAL', errno = null, device = null } = error instanceof SupervisorError ? error : {};
     say({ error: { message: messageOf(error), code, errno, device } });

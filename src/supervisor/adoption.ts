@@ -143,11 +143,11 @@ async function endZygote(pid: number): Promise<void> {
 async function leaveOrDelete(device: UblkDevice, { log, deleteDevice }: AdoptionOptions): Promise<void> {
   const { id } = device;
   if (stateOf(device) !== 'DEAD') {
-    const what = `ublk device ${String(id)} is of this runtime directory, but neither configuration nor journal name it`;
+    const what = `ublk device ${id} is of this runtime directory, but neither configuration nor journal name it`;
     log.warn({ id }, `${what}; it is left as it is: add its device to the configuration and start again`);
     return;
   }
-  await deleteDevice(id).catch((error: unknown) => {
-    log.warn({ id }, `removing ublk device ${String(id)}, which nobody uses, failed: ${messageOf(error)}`);
-  });
+  await deleteDevice(id).catch((error: unknown) =>
+    log.warn({ id }, `removing ublk device ${id}, which nobody uses, failed: ${messageOf(error)}`),
+  );
 }

@@ -39,9 +39,7 @@ export async function runDaemon(options: DaemonOptions): Promise<number> {
   const { config, configPath, watch, log, ...place } = options;
   const notifier = takeNotifier(log);
   notifier.keepAlive();
-  const onDeviceChange = ({ name, state }: DeviceChange): void => {
-    notifier.deviceChanged(name, state);
-  };
+  const onDeviceChange = ({ name, state }: DeviceChange): void => notifier.deviceChanged(name, state);
   const replaceable = (): Promise<void> => assertReplaceable(configPath);
   const daemon = { ...place, log, onDeviceChange, assertReplaceable: replaceable };
   const end = await withSupervisor(daemon, async (supervisor, ended) => {
@@ -110,12 +108,7 @@ function listenForSignals(supervisor: Supervisor, notifier: Notifier, log: Log):
     ['SIGTERM', (signal) => void stop(signal)],
     ['SIGINT', (signal) => void stop(signal)],
     ['SIGHUP', () => void notifier.whileReloading(() => reload(supervisor, log))],
-    [
-      'SIGUSR2',
-      () => {
-        log.info({ status: supervisor.status() }, 'status');
-      },
-    ],
+    ['SIGUSR2', () => log.info({ status: supervisor.status() }, 'status')],
   ];
   for (const [signal, handler] of handlers) process.on(signal, handler);
   return {

@@ -106,9 +106,7 @@ export class ManagedDevice {
     const files = found?.held?.files ?? [];
     this.#inherited = config.backend.type === 'module' ? files.slice(0, 1) : files;
     const { name } = config;
-    this.#partitions = new Partitions(name, log, (id, numbers) => {
-      context.onPartitionsChange(name, id, numbers);
-    });
+    this.#partitions = new Partitions(name, log, (id, numbers) => context.onPartitionsChange(name, id, numbers));
     const onChange = (state: DeviceState): void => {
       if (state !== 'adding') this.#markAdded();
       if (state === 'starting') this.#record();
@@ -153,7 +151,7 @@ export class ManagedDevice {
       throw new SupervisorError(`${what} failed: it is ${state}`, { code: 'BUSY', device: name });
     }
     const numbers = await within(what, PARTITIONS_DEADLINE_MS, this.#partitions.look());
-    return numbers.map((number) => `/dev/ublkb${String(blockDevice)}p${String(number)}`);
+    return numbers.map((number) => `/dev/ublkb${blockDevice}p${number}`);
   }
 
   /** What it serves now. */
@@ -201,7 +199,7 @@ export class ManagedDevice {
     if (backend.size !== size) {
       const { name } = config;
       throw new SupervisorError(
-        `handing device ${name} over failed: its backend announces ${String(backend.size)} bytes, not ${String(size)}; ` +
+        `handing device ${name} over failed: its backend announces ${backend.size} bytes, not ${size}; ` +
           'ublk-supervisor resize changes the size of a device',
         { code: 'REFUSED', device: name },
       );
@@ -258,8 +256,7 @@ export class ManagedDevice {
     if (device.state !== 'live') throw refuse(`it is ${device.state}; recover it first`, 'BUSY');
     if (!this.#kernel.resizes) throw refuse('this kernel cannot (UPDATE_SIZE, Linux 6.16)', 'EOPNOTSUPP');
     const { blockSize } = device;
-    if (size % blockSize !== 0)
-      throw refuse(`${String(size)} is not a multiple of its block size ${String(blockSize)}`);
+    if (size % blockSize !== 0) throw refuse(`${size} is not a multiple of its block size ${blockSize}`);
     const current = await device.openSoon();
     // Until it is done: what is cut off must not become anybody's meanwhile.
     const shrunk = size < current.size && !force ? device.blockDevice : null;

@@ -52,13 +52,11 @@ export function watchModules(supervisor: Watchable, log: Log): () => void {
       busy = false;
     });
   }, INTERVAL_MS);
-  return () => {
-    clearInterval(timer);
-  };
+  return () => clearInterval(timer);
 }
 
 /** Different after every save; a file that is being replaced may be missing for a moment. */
 function versionOf(path: string): string {
   const found = statSync(path, { throwIfNoEntry: false });
-  return found === undefined ? 'missing' : `${String(found.ino)} ${String(found.size)} ${String(found.mtimeMs)}`;
+  return found === undefined ? 'missing' : `${found.ino} ${found.size} ${found.mtimeMs}`;
 }

@@ -55,9 +55,7 @@ export async function withSupervisor(place: SupervisorPlace, use: Use): Promise<
     becomeIoFlusher();
   } finally {
     // Says better what is missing for that.
-    assertReady((warning) => {
-      log.warn({}, warning);
-    });
+    assertReady((warning) => log.warn({}, warning));
   }
   if (runtimeDir === undefined) {
     const directory = await mkdtemp('/run/ublk-supervisor-');
@@ -123,17 +121,13 @@ async function runIn(
     crashFiles,
     loadConfig,
     startSuccessor: () => keeper.startSuccessor(),
-    onPartitionsChange: (device, id, numbers) => {
-      links.partitionsChanged(device, id, numbers);
-    },
+    onPartitionsChange: (device, id, numbers) => links.partitionsChanged(device, id, numbers),
     onDeviceChange: (device) => {
       links.deviceChanged(device);
       onDeviceChange?.(device);
     },
     assertReplaceable,
-    onEnd: () => {
-      end();
-    },
+    onEnd: () => end(),
   });
   const api = createApiServer(supervisor, log);
   if (socket !== null) await api.listen(socket.path);

@@ -188,7 +188,7 @@ export class Supervisor implements SupervisorApi {
     try {
       const first = await Promise.race([started, later(START_PATIENCE_MS)]);
       if (first === undefined && managed.device.backend === null) {
-        const reason = `it takes longer than ${String(START_PATIENCE_MS / 1000)} s, and is served as soon as that is done`;
+        const reason = `it takes longer than ${START_PATIENCE_MS / 1000} s, and is served as soon as that is done`;
         const message = `opening the backend of device ${name} failed: ${reason}`;
         this.#log.error({ device: name }, message);
         throw new SupervisorError(message, { code: 'TIMEOUT', device: name });
@@ -508,9 +508,7 @@ function notAdded(device: string, reason: string, code: ErrorCode): SupervisorEr
 /** Keeps no process from ending. */
 function later(ms: number): Promise<undefined> {
   return new Promise((resolve) => {
-    setTimeout(() => {
-      resolve(undefined);
-    }, ms).unref();
+    setTimeout(() => resolve(undefined), ms).unref();
   });
 }
 

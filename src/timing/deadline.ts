@@ -29,12 +29,10 @@ export async function within<Result>(
   let onAbort = (): void => undefined;
   const ended = new Promise<never>((_, reject) => {
     callOff = afterDeadline(ms, () => {
-      const reason = `it takes longer than ${String(ms / 1000)} s`;
+      const reason = `it takes longer than ${ms / 1000} s`;
       reject(new SupervisorError(`${what} failed: ${reason}`, { code: 'TIMEOUT' }));
     });
-    onAbort = () => {
-      reject(new SupervisorError(`${what} failed: it is no longer wanted`, { code: 'ABORTED' }));
-    };
+    onAbort = () => reject(new SupervisorError(`${what} failed: it is no longer wanted`, { code: 'ABORTED' }));
     signal?.addEventListener('abort', onAbort, { once: true });
     if (signal?.aborted === true) onAbort();
   });

@@ -24,7 +24,5 @@ export class Interrupt {
 /** Resolves when it fires. */
 export async function aborted(signal: AbortSignal): Promise<void> {
   if (signal.aborted) return;
-  await new Promise((resolve) => {
-    signal.addEventListener('abort', resolve, { once: true });
-  });
+  await new Promise((resolve) => signal.addEventListener('abort', resolve, { once: true }));
 }

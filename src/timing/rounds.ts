@@ -54,12 +54,7 @@ export class Rounds {
     if (due >= this.#next) return;
     this.#next = due;
     if (this.#timer !== null) clearTimeout(this.#timer);
-    this.#timer = setTimeout(
-      () => {
-        this.#turn();
-      },
-      Math.max(GAP_MS, due - this.#now()),
-    ).unref();
+    this.#timer = setTimeout(() => this.#turn(), Math.max(GAP_MS, due - this.#now())).unref();
   }
 }
 

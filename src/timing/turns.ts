@@ -38,9 +38,7 @@ export class Turns {
     for (const [turn, begin] of this.#waiting) {
       if (this.#underWay.size >= AT_ONCE) return;
       this.#waiting.delete(turn);
-      const impatient = (): void => {
-        this.#end(turn);
-      };
+      const impatient = (): void => this.#end(turn);
       const timer = this.#patienceMs === undefined ? undefined : setTimeout(impatient, this.#patienceMs).unref();
       this.#underWay.set(turn, timer);
       begin();

@@ -28,9 +28,7 @@ export async function unitTests(context: Context): Promise<void> {
     'node_modules/.bin/tap',
     ['run', '--disable-coverage', '--timeout=120', '--reporter=tap', ...files.map((file) => `dist/test/${file}`)],
     context,
-    (text) => {
-      counter.write(text);
-    },
+    (text) => counter.write(text),
   );
   if (stopped()) return;
   const { failures } = counter.end();

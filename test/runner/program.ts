@@ -42,14 +42,12 @@ export async function runTap(
   context: Context,
 ): Promise<Ran & { readonly outcome: Outcome }> {
   const counter = new TapCounter(unit);
-  const ran = await runProgram(file, args, context, (text) => {
-    counter.write(text);
-  });
+  const ran = await runProgram(file, args, context, (text) => counter.write(text));
   const outcome = counter.end();
   if (ran.code !== 0 && outcome.failures.length === 0) outcome.failures.push(endingOf(ran));
   return { ...ran, outcome };
 }
 
 export function endingOf({ code }: Ran): string {
-  return code === undefined ? 'it was killed' : `it ended with exit code ${String(code)}`;
+  return code === undefined ? 'it was killed' : `it ended with exit code ${code}`;
 }

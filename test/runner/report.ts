@@ -18,9 +18,9 @@ export class Report {
     this.#passed += passed;
     this.#failures.push(...failures.map((failure) => `${name}: ${failure}`));
     const counts = [
-      `${String(passed)} passed`,
-      ...(failures.length > 0 ? [`${String(failures.length)} failed`] : []),
-      ...(skipped > 0 ? [`${String(skipped)} skipped`] : []),
+      `${passed} passed`,
+      ...(failures.length > 0 ? [`${failures.length} failed`] : []),
+      ...(skipped > 0 ? [`${skipped} skipped`] : []),
     ].join(', ');
     const verdict = failures.length === 0 ? 'ok  ' : 'FAIL';
     this.line(`${verdict} ${name.padEnd(44)} ${counts}, ${(milliseconds / 1000).toFixed(1)} s`);
@@ -48,7 +48,7 @@ export class Report {
       for (const failure of this.#failures) this.line(`  ${failure}`);
     }
     if (this.#passed + failed === 0) this.line('no test ran');
-    this.line(`\n${String(this.#passed)} passed, ${String(failed)} failed`);
+    this.line(`\n${this.#passed} passed, ${failed} failed`);
     return failed === 0 && this.#passed > 0;
   }
 }

@@ -44,7 +44,7 @@ for (const version of ['20', '22', '24']) {
     assert.equal(await served.terminate(), 0);
     await assertNothingLeft(served.runtimeDir);
 
-    const tested = [program, 'test-backend', module, '--device', `size=${String(4 * 2 ** 20)}`];
+    const tested = [program, 'test-backend', module, '--device', `size=${4 * 2 ** 20}`];
     const { code, stdout, stderr } = await run(node, tested, TEST_BACKEND_TIMEOUT_MS);
     assert.deepEqual([code, stderr], [0, ''], stdout);
     assert.match(stdout, /^[0-9]+ passed, 0 failed, [0-9]+ skipped$/m);

@@ -124,7 +124,7 @@ test('the command line', async (t) => {
 
   await t.test('stop without a name ends the supervisor before it returns', async () => {
     assert.deepEqual(await served.command('stop'), done);
-    assert.equal((await run('test', ['-e', `/proc/${String(served.pid)}/cmdline`])).code, 1);
+    assert.equal((await run('test', ['-e', `/proc/${served.pid}/cmdline`])).code, 1);
     assert.equal(await served.exit, 0);
   });
   await assertNothingLeft(served.runtimeDir);

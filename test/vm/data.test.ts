@@ -43,7 +43,7 @@ const pinTo = (cpus: number | string): Promise<string> => ok('taskset', ['-apc',
 async function queueOfCpu(disk: Disk, queues: number): Promise<number[]> {
   const map: number[] = [];
   for (let queue = 0; queue < queues; queue++) {
-    const list = await disk.attribute(`mq/${String(queue)}/cpu_list`);
+    const list = await disk.attribute(`mq/${queue}/cpu_list`);
     for (const cpu of list.split(',')) map[Number(cpu)] = queue;
   }
   return map;
@@ -53,7 +53,7 @@ const memoryOf = async (name: string): Promise<number> => (await stat(ramFile(na
 
 test('data is where it was written', { timeout: 1_100_000 }, async (t) => {
   assert.equal(availableParallelism(), CPUS, 'run this in a guest with four CPUs');
-  t.diagnostic(`seed ${String(seed)}`);
+  t.diagnostic(`seed ${seed}`);
   const served = await RunningSupervisor.start(configurations);
   const opened = await Promise.all(disks.map(async ({ name }) => Disk.open(await served.device(name))));
 
@@ -85,7 +85,7 @@ test('data is where it was written', { timeout: 1_100_000 }, async (t) => {
         await Promise.all(Array.from({ length: CPUS * cells }, (_, index) => disk.check(index * cell, cell)));
       }
     }
-    await pinTo(`0-${String(CPUS - 1)}`);
+    await pinTo(`0-${CPUS - 1}`);
     for (const disk of opened) {
       const { queues } = await served.device(disk.name);
       const map = await queueOfCpu(disk, queues.length);
@@ -93,12 +93,8 @@ test('data is where it was written', { timeout: 1_100_000 }, async (t) => {
         const cpus = map.filter((queue) => queue === index).length;
         const earlier = before.get(disk.name)?.[index];
         assert.ok(cpus > 0 && earlier);
-        assert.equal(
-          write.count - earlier.write.count,
-          cpus * cells,
-          `writes of queue ${String(index)} of ${disk.name}`,
-        );
-        assert.equal(read.count - earlier.read.count, cpus * cells * CPUS, `reads of queue ${String(index)}`);
+        assert.equal(write.count - earlier.write.count, cpus * cells, `writes of queue ${index} of ${disk.name}`);
+        assert.equal(read.count - earlier.read.count, cpus * cells * CPUS, `reads of queue ${index}`);
       }
     }
   });
@@ -114,8 +110,8 @@ test('data is where it was written', { timeout: 1_100_000 }, async (t) => {
         '--size=4M',
         '--offset_increment=4M',
       ];
-      const check = ['--verify=crc32c', '--verify_fatal=1', '--randrepeat=0', `--randseed=${String(seed)}`];
-      const load = [`--iodepth=${String(depth)}`, '--numjobs=2', '--thread', '--group_reporting'];
+      const check = ['--verify=crc32c', '--verify_fatal=1', '--randrepeat=0', `--randseed=${seed}`];
+      const load = [`--iodepth=${depth}`, '--numjobs=2', '--thread', '--group_reporting'];
       const { write, read } = await counted(served, name, () =>
         ok('fio', [`--name=${name}`, `--filename=${String(path)}`, ...job, ...check, ...load]),
       );
@@ -149,7 +145,7 @@ test('data is where it was written', { timeout: 1_100_000 }, async (t) => {
       const path = pathOf(await served.device(name));
       await using direct = await DirectFile.open(path);
       const empty = await memoryOf(name);
-      assert.ok(empty <= 64 * KiB, `a fresh disk has ${String(empty)} bytes`);
+      assert.ok(empty <= 64 * KiB, `a fresh disk has ${empty} bytes`);
       const { read } = await counted(served, name, async () => {
         for (let offset = 0; offset < 64 * MiB; offset += MiB) assert.ok(isZero(await direct.read(offset, MiB)));
       });
@@ -170,7 +166,7 @@ test('data is where it was written', { timeout: 1_100_000 }, async (t) => {
       const before = await served.device(name);
       await using direct = await DirectFile.open(pathOf(before));
       const { bsize, blocks, bfree } = await statfs('/dev/shm');
-      await ok('mount', ['-o', `remount,size=${String((blocks - bfree) * bsize + 4 * MiB)}`, '/dev/shm']);
+      await ok('mount', ['-o', `remount,size=${(blocks - bfree) * bsize + 4 * MiB}`, '/dev/shm']);
       const step = 64 * KiB;
       const written: Buffer[] = [];
       const fill = async (): Promise<void> => {
@@ -189,10 +185,7 @@ test('data is where it was written', { timeout: 1_100_000 }, async (t) => {
       await assert.rejects(direct.write(48 * MiB, fresh(512)), { code: 'ENOSPC' });
       await ok('blkdiscard', ['-z', '-o', String(48 * MiB + 512), '-l', '512', pathOf(before)]);
       for (const [index, data] of written.slice(0, full - 1).entries()) {
-        assert.ok(
-          data.equals(await direct.read(index * step, step)),
-          `lost what was written at ${String(index * step)}`,
-        );
+        assert.ok(data.equals(await direct.read(index * step, step)), `lost what was written at ${index * step}`);
       }
       assert.ok(isZero(await direct.read(48 * MiB, MiB)), 'what was never written is not zero');
       assert.equal((await direct.read(full * step, MiB)).length, MiB, 'a read of what could not be written');
@@ -227,6 +220,6 @@ test('data is where it was written', { timeout: 1_100_000 }, async (t) => {
   // Of the read whose memory was taken away.
   await assertNothingLeft(
     served.runtimeDir,
-    new RegExp(` I/O error, dev ublkb[0-9]+, sector ${String(LOST / 512)} op 0x0:\\(READ\\)`),
+    new RegExp(` I/O error, dev ublkb[0-9]+, sector ${LOST / 512} op 0x0:\\(READ\\)`),
   );
 });

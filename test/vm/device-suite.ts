@@ -59,7 +59,7 @@ export async function makeSample(): Promise<Sample> {
     mkdir -p /tmp/sample/tree
     cp -r ${root}src/js-backend /tmp/sample/tree
     head -c 1M /dev/urandom > /tmp/sample/tree/random
-    mke2fs -q -t ext4 -b 4096 -d /tmp/sample /tmp/sample.img ${String(IMAGE_BYTES / KiB)}k`);
+    mke2fs -q -t ext4 -b 4096 -d /tmp/sample /tmp/sample.img ${IMAGE_BYTES / KiB}k`);
   return { tree: '/tmp/sample/tree', image: await readFile('/tmp/sample.img') };
 }
 
@@ -165,11 +165,11 @@ export class Disk {
   }
 
   #compare(offset: number, found: Buffer, length: number): void {
-    assert.equal(found.length, length, `a short read at ${String(offset)} of ${this.name}`);
+    assert.equal(found.length, length, `a short read at ${offset} of ${this.name}`);
     const wanted = this.mirror.subarray(offset, offset + length);
     if (found.equals(wanted)) return;
     const at = found.findIndex((byte, index) => byte !== wanted[index]);
-    assert.fail(`${this.name} differs at byte ${String(offset + at)}, ${String(at)} of ${String(length)} read`);
+    assert.fail(`${this.name} differs at byte ${offset + at}, ${at} of ${length} read`);
   }
 }
 
@@ -447,7 +447,7 @@ async function testDiscard(served: RunningSupervisor, disk: Disk): Promise<void>
       const part = left.subarray(at - offset, end - offset);
       // Of a page that is not discarded as a whole the contents may stay.
       const kept = end - at < PAGE && part.equals(disk.mirror.subarray(at, end));
-      assert.ok(kept || isZero(part), `${disk.name} after a discard, at ${String(at)}`);
+      assert.ok(kept || isZero(part), `${disk.name} after a discard, at ${at}`);
       part.copy(disk.mirror, at);
       at = end;
     }

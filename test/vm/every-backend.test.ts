@@ -15,7 +15,7 @@ const usual = { size: SIZE, kills: 2 };
 const archived = { size: IMAGE_BYTES, readOnly: true, writeCache: false, discard: false, writeZeroes: false, kills: 2 };
 
 test('every native backend', { timeout: 1_100_000 }, async (t) => {
-  t.diagnostic(`seed ${String(seed)}`);
+  t.diagnostic(`seed ${seed}`);
   await shell(`
     modprobe loop
     mkdir -p /mnt/tmpfs /mnt/ext4
@@ -23,7 +23,7 @@ test('every native backend', { timeout: 1_100_000 }, async (t) => {
     truncate -s 64M /mnt/tmpfs/ext4.img
     mkfs.ext4 -q /mnt/tmpfs/ext4.img
     mount -o loop /mnt/tmpfs/ext4.img /mnt/ext4
-    truncate -s ${String(SIZE)} /mnt/tmpfs/disk
+    truncate -s ${SIZE} /mnt/tmpfs/disk
     ln -s $(losetup --find --show /mnt/tmpfs/disk) /dev/loop-disk`);
   const sample = await makeSample();
   const archive = '/tmp/archive.zip';

@@ -23,7 +23,7 @@ export async function installFaultPoints(): Promise<void> {
  * when the process can neither open a file nor signal its zygote.
  */
 export async function arm(point: FaultPoint, queue: number, signal: keyof typeof SIGNALS, count = 1): Promise<void> {
-  await writeFile(FAULTS, `${point} ${String(queue)} ${String(SIGNALS[signal])} ${String(count)}\n`);
+  await writeFile(FAULTS, `${point} ${queue} ${SIGNALS[signal]} ${count}\n`);
 }
 
 export async function disarm(): Promise<void> {
@@ -39,6 +39,6 @@ export const untilFetched = (pid: number): Promise<true> => waitFor('the fetches
 
 /** Whether the process waits for requests. */
 export async function isWaiting(pid: number): Promise<boolean> {
-  const where = await readFile(`/proc/${String(pid)}/wchan`, 'utf8').catch(() => 'it is gone');
+  const where = await readFile(`/proc/${pid}/wchan`, 'utf8').catch(() => 'it is gone');
   return where.includes('io_cqring');
 }

@@ -23,10 +23,10 @@ const ram = { type: 'ram', size: '16MiB' };
 /** The last queue's last FETCH of a first start waits until all are known to live. */
 const keepsOneBack = isLinux(6, 16) && !isLinux(7, 0);
 const IDLE_TIMEOUT_MS = 4_000;
-const IDLE_TIMEOUT = `${String(IDLE_TIMEOUT_MS)}ms`;
+const IDLE_TIMEOUT = `${IDLE_TIMEOUT_MS}ms`;
 const queuePid = (device: DeviceStatus, queue: number): number => {
   const pid = device.queues[queue]?.pid;
-  assert.ok(pid, `queue ${String(queue)} of ${device.name} has no process`);
+  assert.ok(pid, `queue ${queue} of ${device.name} has no process`);
   return pid;
 };
 
@@ -52,9 +52,7 @@ test('faults before a generation serves', async (t) => {
   /** A read that waits for whatever goes on with the device, and must succeed. */
   const read = (device: DeviceStatus): Promise<unknown> =>
     run('dd', [`if=${device.path ?? ''}`, 'of=/dev/null', 'bs=4k', 'count=4', 'iflag=direct', 'status=none']).then(
-      ({ code, stderr }) => {
-        assert.equal(code, 0, stderr);
-      },
+      ({ code, stderr }) => assert.equal(code, 0, stderr),
     );
 
   await t.test('A6 a first generation that dies is followed by another on a device made anew', async () => {
@@ -62,7 +60,7 @@ test('faults before a generation serves', async (t) => {
     const points = { 0: common, 1: keepsOneBack ? ([...common, 'permitted', 'complete'] as const) : common };
     for (const queue of [0, 1] as const) {
       for (const point of points[queue]) {
-        const name = `${point}-${String(queue)}`;
+        const name = `${point}-${queue}`;
         await arm(point, queue, 'SIGKILL');
         await add(name, { queues: 2 });
         await untilStruck();
@@ -217,7 +215,7 @@ test('faults before a generation serves', async (t) => {
     assert.equal(generation, before.generation + 2);
     await reading;
     const took = performance.now() - begun;
-    assert.ok(took > 9_000 && took < 120_000, `it took ${String(took)} ms`);
+    assert.ok(took > 9_000 && took < 120_000, `it took ${took} ms`);
   });
 
   const { state, recoveries, lastExit } = await served.device('witness');

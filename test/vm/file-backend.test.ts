@@ -68,7 +68,7 @@ test('files and block devices as stores', { timeout: 1_100_000 }, async (t) => {
     mount -o loop /mnt/tmpfs/ext4.img /mnt/ext4
     chmod 1777 /mnt/open
     for path in ${dataPaths.join(' ')}; do
-      truncate -s ${String(SIZE)} /mnt/tmpfs/block-$path
+      truncate -s ${SIZE} /mnt/tmpfs/block-$path
       loop=$(losetup --find --show /mnt/tmpfs/block-$path)
       ln -s $loop /dev/loop-$path
     done
@@ -126,7 +126,7 @@ test('files and block devices as stores', { timeout: 1_100_000 }, async (t) => {
   await t.test('worker threads of a queue process may be asked to free memory, too', async () => {
     const PF_MEMALLOC_NOIO = 0x80000;
     const tasks = processesNamed('ublk/').flatMap((pid) =>
-      readdirSync(`/proc/${String(pid)}/task`).map((task) => `/proc/${String(pid)}/task/${task}/stat`),
+      readdirSync(`/proc/${pid}/task`).map((task) => `/proc/${pid}/task/${task}/stat`),
     );
     const threads = tasks.map((path) => readFileSync(path, 'utf8')).map((line) => /\((.*)\) (.*)/.exec(line) ?? []);
     assert.ok(threads.some(([, name]) => name?.startsWith('iou-wrk')));
@@ -164,10 +164,10 @@ test('files and block devices as stores', { timeout: 1_100_000 }, async (t) => {
 
   await t.test('a store may be as large as any device, and no larger', async () => {
     for (const size of [2 ** 44, 2 ** 52]) {
-      await shell(`truncate -s ${String(size)} /mnt/tmpfs/large`);
+      await shell(`truncate -s ${size} /mnt/tmpfs/large`);
       const device = await served.add({ name: 'large', backend: { type: 'file', path: '/mnt/tmpfs/large' } });
       assert.equal(device.size, size);
-      await shell(`for block in 0 ${String(size / 8192)} ${String(size / 4096 - 1)}; do
+      await shell(`for block in 0 ${size / 8192} ${size / 4096 - 1}; do
           yes $block | dd of=${pathOf(device)} bs=4096 seek=$block count=1 iflag=fullblock oflag=direct status=none
           [ "$(dd if=/mnt/tmpfs/large bs=4096 skip=$block count=1 status=none | head -n1)" = $block ]
         done`);
@@ -181,7 +181,7 @@ test('files and block devices as stores', { timeout: 1_100_000 }, async (t) => {
   });
 
   await t.test('a store of larger blocks is discarded and zeroed to the byte', async () => {
-    await shell(`truncate -s ${String(MiB)} /mnt/tmpfs/coarse`);
+    await shell(`truncate -s ${MiB} /mnt/tmpfs/coarse`);
     const loop = (await ok('losetup', ['--show', '--sector-size', '4096', '-f', '/mnt/tmpfs/coarse'])).trim();
     const device = await served.add({ name: 'fine', blockSize: 512, backend: { type: 'file', path: loop } });
     {
@@ -289,7 +289,7 @@ test('files and block devices as stores', { timeout: 1_100_000 }, async (t) => {
   await t.test('errors of the store are those of the device', async () => {
     await shell(`
       mkdir /mnt/small; mount -t tmpfs -o size=4M tmpfs /mnt/small
-      truncate -s ${String(SIZE)} /mnt/tmpfs/half; loop=$(losetup --find --show /mnt/tmpfs/half)
+      truncate -s ${SIZE} /mnt/tmpfs/half; loop=$(losetup --find --show /mnt/tmpfs/half)
       modprobe dm_mod
       printf '0 8192 linear %s 0\\n8192 8192 error\\n' $loop | dmsetup create --noudevsync half
       [ -e /dev/mapper/half ] || dmsetup mknodes half`);
@@ -330,7 +330,7 @@ async function truncateNew(path: string): Promise<void> {
 /** With which flags a process has a file open. */
 function openFlags(pid: number, path: string): number {
   const target = realpathSync(path);
-  const proc = `/proc/${String(pid)}`;
+  const proc = `/proc/${pid}`;
   const fd = readdirSync(`${proc}/fd`).find((name) => readlinkSync(`${proc}/fd/${name}`) === target);
   assert.ok(fd, `${path} is not open`);
   return parseInt(/^flags:\s*([0-7]+)$/m.exec(readFileSync(`${proc}/fdinfo/${fd}`, 'utf8'))?.[1] ?? '', 8);

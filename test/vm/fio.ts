@@ -24,8 +24,8 @@ interface FioReport {
 async function fio({ name, path, size, depth, rate }: FioJob, options: readonly string[]) {
   const { code, stdout, stderr } = await run('fio', [
     ...[`--name=${name}`, `--filename=${path}`, `--size=${size}`, '--output-format=json', '--thread'],
-    ...['--ioengine=io_uring', '--direct=1', '--rw=randwrite', '--randrepeat=0', `--iodepth=${String(depth)}`],
-    ...(rate === undefined ? [] : [`--rate_iops=${String(rate)}`]),
+    ...['--ioengine=io_uring', '--direct=1', '--rw=randwrite', '--randrepeat=0', `--iodepth=${depth}`],
+    ...(rate === undefined ? [] : [`--rate_iops=${rate}`]),
     ...options,
   ]);
   const said = `fio on ${name}: ${stderr}${stdout}`;
@@ -38,7 +38,7 @@ async function fio({ name, path, size, depth, rate }: FioJob, options: readonly 
 /** Writes 4 KiB blocks in random order and verifies them meanwhile; gives the number of writes. No failure is allowed. */
 export async function verifiedWrites(job: FioJob, pass: number): Promise<number> {
   const check = ['--verify=crc32c', '--verify_fatal=1', '--do_verify=1', '--verify_backlog=512'];
-  const options = ['--bs=4k', '--serialize_overlap=1', `--randseed=${String(seed + pass)}`, ...check];
+  const options = ['--bs=4k', '--serialize_overlap=1', `--randseed=${seed + pass}`, ...check];
   const { code, job: done, said } = await fio(job, options);
   assert.deepEqual([code, done.error], [0, 0], said);
   assert.ok(done.read.total_ios >= done.write.total_ios, 'not all that was written was verified');
@@ -47,7 +47,7 @@ export async function verifiedWrites(job: FioJob, pass: number): Promise<number>
 
 /** Writes 64 KiB at random places, whether or not they fail; gives the number that failed, all with `errno`. */
 export async function failingWrites(job: FioJob, pass: number, errno: number): Promise<number> {
-  const options = ['--bs=64k', '--continue_on_error=write', '--loops=4', `--randseed=${String(seed + pass)}`];
+  const options = ['--bs=64k', '--continue_on_error=write', '--loops=4', `--randseed=${seed + pass}`];
   const { job: done, said } = await fio(job, options);
   assert.ok(done.error === 0 || done.error === errno, said);
   return done.total_err ?? 0;

@@ -21,7 +21,7 @@ const PAUSE_MS = 120_000;
 /** A backend that is all one letter, by default `letter`; `open` may say something else. */
 const letters = (letter: string, body = ''): string => `export default {
   name: 'letters', options: { safeParse: (data) => ({ success: true, data: { ...data } }) }, open(options) { ${body}
-  return { size: options.size ?? ${String(MIB)}, read(buffer) { buffer.fill(options.letter ?? '${letter}'); return buffer.length; } }; } };`;
+  return { size: options.size ?? ${MIB}, read(buffer) { buffer.fill(options.letter ?? '${letter}'); return buffer.length; } }; } };`;
 
 /** As an editor does it: the new file takes the old one's place. */
 async function save(text: string): Promise<void> {

@@ -44,7 +44,7 @@ export function run(file: string, args: readonly string[] = [], timeoutMs = COMM
   return new Promise((resolve, reject) => {
     execFile(file, args, { timeout: timeoutMs, maxBuffer: MAX_OUTPUT }, (error, stdout, stderr) => {
       if (error?.killed === true) {
-        reject(new Error(`${file} ${args.join(' ')} did not end within ${String(timeoutMs)} ms, or said too much`));
+        reject(new Error(`${file} ${args.join(' ')} did not end within ${timeoutMs} ms, or said too much`));
         return;
       }
       const code = typeof error?.code === 'number' ? error.code : -1;
@@ -57,7 +57,7 @@ export function run(file: string, args: readonly string[] = [], timeoutMs = COMM
 /** Runs a command that must succeed; returns what it printed. */
 export async function ok(file: string, args: readonly string[] = [], timeoutMs = COMMAND_TIMEOUT_MS): Promise<string> {
   const { code, stdout, stderr } = await run(file, args, timeoutMs);
-  assert.equal(code, 0, `${file} ${args.join(' ')} ended with ${String(code)}: ${stderr}${stdout}`);
+  assert.equal(code, 0, `${file} ${args.join(' ')} ended with ${code}: ${stderr}${stdout}`);
   return stdout;
 }
 
@@ -83,9 +83,7 @@ export async function trust(module: string): Promise<void> {
 
 /** What is there of ublk device `id`. */
 export const traces = (id: number): string[] =>
-  [`/dev/ublkb${String(id)}`, `/dev/ublkc${String(id)}`, `/sys/class/ublk-char/ublkc${String(id)}`].filter((path) =>
-    existsSync(path),
-  );
+  [`/dev/ublkb${id}`, `/dev/ublkc${id}`, `/sys/class/ublk-char/ublkc${id}`].filter((path) => existsSync(path));
 
 /**
  * Asks until `probe` gives something other than undefined or false. Whoever is waited for gets most of the time: what
@@ -102,7 +100,7 @@ export async function waitFor<Value>(
     const value = await probe();
     const answered = performance.now();
     if (value !== undefined && value !== false) return value;
-    assert.ok(answered < deadline, `${what} did not happen within ${String(timeoutMs)} ms`);
+    assert.ok(answered < deadline, `${what} did not happen within ${timeoutMs} ms`);
     await setTimeout(20 + 3 * (answered - asked));
   }
 }
@@ -238,9 +236,9 @@ export class RunningSupervisor {
         response.setEncoding('utf8').on('data', (part: string) => {
           received += part;
         });
-        response.on('end', () => {
-          resolve({ status: response.statusCode ?? 0, body: received === '' ? null : JSON.parse(received) });
-        });
+        response.on('end', () =>
+          resolve({ status: response.statusCode ?? 0, body: received === '' ? null : JSON.parse(received) }),
+        );
       });
       outgoing.on('error', reject);
       if (text !== undefined) outgoing.setHeader('content-type', 'application/json');
@@ -279,13 +277,13 @@ export class RunningSupervisor {
   /** Waits until the device is live with at least `recoveries` recoveries behind it. */
   untilLive(name: string, recoveries = 0, timeoutMs = 30_000): Promise<DeviceStatus> {
     const isSo = (device: DeviceStatus): boolean => device.recoveries >= recoveries;
-    return this.#untilLiveAnd(isSo, name, `after ${String(recoveries)} recoveries`, timeoutMs);
+    return this.#untilLiveAnd(isSo, name, `after ${recoveries} recoveries`, timeoutMs);
   }
 
   /** Waits until the device is live in this generation or a later one. */
   untilGeneration(name: string, generation: number, timeoutMs = 30_000): Promise<DeviceStatus> {
     const isSo = (device: DeviceStatus): boolean => device.generation >= generation;
-    return this.#untilLiveAnd(isSo, name, `in generation ${String(generation)}`, timeoutMs);
+    return this.#untilLiveAnd(isSo, name, `in generation ${generation}`, timeoutMs);
   }
 
   async #untilLiveAnd(
@@ -306,7 +304,7 @@ export class RunningSupervisor {
       );
     } catch (error) {
       const { state, generation, reason } = last ?? (await this.device(name));
-      const now = `it is ${state} in generation ${String(generation)}: ${String(reason)}`;
+      const now = `it is ${state} in generation ${generation}: ${String(reason)}`;
       throw new Error(`${messageOf(error)}; ${now}`, { cause: error });
     }
   }
@@ -352,7 +350,7 @@ export function signal(pid: number, name: NodeJS.Signals): void {
 /** Whether the process is gone, or a zombie that its parent has not seen yet. */
 export function hasEnded(pid: number): boolean {
   try {
-    return /^State:\tZ/m.test(readFileSync(`/proc/${String(pid)}/status`, 'utf8'));
+    return /^State:\tZ/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'));
   } catch {
     return true;
   }

@@ -25,9 +25,9 @@ function converse(talk: (socket: Socket) => void): Promise<Outcome> {
       text = (text + part).slice(0, 2 ** 16);
     });
     socket.on('error', () => undefined);
-    socket.once('close', () => {
-      resolve({ statuses: text.match(/^HTTP\/1\.1 \d+/gm) ?? [], written: socket.bytesWritten });
-    });
+    socket.once('close', () =>
+      resolve({ statuses: text.match(/^HTTP\/1\.1 \d+/gm) ?? [], written: socket.bytesWritten }),
+    );
     talk(socket);
   });
 }
@@ -48,7 +48,7 @@ function stream(socket: Socket, bytes: number): void {
 function post(target: string, body: string): Promise<Outcome> {
   return converse((socket) => {
     const head = `POST ${target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n${json}`;
-    socket.write(`${head}Content-Length: ${String(body.length)}\r\n\r\n${body}`);
+    socket.write(`${head}Content-Length: ${body.length}\r\n\r\n${body}`);
   });
 }
 
@@ -59,9 +59,7 @@ function askOnly(): Promise<Outcome> {
     const timer = setInterval(() => socket.write(get), 2);
     // A socket that is not read from does not see its end.
     setTimeout(() => socket.resume(), 15_000);
-    socket.once('close', () => {
-      clearInterval(timer);
-    });
+    socket.once('close', () => clearInterval(timer));
   });
 }
 
@@ -84,7 +82,7 @@ const [garbage, line, body, half, silence, unread, atOnce] = await Promise.all([
     stream(socket, GIB);
   }),
   converse((socket) => {
-    socket.write(`POST /v1/devices HTTP/1.1\r\nHost: x\r\n${json}Content-Length: ${String(GIB)}\r\n\r\n`);
+    socket.write(`POST /v1/devices HTTP/1.1\r\nHost: x\r\n${json}Content-Length: ${GIB}\r\n\r\n`);
     stream(socket, GIB);
   }),
   converse((socket) => socket.write(`POST /v1/stop HTTP/1.1\r\nHost: x\r\n${json}Content-Length: 14\r\n\r\n{"fo`)),

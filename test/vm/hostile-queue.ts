@@ -20,9 +20,7 @@ function ask(method: string, path: string): Promise<number | string> {
       response.resume();
       resolve(response.statusCode ?? 0);
     })
-      .on('error', (error: NodeJS.ErrnoException) => {
-        resolve(error.code ?? error.message);
-      })
+      .on('error', (error: NodeJS.ErrnoException) => resolve(error.code ?? error.message))
       .end(method === 'POST' ? '{}' : '');
   });
 }
@@ -36,9 +34,7 @@ function greet(path: string): Promise<string | null> {
         channel.close();
         resolve(type);
       },
-      () => {
-        resolve(null);
-      },
+      () => resolve(null),
     );
   });
 }
@@ -61,10 +57,6 @@ const outcome = {
   stop: await ask('POST', '/v1/stop'),
   zygotes: await Promise.all(zygotes.map((name) => greet(join(directory, name)))),
   signals: pids.map((pid) => codeOf(() => process.kill(pid, 'SIGCONT'))),
-  memory: pids.map((pid) =>
-    codeOf(() => {
-      closeSync(openSync(`/proc/${String(pid)}/mem`, 'r'));
-    }),
-  ),
+  memory: pids.map((pid) => codeOf(() => closeSync(openSync(`/proc/${pid}/mem`, 'r')))),
 };
 process.stdout.write(JSON.stringify(outcome));

@@ -20,7 +20,7 @@ import {
 
 const runtimeDir = '/run/hung-stores';
 /** More than libuv has threads in a process that does not ask for more. */
-const HUNG = Array.from({ length: 6 }, (_, index) => `hung${String(index)}`);
+const HUNG = Array.from({ length: 6 }, (_, index) => `hung${index}`);
 const MIB = 2 ** 20;
 const recovery = { maxRestarts: 1000 };
 const onFuse = (name: string): object => ({
@@ -149,7 +149,7 @@ test('file systems that hang', { timeout: 1_200_000 }, async (t) => {
     const lines = stderr.split('\n').map((line) => /devices\[(\d)\]\.backend: (looking at|opening)/.exec(line)?.[0]);
     assert.deepEqual(
       lines,
-      HUNG.map((_name, index) => `devices[${String(index + 1)}].backend: looking at`),
+      HUNG.map((_name, index) => `devices[${index + 1}].backend: looking at`),
     );
     assert.equal((await served.command('stop', 'hung0', '--force')).code, 0);
     process.kill(served.pid, 'SIGTERM');

@@ -44,7 +44,7 @@ async function make({ name, make, sector }: Image): Promise<void> {
   const filled =
     sector === 0
       ? make.replaceAll('$1', file)
-      : `loop=$(losetup --show -f --sector-size ${String(sector)} ${file})
+      : `loop=$(losetup --show -f --sector-size ${sector} ${file})
         ${make.replaceAll('$1', '$loop')}
         mount $loop /mnt/image; cp /tmp/tree/* /mnt/image; umount /mnt/image; losetup -d $loop`;
   await shell(`truncate -s ${SIZES[name] ?? '320M'} ${file}; ${filled}`);
@@ -63,7 +63,7 @@ test('images that others made', async (t) => {
     Object.entries(other).map(async ([name, sector]) => {
       const copy = `${DIRECTORY}/${name}-behind.img`;
       const loop = await shell(`
-        cp --sparse=always ${fileOf(name)} ${copy}; losetup --show -f --sector-size ${String(sector)} ${copy}`);
+        cp --sparse=always ${fileOf(name)} ${copy}; losetup --show -f --sector-size ${sector} ${copy}`);
       const { blockSize } = images.find((image) => image.name === name) ?? assert.fail();
       return { name: `${name}-behind`, path: loop.trim(), blockSize };
     }),
@@ -112,7 +112,7 @@ test('images that others made', async (t) => {
   await t.test('what was written is there for whoever made them', async () => {
     for (const { name, sector } of images.filter((image) => image.sector !== 0)) {
       await shell(`
-        loop=$(losetup --show -f --sector-size ${String(sector)} ${fileOf(name)})
+        loop=$(losetup --show -f --sector-size ${sector} ${fileOf(name)})
         mount $loop /mnt/image; cmp /mnt/image/copy /tmp/tree/noise; umount /mnt/image; losetup -d $loop`);
     }
   });
@@ -131,10 +131,10 @@ interface Member {
 }
 
 const members = ([512, 4096] as const).flatMap((sector): readonly Member[] => {
-  const group = `group${String(sector)}`;
+  const group = `group${sector}`;
   return [
     {
-      name: `lvm-${String(sector)}`,
+      name: `lvm-${sector}`,
       sector,
       make: `pvcreate -qqy $disk; vgcreate -qq ${group} $disk; lvcreate -qqy -n data -l 100%FREE ${group}; vgchange -qqan ${group}`,
       open: `vgchange -qqay ${group}; opened=/dev/${group}/data`,
@@ -143,7 +143,7 @@ const members = ([512, 4096] as const).flatMap((sector): readonly Member[] => {
       blockSize: 512,
     },
     {
-      name: `md-${String(sector)}`,
+      name: `md-${sector}`,
       sector,
       make: 'mdadm --quiet --create /dev/md9 --run --level=1 --raid-devices=2 $disk missing; mdadm --quiet --stop /dev/md9',
       open: 'mdadm --quiet --assemble --run /dev/md9 $disk; opened=/dev/md9',
@@ -151,9 +151,9 @@ const members = ([512, 4096] as const).flatMap((sector): readonly Member[] => {
       blockSize: 512,
     },
     {
-      name: `luks-${String(sector)}`,
+      name: `luks-${sector}`,
       sector,
-      make: `cryptsetup luksFormat --batch-mode --pbkdf pbkdf2 --pbkdf-force-iterations 1000 --sector-size ${String(sector)} $disk /tmp/key`,
+      make: `cryptsetup luksFormat --batch-mode --pbkdf pbkdf2 --pbkdf-force-iterations 1000 --sector-size ${sector} $disk /tmp/key`,
       open: 'cryptsetup open --key-file /tmp/key $disk plain; opened=/dev/mapper/plain',
       close: 'cryptsetup close plain',
       blockSize: sector,
@@ -175,7 +175,7 @@ const inside = ({ open, close }: Member, script: string, before = ''): string =>
 
 const onLoop = ({ name, sector }: Member, script: string): Promise<string> =>
   shell(`${WITHOUT_UDEV}
-    disk=$(losetup --show -f --sector-size ${String(sector)} ${fileOf(name)})
+    disk=$(losetup --show -f --sector-size ${sector} ${fileOf(name)})
     ${script}
     losetup -d $disk`);
 

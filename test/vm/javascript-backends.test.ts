@@ -16,7 +16,7 @@ const SIZE = 4 * 2 ** 20 + 4096;
 const example = (name: string): string => join(root, 'examples', `${name}-backend.js`);
 
 test('every backend in JavaScript', { timeout: 1_100_000 }, async (t) => {
-  t.diagnostic(`seed ${String(seed)}`);
+  t.diagnostic(`seed ${seed}`);
   await mkdir('/run/backends', { mode: 0o755 });
   await copyFile(join(root, 'test/vm/async-ram-backend.js'), '/run/backends/async-ram.mjs');
   await shell('umask 077; head -c 64 /dev/urandom > /run/key');
@@ -26,7 +26,7 @@ test('every backend in JavaScript', { timeout: 1_100_000 }, async (t) => {
     const [from = 0, to = IMAGE_BYTES - 1] = (headers.range ?? '').match(/\d+/g)?.map(Number) ?? [];
     response.writeHead(headers.range === undefined ? 200 : 206, {
       'content-length': to - from + 1,
-      'content-range': `bytes ${String(from)}-${String(to)}/${String(IMAGE_BYTES)}`,
+      'content-range': `bytes ${from}-${to}/${IMAGE_BYTES}`,
       etag: '"1"',
     });
     response.end(method === 'HEAD' ? undefined : sample.image.subarray(from, to + 1));
@@ -36,7 +36,7 @@ test('every backend in JavaScript', { timeout: 1_100_000 }, async (t) => {
     server.closeAllConnections();
     server.close();
   });
-  const url = `http://127.0.0.1:${String((server.address() as AddressInfo).port)}/disk.img`;
+  const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}/disk.img`;
 
   const usual = { size: SIZE, kills: 1 };
   const plain = { ...usual, writeCache: false, discard: false };

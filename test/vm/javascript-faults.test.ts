@@ -184,7 +184,7 @@ test('backends that misbehave', async (t) => {
     ]);
     const { recoveries: hangs, lastExit: none } = await served.device('busy');
     assert.deepEqual([hangs, none], [0, null]);
-    const late = [0, 1].map((queue) => memoryOf('busy', `late${String(queue)}`, 8).readDoubleLE());
+    const late = [0, 1].map((queue) => memoryOf('busy', `late${queue}`, 8).readDoubleLE());
     t.diagnostic(`timers came at most ${late.map((ms) => ms.toFixed(0)).join(' and ')} ms late`);
     assert.ok(late.every((ms) => ms > 0));
     await served.remove('busy');
@@ -365,7 +365,7 @@ test('a queue process that is told late what to load waits for that', async () =
   const served = await RunningSupervisor.start([], { nodeOptions: ['--import', '/run/late-words.mjs'] });
   const added = served.add({ name: 'late', queues: 1, backend: { type: module } });
   const isWaiting = (pid: number): boolean => {
-    const [title, where] = ['cmdline', 'wchan'].map((what) => readFileSync(`/proc/${String(pid)}/${what}`, 'latin1'));
+    const [title, where] = ['cmdline', 'wchan'].map((what) => readFileSync(`/proc/${pid}/${what}`, 'latin1'));
     return title?.startsWith('ublk/') === true && where?.includes('epoll') === true;
   };
   // Its title is its own when the program runs, and it waits in the event loop when that has begun to listen.

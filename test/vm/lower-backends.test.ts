@@ -28,7 +28,7 @@ const passing = join(root, 'test/vm/passing-backend.js');
 const over = (below: object): object => ({ type: passing, below });
 
 test('every backend below one in JavaScript', { timeout: 1_100_000 }, async (t) => {
-  t.diagnostic(`seed ${String(seed)}`);
+  t.diagnostic(`seed ${seed}`);
   await trust(passing);
   await mkdir('/run/backends', { mode: 0o755 });
   await copyFile(join(root, 'test/vm/async-ram-backend.js'), '/run/backends/async-ram.mjs');

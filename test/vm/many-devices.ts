@@ -33,7 +33,7 @@ export function testManyDevices(count: number, queues: number): void {
     return { name, queues, depth: 16, backend: { type, size: '4MiB', ...place } };
   });
 
-  test(`${String(count)} devices`, { timeout: 3_500_000 }, async (t) => {
+  test(`${count} devices`, { timeout: 3_500_000 }, async (t) => {
     let served = await RunningSupervisor.start(devices, { runtimeDir });
     const allLive = (isSo: (device: DeviceStatus) => boolean = () => true): Promise<readonly DeviceStatus[]> =>
       waitFor(

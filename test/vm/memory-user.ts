@@ -7,15 +7,13 @@ const MIB = 2 ** 20;
 
 const chunks = Array.from({ length: Number(process.argv[2]) }, () => Buffer.allocUnsafeSlow(MIB).fill(0));
 const ended = new AbortController();
-process.once('SIGTERM', () => {
-  ended.abort();
-});
+process.once('SIGTERM', () => ended.abort());
 for (let pass = 1; !ended.signal.aborted; pass++) {
   for (const [index, chunk] of chunks.entries()) {
     for (let offset = 0; offset < MIB; offset += PAGE) {
       const place = index * MIB + offset;
       if (pass > 1 && (chunk.readDoubleLE(offset) !== place || chunk.readDoubleLE(offset + 8) !== pass - 1)) {
-        throw new Error(`memory at ${String(place)} is not as it was written in pass ${String(pass - 1)}`);
+        throw new Error(`memory at ${place} is not as it was written in pass ${pass - 1}`);
       }
       chunk.writeDoubleLE(place, offset);
       chunk.writeDoubleLE(pass, offset + 8);
@@ -23,5 +21,5 @@ for (let pass = 1; !ended.signal.aborted; pass++) {
     // Lets SIGTERM in.
     await setTimeout(0);
   }
-  process.stdout.write(`pass ${String(pass)}\n`);
+  process.stdout.write(`pass ${pass}\n`);
 }

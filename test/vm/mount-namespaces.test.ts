@@ -17,8 +17,8 @@ const devices = ['outside', 'inside', 'last'].map((name, id) => ({
   backend: { type: 'ram', size: '16MiB' },
 }));
 
-const namespaceOf = (pid: number): string => readlinkSync(`/proc/${String(pid)}/ns/mnt`);
-const mountsOf = (pid: number): string => readFileSync(`/proc/${String(pid)}/mountinfo`, 'utf8');
+const namespaceOf = (pid: number): string => readlinkSync(`/proc/${pid}/ns/mnt`);
+const mountsOf = (pid: number): string => readFileSync(`/proc/${pid}/mountinfo`, 'utf8');
 
 /** Whether somebody has the device mounted, in whatever namespace. */
 async function isClaimed(path: string): Promise<boolean> {
@@ -37,7 +37,7 @@ test('G2 mount namespaces', { timeout: 1_100_000 }, async (t) => {
   // The supervisor is in a namespace that others mount in, and that ends with it.
   const served = await RunningSupervisor.start(devices, { under: ['unshare', '--mount', '--propagation', 'private'] });
   const inNamespace = (...args: readonly string[]): Promise<string> =>
-    ok('nsenter', ['--mount', `--target=${String(served.pid)}`, ...args]);
+    ok('nsenter', ['--mount', `--target=${served.pid}`, ...args]);
 
   await t.test('queue processes are in one of their own', async () => {
     const [namespace, ...others] = new Set(processesNamed('ublk').map(namespaceOf));

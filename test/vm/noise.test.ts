@@ -16,7 +16,7 @@ import { Oracles, Registers, assertCause } from './oracles.js';
 /** What goes on around a device: processes that stand still, clocks that jump, a kernel that is being reconfigured. */
 
 const HANG_MS = 3_000;
-const settings = { requestTimeout: `${String(HANG_MS)}ms`, recovery: { maxRestarts: 1000 } };
+const settings = { requestTimeout: `${HANG_MS}ms`, recovery: { maxRestarts: 1000 } };
 /** Not earlier than HANG_MS; how much later is up to the machine. */
 const LONG_ENOUGH = '([3-9]|[0-9]{2,})\\.[0-9] s';
 const hang = new RegExp(`^(a .* is unanswered after|it gave no sign of life for) ${LONG_ENOUGH}`);
@@ -104,7 +104,7 @@ test('a device in a restless machine', { timeout: 1_100_000 }, async (t) => {
     const client = spawn('dd', options, { stdio: 'ignore' });
     const pid = client.pid ?? assert.fail('dd did not start');
     const inKernel = async (): Promise<boolean> =>
-      (await readFile(`/proc/${String(pid)}/stack`, 'utf8')).includes('blkdev_write_iter');
+      (await readFile(`/proc/${pid}/stack`, 'utf8')).includes('blkdev_write_iter');
     await waitFor('the client waiting', inKernel);
     client.kill('SIGKILL');
     assert.ok(!hasEnded(pid), 'the client did not wait for the device');

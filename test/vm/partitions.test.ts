@@ -33,7 +33,7 @@ function partitionsOf(device: DeviceStatus): readonly number[] {
 
 function sectorsOf(device: DeviceStatus, number: number): number {
   const node = pathOf(device).slice('/dev/'.length);
-  const size = `/sys/block/${node}/${node}p${String(number)}/size`;
+  const size = `/sys/block/${node}/${node}p${number}/size`;
   return existsSync(size) ? Number(readFileSync(size, 'latin1')) : 0;
 }
 
@@ -42,8 +42,8 @@ function has(device: DeviceStatus, numbers: readonly number[]): boolean {
   if (partitionsOf(device).join() !== numbers.join()) return false;
   const links = readdirSync(BY_NAME).filter((name) => name.startsWith(`${device.name}-part`));
   const right = numbers.every((number) => {
-    const link = `${BY_NAME}/${device.name}-part${String(number)}`;
-    return existsSync(link) && readlinkSync(link) === `../../${pathOf(device).slice(5)}p${String(number)}`;
+    const link = `${BY_NAME}/${device.name}-part${number}`;
+    return existsSync(link) && readlinkSync(link) === `../../${pathOf(device).slice(5)}p${number}`;
   });
   return right && links.length === numbers.length;
 }
@@ -54,8 +54,7 @@ const untilHas = (device: DeviceStatus, numbers: readonly number[]): Promise<unk
 /** The supervisor, which alone learns that partition 6 is no longer in the table, leaves the others alone. */
 async function assertOnlyOneGoes(device: DeviceStatus): Promise<void> {
   const node = pathOf(device).slice('/dev/'.length);
-  const born = (): readonly number[] =>
-    [1, 2, 5].map((number) => statSync(`/sys/block/${node}/${node}p${String(number)}`).ino);
+  const born = (): readonly number[] => [1, 2, 5].map((number) => statSync(`/sys/block/${node}/${node}p${number}`).ino);
   const before = born();
   await shell(`sfdisk -q --no-reread --no-tell-kernel --delete ${pathOf(device)} 6`);
   await untilHas(device, [1, 2, 5]);
@@ -110,7 +109,7 @@ test('partitions', { timeout: 1_100_000 }, async (t) => {
     assert.deepEqual(await served.command('partitions', 'empty'), { code: 0, stdout: '', stderr: '' });
     assert.ok(has(empty, []));
     await file.write(table, 0, 512, 0);
-    const paths = [1, 2, 3].map((number) => `${pathOf(empty)}p${String(number)}`);
+    const paths = [1, 2, 3].map((number) => `${pathOf(empty)}p${number}`);
     assert.deepEqual(await served.command('partitions', 'empty'), { code: 0, stdout: paths.join('\n'), stderr: '' });
     assert.ok(has(empty, [1, 2, 3]));
   });

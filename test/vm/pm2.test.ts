@@ -55,7 +55,7 @@ test('under pm2', { timeout: 1_100_000 }, async (t) => {
     first = pid();
     assert.ok(first);
     for (const child of processesNamed('ublk')) {
-      assert.doesNotMatch(readFileSync(`/proc/${String(child)}/environ`, 'utf8'), /pm_|PM2|NODE_CHANNEL|NODE_APP/);
+      assert.doesNotMatch(readFileSync(`/proc/${child}/environ`, 'utf8'), /pm_|PM2|NODE_CHANNEL|NODE_APP/);
     }
   });
 

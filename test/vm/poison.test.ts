@@ -47,7 +47,7 @@ class Readers {
 async function reportsOf(generation: number): Promise<CrashStatus> {
   const directory = join(STATE, 'crashes');
   const name = await waitFor('a crash report', async () =>
-    (await readdir(directory)).find((file) => file.endsWith(`-${String(generation)}.json`)),
+    (await readdir(directory)).find((file) => file.endsWith(`-${generation}.json`)),
   );
   return JSON.parse(await readFile(join(directory, name), 'utf8')) as CrashStatus;
 }

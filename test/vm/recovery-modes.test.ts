@@ -74,12 +74,12 @@ class SeparateWrite {
 
   isWaiting(): boolean {
     assert.ok(!this.#ended, 'the write did not wait');
-    return readFileSync(`/proc/${String(this.#pid)}/stack`, 'utf8').includes('blkdev_write_iter');
+    return readFileSync(`/proc/${this.#pid}/stack`, 'utf8').includes('blkdev_write_iter');
   }
 }
 
 test('devices that may not simply recover', { timeout: 1_100_000 }, async (t) => {
-  t.diagnostic(`seed ${String(seed)}`);
+  t.diagnostic(`seed ${seed}`);
   const served = await RunningSupervisor.start(devices);
   const canFailIo = (ublkFeatures() & featureFlag('USER_RECOVERY_FAIL_IO')) !== 0n;
   const data = randomBytes(MiB);
@@ -105,7 +105,7 @@ test('devices that may not simply recover', { timeout: 1_100_000 }, async (t) =>
       }
       failed += await load.stop();
     }
-    t.diagnostic(`fail-inflight: ${String(failed)} requests failed in ${String(kills)} kills`);
+    t.diagnostic(`fail-inflight: ${failed} requests failed in ${kills} kills`);
     assert.ok(failed <= kills * DEPTH, 'requests failed that were made when nobody served');
     await using direct = await DirectFile.open(path);
     assert.equal(await direct.write(0, data), MiB);
@@ -192,7 +192,7 @@ test('devices that may not simply recover', { timeout: 1_100_000 }, async (t) =>
       assert.equal(refused.status, 409);
       assert.match(JSON.stringify(refused.body), /USER_RECOVERY_FAIL_IO/);
       assert.equal((await served.status()).devices.filter(({ id }) => id !== null).length, devices.length - 1);
-      assert.ok(!existsSync(`/dev/ublkc${String(devices.length - 1)}`), 'a device of the refused one is left');
+      assert.ok(!existsSync(`/dev/ublkc${devices.length - 1}`), 'a device of the refused one is left');
       return;
     }
     await using direct = await DirectFile.open(pathOf(device));

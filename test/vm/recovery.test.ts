@@ -24,10 +24,10 @@ const LONGEST_PAUSE_MS = 10_000;
 
 const pidsOf = (device: DeviceStatus): number[] => device.queues.map(({ pid }) => pid ?? assert.fail('no process'));
 
-const openFiles = (pid: number): number => readdirSync(`/proc/${String(pid)}/fd`).length;
+const openFiles = (pid: number): number => readdirSync(`/proc/${pid}/fd`).length;
 
 test('users of a device see neither errors nor wrong data', { timeout: 1_100_000 }, async (t) => {
-  t.diagnostic(`seed ${String(seed)}`);
+  t.diagnostic(`seed ${seed}`);
   const served = await RunningSupervisor.start(devices);
   const { path } = await served.device('killed');
   const { path: bystanderPath } = await served.device('bystander');
@@ -56,7 +56,7 @@ test('users of a device see neither errors nor wrong data', { timeout: 1_100_000
       pidsOf(after).every((pid) => !old.has(pid)),
       'a process of the old generation serves on',
     );
-    await Promise.all([...old].map((pid) => waitFor(`process ${String(pid)} ending`, () => !isAlive(pid))));
+    await Promise.all([...old].map((pid) => waitFor(`process ${pid} ending`, () => !isAlive(pid))));
     // Generations that die young are started ever more slowly, which is not what this test is about.
     assert.equal((await served.api('POST', '/v1/devices/killed/recover')).status, 200);
   }
@@ -122,7 +122,7 @@ test('users of a device see neither errors nor wrong data', { timeout: 1_100_000
     assert.ok(written > 0 && lightlyWritten > 0);
     pauses.sort((one, other) => one - other);
     const median = pauses[Math.floor(pauses.length / 2)] ?? NaN;
-    t.diagnostic(`${String(written)} and ${String(lightlyWritten)} verified writes, ${String(recoveries)} recoveries`);
+    t.diagnostic(`${written} and ${lightlyWritten} verified writes, ${recoveries} recoveries`);
     t.diagnostic(`pause: median ${median.toFixed(0)} ms, longest ${(pauses.at(-1) ?? NaN).toFixed(0)} ms`);
     for (const { queues, state, reason } of (await served.status()).devices) {
       assert.deepEqual([state, reason], ['live', null]);

@@ -123,7 +123,7 @@ test('a container whose /dev is its own, without CAP_IPC_LOCK', async (t) => {
   ];
   const served = await RunningSupervisor.start(devices, { under });
   const inside = (...args: readonly string[]): Promise<Finished> =>
-    run('nsenter', ['--mount', `--target=${String(served.pid)}`, ...args]);
+    run('nsenter', ['--mount', `--target=${served.pid}`, ...args]);
   const nodes = async (): Promise<string[]> =>
     (await inside('ls', '/dev')).stdout.split('\n').filter((name) => /^ublk[bc]/.test(name));
   const { id, queues } = await served.device('inside');
@@ -186,7 +186,7 @@ const firstDevices = [
 
 /** Writes to the device of `id` and reads it back, past the page cache. */
 async function assertUsable(id: number): Promise<void> {
-  const path = `/dev/ublkb${String(id)}`;
+  const path = `/dev/ublkb${id}`;
   await shell('head -c 1M /dev/urandom > /run/written');
   await ok('dd', ['if=/run/written', `of=${path}`, 'bs=64k', 'oflag=direct', 'status=none']);
   await ok('dd', [`if=${path}`, 'of=/run/read', 'bs=64k', 'count=16', 'iflag=direct', 'status=none']);
@@ -221,9 +221,9 @@ test('E1 a device that somebody made without privileges is not there for us', as
     const taken = { name: 'taken', id: foreign, backend: { type: 'null', size: '1MiB' } };
     const { status, body } = await next.api('POST', '/v1/devices', taken);
     assert.equal(status, 409);
-    assert.match(JSON.stringify(body), new RegExp(`id ${String(foreign)} is taken; choose another id.*EEXIST`));
+    assert.match(JSON.stringify(body), new RegExp(`id ${foreign} is taken; choose another id.*EEXIST`));
     const { stdout } = await next.command('doctor');
-    assert.match(stdout, new RegExp(`${String(foreign)}: made without privileges`));
+    assert.match(stdout, new RegExp(`${foreign}: made without privileges`));
     assert.equal(await next.terminate(), 0);
     assert.deepEqual(processesNamed('ublk'), []);
   });
@@ -253,7 +253,7 @@ test('with a supervisor running', async (t) => {
       // Besides the standard streams: the backend's file and the ring.
       const files = readdirSync(`${proc}/fd`).map((fd) => [Number(fd), readlinkSync(`${proc}/fd/${fd}`)] as const);
       const [input, output, error, ...others] = files.sort(([a], [b]) => a - b).map(([, target]) => target);
-      const log = readlinkSync(`/proc/${String(served.pid)}/fd/2`);
+      const log = readlinkSync(`/proc/${served.pid}/fd/2`);
       assert.deepEqual([input, output, error], ['/dev/null', '/dev/null', log]);
       assert.match(others.sort().join(' '), /^\/dev\/shm\/ublk-supervisor\/[ab]\.ram anon_inode:\[io_uring\]$/);
     }
@@ -276,7 +276,7 @@ test('with a supervisor running', async (t) => {
     const other = await RunningSupervisor.start([taken, { name: 'fine', backend: { type: 'null', size: '16MiB' } }]);
     const owner = (await served.status()).devices.find(({ id }) => id === 3) ?? assert.fail('no device 3');
     const conflict = new RegExp(
-      `id 3 is taken by pid ${String(zygoteOf(owner))}; choose another id or delete that device \\(EEXIST\\)`,
+      `id 3 is taken by pid ${zygoteOf(owner)}; choose another id or delete that device \\(EEXIST\\)`,
     );
     const { state, reason, path } = await other.device('taken');
     assert.deepEqual([state, path], ['failed', null]);

@@ -55,7 +55,7 @@ function stampOf(index: number, number: number): Buffer {
 
 /** The block as that write left it; 0: as it was before all of them. */
 function blockOf(index: number, number: number): Buffer {
-  if (number === 0) return before[index] ?? assert.fail(`register ${String(index)} has no past`);
+  if (number === 0) return before[index] ?? assert.fail(`register ${index} has no past`);
   return Buffer.alloc(BLOCK, stampOf(index, number));
 }
 
@@ -75,8 +75,8 @@ function describe(index: number, data: Buffer): string {
     const stamp = data.subarray(at, at + STAMP);
     const number = stamp.length === STAMP ? stamp.readDoubleLE(4) : NaN;
     const known = stampOf(index, number).equals(stamp);
-    const what = known ? `write ${String(number)}` : `foreign ${stamp.toString('hex')}`;
-    if (what !== last) parts.push(`${String(at)} ${what}`);
+    const what = known ? `write ${number}` : `foreign ${stamp.toString('hex')}`;
+    if (what !== last) parts.push(`${at} ${what}`);
     last = what;
   }
   return parts.join(', ');
@@ -94,7 +94,7 @@ async function timed<Result>(what: string, operation: () => Promise<Result>): Pr
   }
 }
 
-const registerAt = (index: number): Register => registers[index] ?? assert.fail(`no register ${String(index)}`);
+const registerAt = (index: number): Register => registers[index] ?? assert.fail(`no register ${index}`);
 
 async function write(disk: DirectFile, index: number): Promise<void> {
   const register = registerAt(index);
@@ -104,7 +104,7 @@ async function write(disk: DirectFile, index: number): Promise<void> {
   register.written = number;
   for (const allowed of register.reads) allowed.add(number);
   const offset = (start + index) * BLOCK;
-  const written = await timed(`a write of block ${String(index)}`, () => disk.write(offset, blockOf(index, number)));
+  const written = await timed(`a write of block ${index}`, () => disk.write(offset, blockOf(index, number)));
   assert.equal(written, BLOCK);
   register.written = 0;
   register.acknowledged = number;
@@ -116,11 +116,11 @@ async function read(disk: DirectFile, index: number): Promise<void> {
   if (register.written !== 0) allowed.add(register.written);
   register.reads.add(allowed);
   const offset = (start + index) * BLOCK;
-  const data = await timed(`a read of block ${String(index)}`, () => disk.read(offset, BLOCK));
+  const data = await timed(`a read of block ${index}`, () => disk.read(offset, BLOCK));
   register.reads.delete(allowed);
   if (isMadeOf(index, data, allowed)) return;
   const all = [...allowed].join(' or ');
-  assert.fail(`block ${String(start + index)} of ${path} reads as ${describe(index, data)}, not as write ${all}`);
+  assert.fail(`block ${start + index} of ${path} reads as ${describe(index, data)}, not as write ${all}`);
 }
 
 async function lane(disk: DirectFile): Promise<void> {

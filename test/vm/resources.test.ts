@@ -33,11 +33,11 @@ const flagsOf = (task: string): number => {
   return Number(stat.slice(stat.lastIndexOf(')')).split(' ')[7]);
 };
 
-const openFiles = (pid: number): number => readdirSync(`/proc/${String(pid)}/fd`).length;
+const openFiles = (pid: number): number => readdirSync(`/proc/${pid}/fd`).length;
 
 /** Takes anonymous memory, and writes to all of it more than once. */
 const hog = (mebibytes: number): string =>
-  `dd if=/dev/zero of=/dev/null bs=${String(mebibytes)}M count=3 iflag=fullblock status=none`;
+  `dd if=/dev/zero of=/dev/null bs=${mebibytes}M count=3 iflag=fullblock status=none`;
 
 /** Runs a script inside of a control group. */
 const inGroup = (group: Cgroup, script: string) =>
@@ -96,7 +96,7 @@ test('a device in a machine that is short of something', { timeout: 2_300_000 },
       const forked = [...processesNamed('ublk-nursery'), ...processesNamed('ublk-zygote')];
       assert.ok(forked.length > 1);
       for (const pid of [served.pid, ...forked]) {
-        const tasks = readdirSync(`/proc/${String(pid)}/task`).map((task) => `/proc/${String(pid)}/task/${task}`);
+        const tasks = readdirSync(`/proc/${pid}/task`).map((task) => `/proc/${pid}/task/${task}`);
         // Node's thread that waits for a debugger blocks every signal but the two of the C library, and does nothing else. The kernel's
         // workers for io_uring, which are tasks of ours, block those too.
         const others = tasks.filter((task) => !/^SigBlk:\s*fffffffe/m.test(readFileSync(`${task}/status`, 'utf8')));
@@ -143,7 +143,7 @@ test('a device in a machine that is short of something', { timeout: 2_300_000 },
     const zygotes = processesNamed('ublk-zygote');
     // When nothing can be freed at once somebody is ended, which is to be whoever takes memory, and begins again.
     const spared = '/proc/self/oom_score_adj';
-    for (const pid of [served.pid, ...zygotes]) await writeFile(`/proc/${String(pid)}/oom_score_adj`, '-1000');
+    for (const pid of [served.pid, ...zygotes]) await writeFile(`/proc/${pid}/oom_score_adj`, '-1000');
     for (const pid of [served.pid, ...zygotes, ...pidsOf(device)]) await group.add(pid);
     const stop = '/run/squeezed';
     const writing = inGroup(
@@ -167,7 +167,7 @@ test('a device in a machine that is short of something', { timeout: 2_300_000 },
     assert.ok((await group.counter('memory.stat', 'pgsteal')) > 0, 'nobody was short of memory');
     await shell('umount /mnt/files');
     await ok('e2fsck', ['-fn', device.path ?? '']);
-    for (const pid of [served.pid, ...zygotes]) await writeFile(`/proc/${String(pid)}/oom_score_adj`, '0');
+    for (const pid of [served.pid, ...zygotes]) await writeFile(`/proc/${pid}/oom_score_adj`, '0');
     await group.remove();
   });
 
@@ -185,7 +185,7 @@ test('a device in a machine that is short of something', { timeout: 2_300_000 },
   await t.test('D2 a queue process that is ended for want of memory is replaced', async () => {
     const device = await served.device('script');
     const [pid = assert.fail()] = pidsOf(device);
-    await writeFile(`/proc/${String(pid)}/oom_score_adj`, '1000');
+    await writeFile(`/proc/${pid}/oom_score_adj`, '1000');
     const group = await Cgroup.make('gone', { 'memory.swap.max': '0' });
     await group.add(pid);
     await group.set('memory.max', '4096');
@@ -199,8 +199,7 @@ test('a device in a machine that is short of something', { timeout: 2_300_000 },
   await t.test('D3 without a file descriptor to spare nothing is added, nothing is lost', async () => {
     const limit = async (files: number | string): Promise<unknown> =>
       ok('prlimit', ['--pid', String(served.pid), `--nofile=${String(files)}:`]);
-    const [, before] =
-      /^Max open files +([0-9]+)/m.exec(readFileSync(`/proc/${String(served.pid)}/limits`, 'utf8')) ?? [];
+    const [, before] = /^Max open files +([0-9]+)/m.exec(readFileSync(`/proc/${served.pid}/limits`, 'utf8')) ?? [];
     const answers: string[] = [];
     for (let spare = 1; spare <= 8; spare++) {
       await limit(openFiles(served.pid) + spare);
@@ -209,7 +208,7 @@ test('a device in a machine that is short of something', { timeout: 2_300_000 },
         await served
           .api('POST', '/v1/devices', { name: 'more', queues: 2, backend: { type: 'ram', size: '16MiB' } })
           .then(
-            ({ status, body }) => `${String(status)} ${JSON.stringify(body)}`,
+            ({ status, body }) => `${status} ${JSON.stringify(body)}`,
             () => 'no connection',
           ),
       );

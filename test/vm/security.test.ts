@@ -74,11 +74,11 @@ export default {
 };`;
 
 const statusLine = (pid: number, key: string): string =>
-  new RegExp(`^${key}:[ \\t]*(.*)$`, 'm').exec(readFileSync(`/proc/${String(pid)}/status`, 'utf8'))?.[1]?.trim() ?? '?';
+  new RegExp(`^${key}:[ \\t]*(.*)$`, 'm').exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1]?.trim() ?? '?';
 /** As src/api/server.ts has it. */
 const MOST_CONNECTIONS = 64;
 
-const openFiles = (pid: number): number => readdirSync(`/proc/${String(pid)}/fd`).length;
+const openFiles = (pid: number): number => readdirSync(`/proc/${pid}/fd`).length;
 
 const peakMiB = (pid: number): number => parseInt(statusLine(pid, 'VmHWM')) / 1024;
 
@@ -124,9 +124,9 @@ test('security', { timeout: 1_100_000 }, async (t) => {
           assert.match(statusLine(pid, set), /^0+$/);
         }
         assert.equal(statusLine(pid, 'NoNewPrivs'), '1');
-        assert.equal(readFileSync(`/proc/${String(pid)}/oom_score_adj`, 'utf8').trim(), '-1000');
+        assert.equal(readFileSync(`/proc/${pid}/oom_score_adj`, 'utf8').trim(), '-1000');
         // Not dumpable: no other process of that user may trace it.
-        assert.equal(statSync(`/proc/${String(pid)}/mem`).uid, 0);
+        assert.equal(statSync(`/proc/${pid}/mem`).uid, 0);
       }
     }
     await served.logs(/secret: EACCES, uid 1000/);
@@ -263,12 +263,9 @@ test('security', { timeout: 1_100_000 }, async (t) => {
       assert.ok((body?.statuses ?? []).every((status) => status === `HTTP/1.1 ${refusal.body}`));
       assert.deepEqual(deep?.statuses, [`HTTP/1.1 ${refusal.deep}`]);
       assert.deepEqual(prototype?.statuses, [`HTTP/1.1 ${refusal.prototype}`]);
-      assert.ok(
-        most > openBefore && most <= openBefore + MOST_CONNECTIONS + 16,
-        `${String(most - openBefore)} at once`,
-      );
+      assert.ok(most > openBefore && most <= openBefore + MOST_CONNECTIONS + 16, `${most - openBefore} at once`);
       assert.ok(answered > 0);
-      assert.ok(peakMiB(served.pid) - before < 64, `${String(peakMiB(served.pid) - before)} MiB more`);
+      assert.ok(peakMiB(served.pid) - before < 64, `${peakMiB(served.pid) - before} MiB more`);
       const { devices } = await served.status();
       assert.deepEqual(
         devices.map(({ name, state, recoveries }) => [name, state, recoveries]),

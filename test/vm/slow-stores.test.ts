@@ -27,11 +27,7 @@ async function lock(path: string): Promise<() => Promise<void>> {
     stdio: ['ignore', 'pipe', 'inherit'],
   });
   await new Promise((resolve) => child.stdout.once('data', resolve));
-  const ended = new Promise<void>((resolve) =>
-    child.once('exit', () => {
-      resolve();
-    }),
-  );
+  const ended = new Promise<void>((resolve) => child.once('exit', () => resolve()));
   return async () => {
     // The shell, which has the lock's descriptor too, is a child of flock.
     await run('pkill', ['-KILL', '-P', String(child.pid)]);

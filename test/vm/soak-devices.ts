@@ -69,7 +69,7 @@ export class Soak {
   async recoveries(): Promise<string> {
     const { devices } = await this.#served.status();
     return devices
-      .map(({ name, recoveries }) => `${name} ${String(recoveries + (this.#earlierRecoveries.get(name) ?? 0))}`)
+      .map(({ name, recoveries }) => `${name} ${recoveries + (this.#earlierRecoveries.get(name) ?? 0)}`)
       .join(', ');
   }
 
@@ -105,7 +105,7 @@ export class Soak {
 
   #watch(served: RunningSupervisor): void {
     void served.exit.then((code) => {
-      if (!this.#earlier.has(served)) this.#fail(new Error(`the supervisor ended with ${String(code)}`));
+      if (!this.#earlier.has(served)) this.#fail(new Error(`the supervisor ended with ${code}`));
     });
   }
 }

@@ -52,7 +52,7 @@ async function toQueues(
 /** It may well be refused: an earlier fault may have the device recover, or come in between. */
 function answered(what: string, { status, body }: ApiResponse): string {
   const { error } = body as { readonly error?: { readonly message: string } };
-  return `${what}, answered with ${String(status)}${error === undefined ? '' : ` ${error.message}`}`;
+  return `${what}, answered with ${status}${error === undefined ? '' : ` ${error.message}`}`;
 }
 
 function toProcesses(name: string, signalName: NodeJS.Signals): string {
@@ -85,7 +85,7 @@ async function killDuring(soak: Soak, random: Random, request: Promise<ApiRespon
   // Nobody may be left to answer.
   await Promise.race([request.catch(() => undefined), setTimeout(milliseconds)]);
   await soak.replaceSupervisor();
-  return `after at most ${String(milliseconds)} ms`;
+  return `after at most ${milliseconds} ms`;
 }
 
 /** Before Linux 6.16 a device that recovers when its zygote dies is lost; docs/reliability.md, "What is promised". */
@@ -102,7 +102,7 @@ function resize(soak: Soak, random: Random): { readonly said: string; readonly a
   const { name, backend } = pick(soak.resizable, random);
   const size = backend.size + random(backend.size / MIB) * MIB;
   const answer = soak.served.api('POST', `/v1/devices/${name}/resize`, { size, force: true });
-  return { said: `${name} to ${String(size / MIB)} MiB`, answer };
+  return { said: `${name} to ${size / MIB} MiB`, answer };
 }
 
 export const faults: readonly Fault[] = [
@@ -127,7 +127,7 @@ export const faults: readonly Fault[] = [
     weight: 3,
     strike: async (soak) => {
       await soak.replaceSupervisor();
-      return `${String(soak.served.pid)} goes on`;
+      return `${soak.served.pid} goes on`;
     },
   },
   {
@@ -136,7 +136,7 @@ export const faults: readonly Fault[] = [
     hurtsWitness: true,
     strike: async (soak) => {
       await soak.replaceSupervisor(await zygotesToKill(soak));
-      return `${String(soak.served.pid)} goes on`;
+      return `${soak.served.pid} goes on`;
     },
   },
   {
@@ -161,7 +161,7 @@ export const faults: readonly Fault[] = [
     weight: 1,
     strike: async (soak) => {
       await withStoreStill(() => soak.replaceSupervisor());
-      return `${String(soak.served.pid)} goes on`;
+      return `${soak.served.pid} goes on`;
     },
   },
   {
@@ -171,7 +171,7 @@ export const faults: readonly Fault[] = [
       const milliseconds = random(8000);
       // Nothing waits for this: so long is the outage.
       await withStoreStill(() => setTimeout(milliseconds));
-      return `${String(milliseconds)} ms`;
+      return `${milliseconds} ms`;
     },
   },
   { name: 'kill who opens stores', weight: 2, strike: async () => toProcesses('ublk-stores', 'SIGKILL') },
@@ -190,7 +190,7 @@ export const faults: readonly Fault[] = [
     weight: 2,
     strike: async (soak, random) => {
       const name = pick(soak.victims, random);
-      const requestTimeout = `${String(3000 + random(1000))}ms`;
+      const requestTimeout = `${3000 + random(1000)}ms`;
       await soak.configure(name, { requestTimeout });
       return answered(`${name} with ${requestTimeout}`, await soak.served.api('POST', '/v1/reload'));
     },
@@ -228,7 +228,7 @@ export const faults: readonly Fault[] = [
       const milliseconds = random(6000);
       await setTimeout(milliseconds);
       process.kill(served.pid, 'SIGCONT');
-      return `${String(milliseconds)} ms`;
+      return `${milliseconds} ms`;
     },
   },
   {
@@ -246,8 +246,8 @@ export const faults: readonly Fault[] = [
     weight: 2,
     strike: async (_soak, random) => {
       const mebibytes = 100 + random(400);
-      await shell(`head -c ${String(mebibytes)}M /dev/zero | tail > /dev/null`, PATIENCE_MS);
-      return `${String(mebibytes)} MiB taken and given back`;
+      await shell(`head -c ${mebibytes}M /dev/zero | tail > /dev/null`, PATIENCE_MS);
+      return `${mebibytes} MiB taken and given back`;
     },
   },
   { name: 'drop caches', weight: 1, strike: async () => shell('sync; echo 1 > /proc/sys/vm/drop_caches', PATIENCE_MS) },
@@ -256,11 +256,8 @@ export const faults: readonly Fault[] = [
     weight: 2,
     strike: async (_soak, random) => {
       const seconds = 1 + random(5);
-      await shell(
-        `for i in 1 2 3 4; do timeout ${String(seconds)} sh -c 'while :; do :; done' & done; wait`,
-        PATIENCE_MS,
-      );
-      return `${String(seconds)} s`;
+      await shell(`for i in 1 2 3 4; do timeout ${seconds} sh -c 'while :; do :; done' & done; wait`, PATIENCE_MS);
+      return `${seconds} s`;
     },
   },
   {
@@ -270,7 +267,7 @@ export const faults: readonly Fault[] = [
       const queues = 1 + random(3);
       await served.add({ name: 'passing', queues, backend: { type: 'ram', size: '16MiB' } });
       await served.remove('passing');
-      return `${String(queues)} queues`;
+      return `${queues} queues`;
     },
   },
   {
@@ -280,7 +277,7 @@ export const faults: readonly Fault[] = [
       // The control socket takes 64 connections at a time.
       const times = 20 + random(40);
       await Promise.all(Array.from({ length: times }, () => served.status()));
-      return `${String(times)} times at once`;
+      return `${times} times at once`;
     },
   },
   {

@@ -79,7 +79,7 @@ function files(directory: string): Promise<void> {
 }
 
 async function run(): Promise<string> {
-  say(`seed ${String(seed)}, ${String(minutes)} minutes`);
+  say(`seed ${seed}, ${minutes} minutes`);
   await mkdir(dirname(MODULE));
   await copyFile(join(root, 'test/vm/soak-backend.js'), MODULE);
   // One that can be frozen.
@@ -137,9 +137,9 @@ async function run(): Promise<string> {
     await assertNothingLeft(soak.served.runtimeDir);
     for (const [{ name }, count] of counts) say(`${String(count).padStart(5)} x ${name}`);
     for (const { operations, longestMs } of reports) {
-      say(`${String(operations)} register operations, the longest ${(longestMs / 1000).toFixed(1)} s`);
+      say(`${operations} register operations, the longest ${(longestMs / 1000).toFixed(1)} s`);
     }
-    return `${String(written)} verified writes of fio; recoveries: ${recoveries}`;
+    return `${written} verified writes of fio; recoveries: ${recoveries}`;
   } catch (error) {
     // One line of the kernel's log says little without those around it.
     const rest = await shell('ps -eo pid,ppid,stat,wchan:24,etime,comm; dmesg | tail -n 200', SETTLE_MS);
@@ -152,6 +152,6 @@ try {
   say(`ok: ${await run()}`);
   process.exit(0);
 } catch (error) {
-  say(`FAILED with seed ${String(seed)}: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}`);
+  say(`FAILED with seed ${seed}: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}`);
   process.exit(1);
 }

@@ -108,7 +108,7 @@ test('stopping devices', async (t) => {
     assert.equal(status, 409);
     const { error } = body as Refusal;
     assert.equal(error.code, 'IN_USE');
-    assert.match(error.message, new RegExp(`\\(pid ${String(process.pid)}\\)`));
+    assert.match(error.message, new RegExp(`\\(pid ${process.pid}\\)`));
     await isServing(served, 'held');
     await file.close();
     await stops(served, 'held');
@@ -224,7 +224,7 @@ test('data outlives the device and the supervisor until it is deleted', async ()
   const data = randomBytes(3 * 2 ** 20);
   await writeFile('/run/data', data);
   const write = (path: string, seek: number): Promise<string> =>
-    ok('dd', ['if=/run/data', `of=${path}`, 'bs=64k', `seek=${String(seek)}`, 'conv=notrunc', 'status=none']);
+    ok('dd', ['if=/run/data', `of=${path}`, 'bs=64k', `seek=${seek}`, 'conv=notrunc', 'status=none']);
 
   let served = await RunningSupervisor.start([device]);
   const { id, path } = await identify(served, 'kept');

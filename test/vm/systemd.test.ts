@@ -83,7 +83,7 @@ test('the systemd unit', { timeout: 1_100_000 }, async (t) => {
 
   await t.test('passes nothing of systemd on to its children', () => {
     for (const pid of processesNamed('ublk')) {
-      assert.doesNotMatch(readFileSync(`/proc/${String(pid)}/environ`, 'utf8'), /NOTIFY|WATCHDOG|DIRECTORY/);
+      assert.doesNotMatch(readFileSync(`/proc/${pid}/environ`, 'utf8'), /NOTIFY|WATCHDOG|DIRECTORY/);
     }
   });
 

@@ -29,7 +29,7 @@ const partLinks = (): readonly string[] =>
 /** A block device as udev writes it: b, major and minor number. */
 function numberOf(path: string): string {
   const { rdev } = statSync(path);
-  return `b${String(rdev >> 8)}:${String(rdev & 0xff)}`;
+  return `b${rdev >> 8}:${rdev & 0xff}`;
 }
 
 test('a file system in fstab', { timeout: 600_000 }, async (t) => {
@@ -68,7 +68,7 @@ test('a file system in fstab', { timeout: 600_000 }, async (t) => {
     const table = (sizes: string): Promise<string> =>
       shell(`printf 'label: gpt\\n${sizes}' | sfdisk -q --no-reread --no-tell-kernel --wipe always ${DISK}`);
     const isActive = (number: number): Promise<boolean> =>
-      stateOf(`dev-ublk-by\\x2dname-disk\\x2dpart${String(number)}.device`).then((state) => state === 'active');
+      stateOf(`dev-ublk-by\\x2dname-disk\\x2dpart${number}.device`).then((state) => state === 'active');
     const untilOnly = async (...numbers: readonly number[]): Promise<void> => {
       await waitFor(
         `partitions ${numbers.join()} being there for systemd`,
@@ -81,10 +81,10 @@ test('a file system in fstab', { timeout: 600_000 }, async (t) => {
       await shell('udevadm settle');
       assert.deepEqual(
         partLinks(),
-        numbers.map((number) => `disk-part${String(number)}`),
+        numbers.map((number) => `disk-part${number}`),
       );
       for (const number of numbers) {
-        assert.equal(realpathSync(`${DISK}-part${String(number)}`), `${realpathSync(DISK)}p${String(number)}`);
+        assert.equal(realpathSync(`${DISK}-part${number}`), `${realpathSync(DISK)}p${number}`);
       }
     };
     await table(', 8M\\n, 8M\\n');

@@ -42,7 +42,7 @@ const mountAt = async (path: string, point: string): Promise<void> => {
   await mkdir(point, { recursive: true });
   await ok('mount', [path, point]);
 };
-const here = new RegExp(`\\(pid ${String(process.pid)}\\)`).source;
+const here = new RegExp(`\\(pid ${process.pid}\\)`).source;
 
 let elsewhere: ReturnType<typeof spawn> | undefined;
 let btrfsFirst = '';

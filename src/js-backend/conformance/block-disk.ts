@@ -34,7 +34,7 @@ interface OpenDevice {
   readonly synced: DirectFile;
 }
 
-const NAME = `test-backend-${String(process.pid)}`;
+const NAME = `test-backend-${process.pid}`;
 const POLL_MS = 20;
 const SECTOR = 512;
 /** Against a loop without end; the checks need far fewer. */
@@ -77,7 +77,7 @@ export class BlockDisk implements Disk {
       interrupt.throwIfAborted();
       if (error !== late.reason) throw new Error(`${what} failed: ${reasonOf(error)}`, { cause: error });
       this.#stuck = true;
-      throw new Error(`${what} did not settle within ${String(deadlineMs)} ms`, { cause: error });
+      throw new Error(`${what} did not settle within ${deadlineMs} ms`, { cause: error });
     }
   }
 
@@ -136,7 +136,7 @@ export class BlockDisk implements Disk {
       if (status?.state === 'live' && status.generation >= generation) return;
       if (performance.now() > deadline) {
         const now = `it is ${status?.state ?? 'gone'}: ${status?.reason ?? 'no reason is known'}`;
-        throw new Error(`the device did not recover within ${String(deadlineMs)} ms; ${now}`);
+        throw new Error(`the device did not recover within ${deadlineMs} ms; ${now}`);
       }
       await setTimeout(POLL_MS);
     }
@@ -238,7 +238,7 @@ async function perform({ path, file, synced }: OpenDevice, request: Request): Pr
 }
 
 function assertWhole(transferred: number, length: number): void {
-  if (transferred !== length) throw new Error(`${String(transferred)} bytes; expected ${String(length)}`);
+  if (transferred !== length) throw new Error(`${transferred} bytes; expected ${length}`);
 }
 
 interface Range {
@@ -269,9 +269,7 @@ async function utility(file: string, args: readonly string[]): Promise<void> {
 /** Rejects with the signal's reason as soon as it is aborted. */
 function unless<Value>(signal: AbortSignal, promise: Promise<Value>): Promise<Value> {
   return new Promise((resolve, reject) => {
-    signal.addEventListener('abort', () => {
-      reject(signal.reason as Error);
-    });
+    signal.addEventListener('abort', () => reject(signal.reason as Error));
     promise.then(resolve, reject);
   });
 }

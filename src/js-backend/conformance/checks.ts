@@ -185,8 +185,6 @@ async function randomOperations(device: TestDevice, { seed, runs }: RandomSettin
   const result = await fc.check(property, { seed, numRuns: runs, interruptAfterTimeLimit: RANDOM_LIMIT_MS });
   if (!result.failed) return;
   const lines = failed.map((each) => `  ${device.describe(each)}`);
-  const count = `${String(lines.length)} ${lines.length === 1 ? 'operation' : 'operations'}`;
-  throw new Error(
-    [messageOf(result.errorInstance), `after ${count}, with --seed ${String(seed)}:`, ...lines].join('\n'),
-  );
+  const count = `${lines.length} ${lines.length === 1 ? 'operation' : 'operations'}`;
+  throw new Error([messageOf(result.errorInstance), `after ${count}, with --seed ${seed}:`, ...lines].join('\n'));
 }

@@ -38,7 +38,7 @@ export class DiskModel {
     this.#each(block, data, (each, found) => {
       const expected = this.#known.get(each);
       if (expected) fault ??= difference(each * this.#blockSize, expected, found);
-      else if (isAll(found, UNFILLED)) fault ??= `block ${String(each)}: ${NOT_FILLED}`;
+      else if (isAll(found, UNFILLED)) fault ??= `block ${each}: ${NOT_FILLED}`;
       else if (!this.#discarded.has(each)) this.#known.set(each, Uint8Array.from(found));
     });
     return fault;
@@ -87,7 +87,7 @@ function difference(offset: number, expected: Uint8Array, found: Uint8Array): st
   if (Buffer.compare(expected, found) === 0) return undefined;
   const at = expected.findIndex((byte, index) => byte !== found[index]);
   const sector = at - (at % SECTOR);
-  const place = `byte ${String(offset + at)} is ${hex(found[at])}, expected ${hex(expected[at])}`;
+  const place = `byte ${offset + at} is ${hex(found[at])}, expected ${hex(expected[at])}`;
   return `${place}: ${origin(offset + sector, found.subarray(sector, sector + SECTOR))}`;
 }
 
@@ -99,7 +99,7 @@ function origin(offset: number, sector: Uint8Array): string {
   const [stamp = 0, number = 0] = new Uint32Array(Uint8Array.from(sector).buffer);
   const at = number * SECTOR;
   if (!Buffer.from(stampedData(stamp, at, SECTOR)).equals(sector)) return 'data that was not written';
-  return at === offset ? 'data of another write to this place' : `data that was written to byte ${String(at)}`;
+  return at === offset ? 'data of another write to this place' : `data that was written to byte ${at}`;
 }
 
 function isAll(bytes: Uint8Array, value: number): boolean {

@@ -60,5 +60,5 @@ export function describeCall(call: Call): string {
   if (!('offset' in call)) return call.method;
   const length = 'data' in call ? call.data.length : call.length;
   const fua = 'fua' in call && call.fua ? ' with FUA' : '';
-  return `${call.method}${fua} of ${String(length)} bytes at ${String(call.offset)}`;
+  return `${call.method}${fua} of ${length} bytes at ${call.offset}`;
 }

@@ -62,16 +62,14 @@ export function conflict(one: Operation, other: Operation): boolean {
 export function describeOperation(operation: Operation, blockSize: number, choosesQueue: boolean): string {
   const { kind, queue, block, blocks, flag, together } = operation;
   const range =
-    kind === 'flush'
-      ? ''
-      : ` of ${String(blocks * blockSize)} bytes at ${String(block * blockSize)} (${place(block, blocks)})`;
+    kind === 'flush' ? '' : ` of ${blocks * blockSize} bytes at ${block * blockSize} (${place(block, blocks)})`;
   const with_ = flag
     ? { write: ' with FUA', writeZeroes: ' with mayUnmap', read: '', flush: '', discard: '' }[kind]
     : '';
-  const where = choosesQueue ? `queue ${String(queue)}: ` : '';
+  const where = choosesQueue ? `queue ${queue}: ` : '';
   return `${where}${kind}${range}${with_}${together ? ', together with what is under way' : ''}`;
 }
 
 function place(block: number, blocks: number): string {
-  return blocks === 1 ? `block ${String(block)}` : `blocks ${String(block)} to ${String(block + blocks - 1)}`;
+  return blocks === 1 ? `block ${block}` : `blocks ${block} to ${block + blocks - 1}`;
 }

@@ -53,5 +53,5 @@ function summary({ announced, blockSize }: TestDevice): string {
   const can = Object.entries({ 'read-only': readOnly, flush, discard, writeZeroes }).flatMap(([name, has]) =>
     has ? [name] : [],
   );
-  return [formatSize(size), `blocks of ${String(blockSize)} bytes`, ...can].join(', ');
+  return [formatSize(size), `blocks of ${blockSize} bytes`, ...can].join(', ');
 }

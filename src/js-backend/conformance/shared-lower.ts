@@ -15,7 +15,7 @@ export interface GivenLower {
 /** What a disk's instances have below them: open once, for all of them, and for those that replace them. */
 export class SharedLower {
   readonly #lower = new LowerBackends({
-    device: `test-${String(process.pid)}`,
+    device: `test-${process.pid}`,
     openLower: lowerOpener(openBackend),
   });
   #last: Promise<unknown> = Promise.resolve();

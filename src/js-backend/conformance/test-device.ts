@@ -97,8 +97,8 @@ export class TestDevice {
       case 'read': {
         const fault = this.#model.read(block, await call({ method: 'read', offset, length }));
         if (fault !== undefined) {
-          const where = this.#disk.choosesQueue ? ` on queue ${String(queue)}` : '';
-          throw new Error(`read of ${String(length)} bytes at ${String(offset)}${where}: ${fault}`);
+          const where = this.#disk.choosesQueue ? ` on queue ${queue}` : '';
+          throw new Error(`read of ${length} bytes at ${offset}${where}: ${fault}`);
         }
         break;
       }

@@ -68,12 +68,10 @@ export class TestInstance {
       if (message.type === 'wants') void this.#give(message.id, message.asked, given);
       else this.#settle(message.type === 'settled' ? message.id : OPENING, message);
     });
-    this.#worker.on('error', (error) => {
-      this.#end(withFrames(`its process died of: ${messageOf(error)}`, error));
-    });
+    this.#worker.on('error', (error) => this.#end(withFrames(`its process died of: ${messageOf(error)}`, error)));
     this.#worker.on('exit', (code) => {
       port1.close();
-      this.#end(`its process exited with code ${String(code)}`);
+      this.#end(`its process exited with code ${code}`);
     });
   }
 
@@ -98,7 +96,7 @@ export class TestInstance {
 
   /** Resolves with what a read left in its buffer. Rejects with what is wrong with how the call was answered. */
   call(call: Call): Promise<Uint8Array> {
-    return this.#ask(`${describeCall(call)} on queue ${String(this.#settings.queue)}`, (id) => ({
+    return this.#ask(`${describeCall(call)} on queue ${this.#settings.queue}`, (id) => ({
       type: 'call',
       id,
       call,
@@ -107,7 +105,7 @@ export class TestInstance {
 
   /** Rejects if a buffer changed after its call had settled. */
   async inspect(): Promise<void> {
-    await this.#ask(`queue ${String(this.#settings.queue)}`, (id) => ({ type: 'inspect', id }));
+    await this.#ask(`queue ${this.#settings.queue}`, (id) => ({ type: 'inspect', id }));
   }
 
   /** Aborts the context's signal. */
@@ -142,7 +140,7 @@ export class TestInstance {
     return new Promise((resolve, reject) => {
       const timer = setTimeout(() => {
         this.#pending.delete(id);
-        reject(new Error(`${what} did not settle within ${String(this.#settings.deadlineMs)} ms`));
+        reject(new Error(`${what} did not settle within ${this.#settings.deadlineMs} ms`));
       }, this.#settings.deadlineMs);
       this.#pending.set(id, { what, timer, resolve, reject });
       if (this.#ended !== undefined) this.#end(this.#ended);

@@ -73,7 +73,7 @@ export class WorkerDisk implements Disk {
 
   #instance(queue: number): TestInstance {
     const instance = this.#instances[queue];
-    if (!instance) throw new TypeError(`no queue ${String(queue)}`);
+    if (!instance) throw new TypeError(`no queue ${queue}`);
     return instance;
   }
 }

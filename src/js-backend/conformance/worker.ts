@@ -79,7 +79,7 @@ function tell(message: FromWorker): void {
 }
 
 function say(level: string): (message: string) => void {
-  return (message) => void process.stderr.write(`queue ${String(queue)}: ${level}: ${printable(message)}\n`);
+  return (message) => void process.stderr.write(`queue ${queue}: ${level}: ${printable(message)}\n`);
 }
 
 /** The suite has the memory, which outlives this thread. */
@@ -90,9 +90,7 @@ function sharedMemory(name: string, size: number): Buffer {
   Atomics.wait(answered, 0, 0);
   const { message: shared } = receiveMessageOnPort(memory) as { readonly message: SharedArrayBuffer };
   if (shared.byteLength === size) return Buffer.from(shared);
-  throw new RangeError(
-    `sharedMemory ${name}: size ${String(size)}; another instance asked for ${String(shared.byteLength)} bytes`,
-  );
+  throw new RangeError(`sharedMemory ${name}: size ${size}; another instance asked for ${shared.byteLength} bytes`);
 }
 
 async function serve(instance: BackendInstance, id: number, call: Call): Promise<void> {
@@ -100,7 +98,7 @@ async function serve(instance: BackendInstance, id: number, call: Call): Promise
   try {
     const answer: unknown = await perform(instance, call, buffer);
     if (buffer && answer !== buffer.length) {
-      tell({ type: 'settled', id, fault: `answered ${inspect(answer)}; expected ${String(buffer.length)}` });
+      tell({ type: 'settled', id, fault: `answered ${inspect(answer)}; expected ${buffer.length}` });
     } else {
       tell({ type: 'settled', id, ...(call.method === 'read' && buffer ? { data: buffer } : {}) });
     }

@@ -33,9 +33,7 @@ export async function flock(fd: number): Promise<boolean> {
 
 /** Makes the node of a block or char device, which root alone may open. */
 export function makeNode(path: string, block: boolean, major: number, minor: number): void {
-  translated(() => {
-    addon().makeNode(path, block, major, minor);
-  });
+  translated(() => addon().makeNode(path, block, major, minor));
 }
 
 /**
@@ -43,9 +41,7 @@ export function makeNode(path: string, block: boolean, major: number, minor: num
  * whom the same open file was handed, and goes with the process.
  */
 export function lockForProcess(fd: number, locked: boolean): void {
-  translated(() => {
-    addon().lockForProcess(fd, locked);
-  });
+  translated(() => addon().lockForProcess(fd, locked));
 }
 
 /**

@@ -61,9 +61,7 @@ const addon = (): Addon => loadAddon() as Addon;
 
 /** For good: every capability and the way to new ones, and the user if another one is given. */
 export function dropPrivileges({ uid, gid }: User = { uid: SAME_USER, gid: SAME_USER }): void {
-  translated(() => {
-    addon().dropPrivileges(uid, gid);
-  });
+  translated(() => addon().dropPrivileges(uid, gid));
 }
 
 /** null in a process that is no queue process with a JavaScript backend. */
@@ -80,13 +78,7 @@ export function inheritQueue({ onBatch, onDrain, onEnd }: QueueEvents): JsQueue 
     offsets: new Float64Array(native.offsets),
     answers: new Int32Array(native.answers),
     progress: new Int32Array(native.progress),
-    start: () => {
-      translated(() => {
-        native.start();
-      });
-    },
-    answer: (count) => {
-      native.answer(count);
-    },
+    start: () => translated(() => native.start()),
+    answer: (count) => native.answer(count),
   };
 }

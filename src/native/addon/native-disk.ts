@@ -52,8 +52,6 @@ export function openNativeDisk(
     depth: native.depth,
     maxIoBytes: native.maxIoBytes,
     submit: (...request) => translated(() => disk.submit(...request)),
-    close: () => {
-      disk.close();
-    },
+    close: () => disk.close(),
   };
 }

@@ -8,7 +8,5 @@ const addon = (): Addon => loadAddon() as Addon;
 
 /** One datagram to a unix socket: a path, or `@` and an abstract name. Throws `EAGAIN` rather than wait. */
 export function sendDatagram(address: string, text: string): void {
-  translated(() => {
-    addon().sendDatagram(address, text);
-  });
+  translated(() => addon().sendDatagram(address, text));
 }

@@ -84,9 +84,7 @@ export function seqpacketPair(): readonly [number, number] {
 
 /** prctl(PR_SET_PDEATHSIG): the kernel ends this process, even one that is stopped, with the process that started it. */
 export function endWithParent(): void {
-  translated(() => {
-    addon().endWithParent();
-  });
+  translated(() => addon().endWithParent());
 }
 
 /**
@@ -94,9 +92,7 @@ export function endWithParent(): void {
  * device would free: the device may be ours, and wait for us.
  */
 export function becomeIoFlusher(): void {
-  translated(() => {
-    addon().becomeIoFlusher();
-  });
+  translated(() => addon().becomeIoFlusher());
 }
 
 /** A part of a file, from a page on, as memory that everybody who maps it shares, for the process' life. */

@@ -160,9 +160,7 @@ const addon = (): Addon => loadAddon() as Addon;
 
 /** Has the nursery at the other end of `nursery` fork a zygote that listens at `listener` and is connected to us. */
 export function forkZygote(nursery: number, listener: number, connection: number): void {
-  translated(() => {
-    addon().forkZygote(nursery, listener, connection);
-  });
+  translated(() => addon().forkZygote(nursery, listener, connection));
 }
 
 /** Takes `fd`, a connection to a zygote, over. */

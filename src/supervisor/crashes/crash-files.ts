@@ -33,7 +33,7 @@ export class CrashFiles {
   /** The path for the report of a crash at `at` (ISO 8601) in this device's generation. Paths sort by time. */
   pathOf({ device, generation, at }: { device: string; generation: number; at: string }): string {
     const time = at.replace(/[-:.]/g, '');
-    return join(this.#directory, `${time}-${device}-${String(generation)}.json`);
+    return join(this.#directory, `${time}-${device}-${generation}.json`);
   }
 
   /** Writes a report, or writes it anew. Resolves with whether that worked; the first of a series of failures is logged. */
@@ -62,7 +62,7 @@ export class CrashFiles {
   async #write(path: string, text: string): Promise<void> {
     for (const directory of [this.#stateDir, this.#directory]) await makePrivate(directory);
     // In one piece or not at all, also for who reads meanwhile. One of a supervisor that died has the same name or is ours.
-    const temporary = join(this.#directory, `.${String(process.pid)}.tmp`);
+    const temporary = join(this.#directory, `.${process.pid}.tmp`);
     await rm(temporary, { force: true });
     const { O_WRONLY, O_CREAT, O_EXCL, O_NOFOLLOW } = constants;
     try {

@@ -55,13 +55,13 @@ export function causeOf({ code, signal, reason }: ExitStatus, { hung }: Pick<Rem
 export function describeCrash({ device, generation, inflight, requests, answered, lastAnswerMs }: CrashStatus): string {
   const count = operationNames.reduce((sum, name) => sum + answered[name], 0);
   const [oldest] = requests;
-  const last = lastAnswerMs === null ? '' : `, the last ${String(Math.round(lastAnswerMs))} ms before`;
+  const last = lastAnswerMs === null ? '' : `, the last ${Math.round(lastAnswerMs)} ms before`;
   const outstanding =
     oldest === undefined
       ? 'no request'
-      : `${String(inflight)} ${inflight === 1 ? 'request' : 'requests'}, the oldest a ${describeRequest(oldest)} for ${String(Math.round(oldest.ageMs))} ms`;
+      : `${inflight} ${inflight === 1 ? 'request' : 'requests'}, the oldest a ${describeRequest(oldest)} for ${Math.round(oldest.ageMs)} ms`;
   return (
-    `generation ${String(generation)} of device ${device} had answered ${String(count)} requests${last}, ` +
+    `generation ${generation} of device ${device} had answered ${count} requests${last}, ` +
     `and died with ${outstanding}`
   );
 }
@@ -72,7 +72,7 @@ export function quarantinedStatus(request: MarkedRequest): QuarantinedRequestSta
 
 /** `read of 8 sectors at 4096, which caused 3 crashes`. */
 export function describeQuarantined(request: MarkedRequest): string {
-  return `${describeRequest(requestStatus(request))}, which caused ${String(request.crashes)} crashes`;
+  return `${describeRequest(requestStatus(request))}, which caused ${request.crashes} crashes`;
 }
 
 function rounded(ms: number): number {

@@ -55,7 +55,7 @@ export class DeviceCrashes {
     const { quarantined } = this.#quarantine;
     if (quarantined.length === 0) return null;
     const named = quarantined.slice(0, MOST_NAMED).map(describeQuarantined);
-    const more = quarantined.length > MOST_NAMED ? [`${String(quarantined.length - MOST_NAMED)} more`] : [];
+    const more = quarantined.length > MOST_NAMED ? [`${quarantined.length - MOST_NAMED} more`] : [];
     return `in quarantine, answered with EIO: ${[...named, ...more].join('; ')}; ${this.#advice}`;
   }
 
@@ -87,7 +87,7 @@ export class DeviceCrashes {
     const { device, log } = this.#options;
     const count = this.#quarantine.quarantined.length;
     this.#quarantine.clear();
-    log.info({ device }, `the quarantine of device ${device} is lifted; ${String(count)} requests were in it`);
+    log.info({ device }, `the quarantine of device ${device} is lifted; ${count} requests were in it`);
   }
 
   #judge({ exit, remains }: Death): readonly MarkedRequest[] {
@@ -104,10 +104,7 @@ export class DeviceCrashes {
       hung === null ? this.#quarantine.crashed(unanswered) : this.#quarantine.hung(unanswered, hung.overtaken);
     const { device, log } = this.#options;
     for (const request of unplaced) {
-      log.error(
-        { device },
-        `not put into quarantine, which has ${String(MOST_QUARANTINED)}: ${describeQuarantined(request)}`,
-      );
+      log.error({ device }, `not put into quarantine, which has ${MOST_QUARANTINED}: ${describeQuarantined(request)}`);
     }
     return convicted;
   }

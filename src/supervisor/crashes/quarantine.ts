@@ -147,7 +147,7 @@ function unique(requests: readonly RequestIdentity[]): Map<string, RequestIdenti
 }
 
 function keyOf({ operation, startSector, sectors }: RequestIdentity): string {
-  return `${String(operation)} ${String(startSector)} ${String(sectors)}`;
+  return `${operation} ${startSector} ${sectors}`;
 }
 
 function identityOf({ operation, startSector, sectors }: RequestIdentity): RequestIdentity {

@@ -58,7 +58,7 @@ export class Attempts {
   #exhausted(): Exhausted {
     const { auto, maxRestarts, windowMs, onGiveUp } = this.#config;
     if (!auto) return { code: 'PARKED', reason: 'automatic recovery is off' };
-    const reason = `the limit of ${String(maxRestarts)} restarts in ${String(windowMs / 1000)} s is reached`;
+    const reason = `the limit of ${maxRestarts} restarts in ${windowMs / 1000} s is reached`;
     return { code: onGiveUp === 'stop' ? 'GIVEN_UP' : 'PARKED', reason };
   }
 }

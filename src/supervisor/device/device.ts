@@ -108,12 +108,8 @@ export class Device {
     this.#kernel = kernel;
     this.#turns = turns;
     this.#onChange = hooks.onChange ?? (() => undefined);
-    const onExit = (status: ExitStatus): void => {
-      this.#onExit(status);
-    };
-    const onReport = (report: QueueReport): void => {
-      this.#onReport(report);
-    };
+    const onExit = (status: ExitStatus): void => this.#onExit(status);
+    const onReport = (report: QueueReport): void => this.#onReport(report);
     const onDeath = (death: Death): void => {
       // Of what is tried again and again the first attempt says it all.
       if (this.#retrying === null) this.#crashes.died(death);
@@ -121,9 +117,7 @@ export class Device {
       if (death.remains.hung !== null) this.#attempts.askedFor();
     };
     const marked = (): readonly MarkedRequest[] => this.#crashes.marked;
-    const onMarked = (earlier: readonly MarkedRequest[]): void => {
-      this.#crashes.restore(earlier);
-    };
+    const onMarked = (earlier: readonly MarkedRequest[]): void => this.#crashes.restore(earlier);
     this.#crashes = new DeviceCrashes({
       device: config.name,
       backend: this.#spec.backend.name,
@@ -258,7 +252,7 @@ export class Device {
     return {
       name: this.#spec.name,
       id,
-      path: id !== null && started ? `/dev/ublkb${String(id)}` : null,
+      path: id !== null && started ? `/dev/ublkb${id}` : null,
       state: this.#state,
       reason: this.#reason ?? stalled ?? this.#crashes.reason,
       backend: this.#spec.backend.name,
@@ -615,7 +609,7 @@ export class Device {
     const { message, stack, count } = report;
     const request = requestStatus(report.request);
     this.#history.failedRequest({ queue, request, message, stack, at: new Date().toISOString() });
-    const more = count > 1 ? ` (${String(count)} of them)` : '';
+    const more = count > 1 ? ` (${count} of them)` : '';
     const what = `a ${describeRequest(request)} of device ${device}`;
     this.#log.error({ device, queue, stack }, `${what} failed with EIO: ${message}${more}`);
   }
@@ -641,7 +635,7 @@ export class Device {
 function assertSameSize(device: string, { id, size }: FoundDevice, now: number): void {
   if (size === null || size === now) return;
   const message =
-    `adopting device ${device} failed: /dev/ublkb${String(id)} has ${String(size)} bytes and its backend ` +
-    `${String(now)}; it goes on being served, but is managed only when that is its size again`;
+    `adopting device ${device} failed: /dev/ublkb${id} has ${size} bytes and its backend ` +
+    `${now}; it goes on being served, but is managed only when that is its size again`;
   throw new SupervisorError(message, { code: 'CONFIG', device });
 }

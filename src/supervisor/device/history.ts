@@ -1,13 +1,13 @@
 import type { BackendErrorStatus, ExitStatus } from '../../api/status.js';
 
 export function describeExit({ queue, pid, code, signal, reason }: ExitStatus): string {
-  return `queue process ${String(queue)} (pid ${String(pid)}) ${howOf(code, signal)}${reason === null ? '' : `: ${reason}`}`;
+  return `queue process ${queue} (pid ${pid}) ${howOf(code, signal)}${reason === null ? '' : `: ${reason}`}`;
 }
 
 /** Neither is known when its parent, the zygote, has not told or is gone itself. */
 function howOf(code: number | null, signal: string | null): string {
   if (signal !== null) return `was killed by ${signal}`;
-  return code === null ? 'ended' : `exited with code ${String(code)}`;
+  return code === null ? 'ended' : `exited with code ${code}`;
 }
 
 /** What `status` tells of a device's generations, and how long the last one served. */

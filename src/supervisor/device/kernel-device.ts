@@ -242,9 +242,7 @@ export class KernelDevice {
     const { exited } = generation;
     if (exited.aborted) this.#reportExit();
     else {
-      const onAbort = (): void => {
-        this.#reportExit();
-      };
+      const onAbort = (): void => this.#reportExit();
       exited.addEventListener('abort', onAbort, { once: true });
     }
   }

@@ -9,9 +9,7 @@ export type Announced = NonNullable<LeftBackend['announced']>;
 
 /** null: a backend that serves at most `maxQueues` serves those of the device. */
 export function tooManyQueues({ queues }: Pick<DeviceConfig, 'queues'>, maxQueues = queues): string | null {
-  return queues <= maxQueues
-    ? null
-    : `its backend serves ${String(maxQueues)} queues at most, not ${String(queues)}; change queues`;
+  return queues <= maxQueues ? null : `its backend serves ${maxQueues} queues at most, not ${queues}; change queues`;
 }
 
 function asConfigured({ name, id, queues, depth, requestTimeoutMs, user, coreDump, recovery }: DeviceConfig) {
@@ -41,8 +39,8 @@ export function deviceSpec(
   }
   if (backend.size === 0 || backend.size % blockSize !== 0) {
     throw refuse(
-      `the backend's size of ${String(backend.size)} bytes is not a multiple of the block size of ` +
-        `${String(blockSize)}; change one of them`,
+      `the backend's size of ${backend.size} bytes is not a multiple of the block size of ` +
+        `${blockSize}; change one of them`,
     );
   }
   const dataPath = config.dataPath === 'auto' ? backend.dataPaths.find((path) => kernel.offers(path)) : config.dataPath;

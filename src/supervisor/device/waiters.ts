@@ -78,9 +78,7 @@ export class Waiters {
   handOverFailed(error: SupervisorError): void {
     const request = this.#handOvers.shift();
     if (request === undefined) return;
-    this.#failed.push(() => {
-      request.reject(error);
-    });
+    this.#failed.push(() => request.reject(error));
   }
 
   rests(): void {

@@ -16,7 +16,7 @@ export function descriptorShortage(
   const needed = devices.reduce((sum, device) => sum + descriptorsOf(device), OTHERS);
   if (needed <= limit) return null;
   const advice = 'raise it (ulimit -n; LimitNOFILE= of a systemd service)';
-  return `${String(devices.length)} devices need ${String(needed)} open files, and the limit is ${String(limit)}; ${advice}`;
+  return `${devices.length} devices need ${needed} open files, and the limit is ${limit}; ${advice}`;
 }
 
 /** The zygote's socket and pidfd, the shared page, a pidfd for each queue; the store, or a channel for each queue. */

@@ -12,7 +12,7 @@ const UNLIMITED_STABLE: Readonly<Record<string, number>> = { '6.14': 9, '6.12': 
 export function deviceLimit({ release, readText }: Pick<Host, 'release' | 'readText'>): number | null {
   const [major = 0, minor = 0, patch = 0] = release.split('.').map((part) => parseInt(part));
   if (major > 6 || (major === 6 && minor >= 15)) return null;
-  if (patch >= (UNLIMITED_STABLE[`${String(major)}.${String(minor)}`] ?? Infinity)) return null;
+  if (patch >= (UNLIMITED_STABLE[`${major}.${minor}`] ?? Infinity)) return null;
   const limit = parseInt(readText(DEVICE_LIMIT) ?? '');
   return Number.isNaN(limit) ? null : limit;
 }
@@ -20,8 +20,8 @@ export function deviceLimit({ release, readText }: Pick<Host, 'release' | 'readT
 /** What is wrong with the limit for so many devices, in one line; null: nothing. */
 export function deviceShortage(devices: number, limit: number | null): string | null {
   if (limit === null || devices <= limit) return null;
-  return `${String(devices)} devices are configured, and this kernel takes ${String(limit)}; ${raiseTo(devices)}`;
+  return `${devices} devices are configured, and this kernel takes ${limit}; ${raiseTo(devices)}`;
 }
 
 /** What to do where more are needed. */
-export const raiseTo = (devices: number): string => `run: echo ${String(devices)} > ${DEVICE_LIMIT}`;
+export const raiseTo = (devices: number): string => `run: echo ${devices} > ${DEVICE_LIMIT}`;

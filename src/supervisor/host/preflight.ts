@@ -156,7 +156,7 @@ export function capabilityShortage(
   const [first, ...others] = devices.filter(({ user }) => user !== undefined && user.uid !== 0);
   const missing = missingOf(FOR_USERS, host);
   if (first === undefined || missing === '') return null;
-  const which = others.length === 0 ? `device ${first.name} has` : `${String(others.length + 1)} devices have`;
+  const which = others.length === 0 ? `device ${first.name} has` : `${others.length + 1} devices have`;
   return `${which} a user, which takes ${missing}; run in a container or a service that has it`;
 }
 
@@ -218,7 +218,7 @@ function probeFeatures(host: Host): CheckResult | null {
     return fail('NO_UBLK', `the kernel's ublk lacks ${names}`, 'boot a kernel 6.5 or later');
   }
   const offered = ublkFeatureTable.filter((feature) => hasFeature(features, feature));
-  return ok(`${String(offered.length)} of ${String(ublkFeatureTable.length)} known; see: ublk-supervisor features`);
+  return ok(`${offered.length} of ${ublkFeatureTable.length} known; see: ublk-supervisor features`);
 }
 
 function firstLine(error: unknown): string {

@@ -3,7 +3,7 @@ import { readFileSync } from 'node:fs';
 /** The field of that name in /proc/PID/status; undefined when there is no such process. */
 function statusField(pid: number, name: string): string | undefined {
   try {
-    const status = readFileSync(`/proc/${String(pid)}/status`, 'utf8');
+    const status = readFileSync(`/proc/${pid}/status`, 'utf8');
     return new RegExp(`^${name}:\\s*(.*)$`, 'm').exec(status)?.[1];
   } catch {
     return undefined;
@@ -25,7 +25,7 @@ export type ProcessState = 'stopped' | 'asleep' | 'ending' | 'running' | 'waitin
 export function stateOfProcess(pid: number): ProcessState | null {
   let stat: string;
   try {
-    stat = readFileSync(`/proc/${String(pid)}/stat`, 'utf8');
+    stat = readFileSync(`/proc/${pid}/stat`, 'utf8');
   } catch {
     return null;
   }

@@ -50,7 +50,7 @@ export function hasFeature(features: bigint, { bit }: UblkFeature): boolean {
 export function featuresWith(offered: bigint): readonly UblkFeature[] {
   const newer = Array.from({ length: 64 - table.length }, (_none, index): UblkFeature => {
     const bit = table.length + index;
-    return { bit, name: `bit ${String(bit)}`, since: null, description: 'newer than this program' };
+    return { bit, name: `bit ${bit}`, since: null, description: 'newer than this program' };
   });
   return [...table, ...newer.filter((feature) => hasFeature(offered, feature))];
 }

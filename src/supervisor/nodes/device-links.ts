@@ -43,20 +43,18 @@ export class DeviceLinks {
   /** To be told of every change of a device's state, before anything follows from it. */
   deviceChanged(device: DeviceChange): void {
     if (device.blockDevice === 'usable') {
-      this.#try(`making ${join(DIRECTORY, device.name)}`, () => {
-        this.#make(device.name, `ublkb${String(device.id)}`, device.size);
-      });
+      this.#try(`making ${join(DIRECTORY, device.name)}`, () =>
+        this.#make(device.name, `ublkb${String(device.id)}`, device.size),
+      );
     } else if (device.blockDevice === 'absent') {
-      this.#try(`removing ${join(DIRECTORY, device.name)}`, () => {
-        this.#remove(device.name);
-      });
+      this.#try(`removing ${join(DIRECTORY, device.name)}`, () => this.#remove(device.name));
     }
   }
 
   /** `numbers`: of the partitions that /dev/ublkbN has now. */
   partitionsChanged(device: string, id: number, numbers: readonly number[]): void {
-    const node = `ublkb${String(id)}p`;
-    const names = new Set(numbers.map((number) => `${device}-part${String(number)}`));
+    const node = `ublkb${id}p`;
+    const names = new Set(numbers.map((number) => `${device}-part${number}`));
     this.#try(`removing links to partitions of ${device}`, () => {
       // An earlier supervisor may have made them.
       for (const name of existsSync(DIRECTORY) ? readdirSync(DIRECTORY) : []) {
@@ -68,10 +66,8 @@ export class DeviceLinks {
       removeStaleNodes();
     });
     for (const number of numbers) {
-      const name = `${device}-part${String(number)}`;
-      this.#try(`making ${join(DIRECTORY, name)}`, () => {
-        this.#make(name, `${node}${String(number)}`, null);
-      });
+      const name = `${device}-part${number}`;
+      this.#try(`making ${join(DIRECTORY, name)}`, () => this.#make(name, `${node}${number}`, null));
     }
   }
 
@@ -154,5 +150,5 @@ function assertDevice(node: string, size: number | null): void {
     throw new Error(`/dev/${node} is not the block device of that name`);
   }
   const bytes = Number(attribute('size')) * SECTOR;
-  if (bytes !== (size ?? bytes)) throw new Error(`/dev/${node} has ${String(bytes)} bytes and not ${String(size)}`);
+  if (bytes !== (size ?? bytes)) throw new Error(`/dev/${node} has ${bytes} bytes and not ${String(size)}`);
 }

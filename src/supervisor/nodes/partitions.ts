@@ -41,7 +41,7 @@ export class Partitions {
   }
 
   get #node(): string {
-    return `ublkb${String(this.#id)}`;
+    return `ublkb${this.#id}`;
   }
 
   /** Of /dev/ublkbN, which is live. Looks now, and whenever somebody who could write to it has closed it. */
@@ -49,9 +49,7 @@ export class Partitions {
     this.#id = id;
     this.#following = true;
     try {
-      this.#watch ??= watchCloses(`/dev/${this.#node}`, () => {
-        this.#lookAgain();
-      });
+      this.#watch ??= watchCloses(`/dev/${this.#node}`, () => this.#lookAgain());
     } catch (error) {
       this.#warn(`watching for another partition table failed: ${messageOf(error)}`);
     }
@@ -161,7 +159,7 @@ export class Partitions {
     return Promise.all(
       numbers.map(async (number) => {
         const read = async (attribute: string): Promise<number> =>
-          Number(await readFile(`/sys/block/${this.#node}/${this.#node}p${String(number)}/${attribute}`, 'latin1'));
+          Number(await readFile(`/sys/block/${this.#node}/${this.#node}p${number}/${attribute}`, 'latin1'));
         return { number, start: await read('start'), sectors: await read('size') };
       }),
     );

@@ -38,15 +38,15 @@ export class DeviceOverview {
   line(): string {
     const all = this.#devices.size;
     const others = this.#others.size;
-    const total = `${String(all)} ${all === 1 ? 'device' : 'devices'} live`;
+    const total = `${all} ${all === 1 ? 'device' : 'devices'} live`;
     if (others === 0) return all === 0 ? 'no devices' : total;
     const named: string[] = [];
     for (const [name, { state }] of this.#others) {
       if (named.length === MOST_NAMED) break;
       named.push(`${name} is ${state}`);
     }
-    const more = others > MOST_NAMED ? [`${String(others - MOST_NAMED)} more are not live`] : [];
-    return `${String(all - others)} of ${total}: ${[...named, ...more].join(', ')}`;
+    const more = others > MOST_NAMED ? [`${others - MOST_NAMED} more are not live`] : [];
+    return `${all - others} of ${total}: ${[...named, ...more].join(', ')}`;
   }
 
   /**

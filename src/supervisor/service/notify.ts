@@ -75,9 +75,7 @@ export class Notifier {
   keepAlive(): void {
     if (this.#watchdogMs === null) return;
     this.signOfLife();
-    setInterval(() => {
-      this.signOfLife();
-    }, this.#watchdogMs / 2).unref();
+    setInterval(() => this.signOfLife(), this.#watchdogMs / 2).unref();
   }
 
   /** Every device of the configuration is live or has failed. */
@@ -108,7 +106,7 @@ export class Notifier {
     if (!this.#stopping) this.#send('STOPPING=1');
     this.#stopping = true;
     const beat = setInterval(() => {
-      if (!this.#putOff) this.#send(`EXTEND_TIMEOUT_USEC=${String(STOP_EXTENSION_US)}`);
+      if (!this.#putOff) this.#send(`EXTEND_TIMEOUT_USEC=${STOP_EXTENSION_US}`);
     }, STOP_BEAT_MS);
     try {
       await stop();
@@ -160,9 +158,7 @@ export class Notifier {
       } catch (error) {
         if (error instanceof SupervisorError && error.code === 'EAGAIN') {
           this.#retrying = true;
-          setTimeout(() => {
-            this.#flush(socket);
-          }, RETRY_MS).unref();
+          setTimeout(() => this.#flush(socket), RETRY_MS).unref();
           return;
         }
         // It is gone, or never was; the devices do not need it.

@@ -52,12 +52,8 @@ export class StoreProcess {
     const [ours, theirs] = seqpacketPair();
     this.#channel = openMessageChannel(
       ours,
-      (bytes, [parked = null]) => {
-        this.#answered(unpacked(bytes) as StoreAnswer, parked);
-      },
-      () => {
-        this.#lose('it ended');
-      },
+      (bytes, [parked = null]) => this.#answered(unpacked(bytes) as StoreAnswer, parked),
+      () => this.#lose('it ended'),
     );
     this.#child = spawn(process.execPath, [programPath('store-proc')], {
       stdio: ['ignore', 'ignore', 'inherit', theirs],
@@ -71,9 +67,7 @@ export class StoreProcess {
         this.#lose(error.message);
         resolve();
       });
-      this.#child.once('exit', () => {
-        resolve();
-      });
+      this.#child.once('exit', () => resolve());
     });
   }
 

@@ -24,9 +24,7 @@ export class BackendChannel {
     this.#socket = new Socket({ fd: local, readable: true, writable: true });
     this.#socket.on('error', () => undefined);
     this.closed = new Promise((resolve) => {
-      this.#socket.once('close', () => {
-        resolve();
-      });
+      this.#socket.once('close', () => resolve());
     });
     const onMessage = (received: unknown): void => {
       const message = queueMessage.parse(received);

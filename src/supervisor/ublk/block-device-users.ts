@@ -83,10 +83,10 @@ export async function usersOf(id: number, system: SystemUsers, ours: ReadonlySet
   if (found.size === 0) found.add(await hiddenUserOf(blockName(id)));
   const users = [...found];
   const more = users.length - MOST_NAMED;
-  return more > 0 ? [...users.slice(0, MOST_NAMED), `${String(more)} more`] : users;
+  return more > 0 ? [...users.slice(0, MOST_NAMED), `${more} more`] : users;
 }
 
-const blockName = (id: number): string => `ublkb${String(id)}`;
+const blockName = (id: number): string => `ublkb${id}`;
 
 /** ` on /dev/ublkb0p1`; nothing for ublkbN itself. */
 const on = ({ name, below }: Layer): string => (below === null ? '' : ` on /dev/${name}`);

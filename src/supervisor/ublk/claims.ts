@@ -84,7 +84,7 @@ export class Claims {
       if (id === undefined) continue;
       if (outcome.status === 'fulfilled') taken.set(id, outcome.value);
       else if (outcome.reason instanceof SupervisorError && outcome.reason.code === 'EBUSY') refused.push(id);
-      else if (existsSync(`/sys/block/ublkb${String(id)}`)) failures.push(outcome.reason);
+      else if (existsSync(`/sys/block/ublkb${id}`)) failures.push(outcome.reason);
     }
     if (failures.length > 0) throw failures[0];
     return refused;
@@ -149,7 +149,7 @@ export class Claims {
     const ours = new Set(this.#pids);
     const lines = ids.map(async (id) => {
       const users = (await usersOf(id, system, ours)).join(', ');
-      const failed = `${purpose} /dev/ublkb${String(id)} failed: it is in use by ${users} (EBUSY)`;
+      const failed = `${purpose} /dev/ublkb${id} failed: it is in use by ${users} (EBUSY)`;
       return `${failed}; unmount or close it, or use --force`;
     });
     return new SupervisorError((await Promise.all(lines)).join('\n'), { code: 'IN_USE' });

@@ -65,14 +65,14 @@ export class FailureReports {
       this.#pending.add(queue);
       return;
     }
-    const others = more === 1 ? '' : `, and ${String(more - 1)} before it`;
+    const others = more === 1 ? '' : `, and ${more - 1} before it`;
     this.#say(queue, `a ${describeRequest(requestStatus(failed))} failed: ${reasonOf(failed.error)}${others}`);
     this.#kinds.set(key, { told: failed.count, at: now });
   }
 }
 
 function keyOf(queue: number, { operation, error }: FailedRequests): string {
-  return `${String(queue)} ${String(operation)} ${String(error)}`;
+  return `${queue} ${operation} ${error}`;
 }
 
 function reasonOf(errno: number): string {

@@ -115,18 +115,13 @@ export class ProcessGeneration implements Generation {
       pages,
       timeoutMs: requestTimeoutMs,
       javascript: channels.length > 0,
-      onHang: (hang) => {
-        this.#onHang(hang);
-      },
-      onFailed: (failed) => {
-        options.failures.look(failed);
-      },
+      onHang: (hang) => this.#onHang(hang),
+      onFailed: (failed) => options.failures.look(failed),
       onStall: (stall) => {
         const before = this.#stall;
         this.#stall = stall;
-        const said = (queue: number, level: 'info' | 'warn', message: string): void => {
+        const said = (queue: number, level: 'info' | 'warn', message: string): void =>
           options.onReport({ queue, report: { type: 'log', level, message } });
-        };
         if (stall !== null && before === null) said(stall.queue, 'warn', `${stall.reason}; it is waited for`);
         else if (stall === null && before !== null) said(before.queue, 'info', 'what was waited for is over');
       },
@@ -185,9 +180,7 @@ export class ProcessGeneration implements Generation {
 
   #allExitWithin(deadlineMs: number): Promise<boolean> {
     return new Promise((resolve) => {
-      const callOff = afterDeadline(deadlineMs, () => {
-        resolve(false);
-      });
+      const callOff = afterDeadline(deadlineMs, () => resolve(false));
       void this.allExited.then(() => {
         callOff();
         resolve(true);
@@ -224,9 +217,7 @@ export class ProcessGeneration implements Generation {
     this.#stopWatching();
     for (const { watch } of this.#members) watch?.kill();
     this.#report();
-    afterDeadline(NOTICE_DEADLINE_MS, () => {
-      this.#firstExit.abort(this.#cause);
-    });
+    afterDeadline(NOTICE_DEADLINE_MS, () => this.#firstExit.abort(this.#cause));
   }
 
   #report(): void {
@@ -249,5 +240,5 @@ export class ProcessGeneration implements Generation {
 
 function signalName(number: number): string {
   const entry = Object.entries(constants.signals).find(([, value]) => value === number);
-  return entry?.[0] ?? `signal ${String(number)}`;
+  return entry?.[0] ?? `signal ${number}`;
 }

@@ -36,13 +36,13 @@ export function dataPathOf({ flags }: Pick<UblkDeviceInfo, 'flags'>): DataPath {
 
 /** Bytes of /dev/ublkbN; null where there is none. */
 export async function sizeOf(id: number): Promise<number | null> {
-  const sectors = await unlessMissing(readFile(`/sys/block/ublkb${String(id)}/size`, 'utf8'));
+  const sectors = await unlessMissing(readFile(`/sys/block/ublkb${id}/size`, 'utf8'));
   return sectors === null ? null : Number(sectors) * 512;
 }
 
 /** Logical block size of /dev/ublkbN in bytes; null where there is none. */
 export async function logicalBlockSizeOf(id: number): Promise<number | null> {
-  const size = await unlessMissing(readFile(`/sys/block/ublkb${String(id)}/queue/logical_block_size`, 'utf8'));
+  const size = await unlessMissing(readFile(`/sys/block/ublkb${id}/queue/logical_block_size`, 'utf8'));
   return size === null ? null : Number(size);
 }
 

@@ -203,11 +203,7 @@ export class UblkKernel implements Kernel {
     const output = module === null ? null : newOutput(onReport);
     try {
       for (let queue = 0; module !== null && queue < granted.queues; queue++) {
-        channels.push(
-          new BackendChannel((report) => {
-            onReport({ queue, report });
-          }),
-        );
+        channels.push(new BackendChannel((report) => onReport({ queue, report })));
       }
       const ends = output === null ? [] : [...channels, output];
       const files = [...ends.flatMap(({ remote }) => remote ?? []), ...spec.backend.files];
@@ -255,9 +251,7 @@ export class UblkKernel implements Kernel {
     // The first is the backend's own.
     const kept = spec.backend.module === null ? [] : held.files.slice(1);
     const channels = kept.slice(0, -1).map((fd, queue) => {
-      const report = (report: BackendReport): void => {
-        onReport({ queue, report });
-      };
+      const report = (report: BackendReport): void => onReport({ queue, report });
       return new BackendChannel(report, fd);
     });
     const outputFd = kept.at(-1);
@@ -305,7 +299,7 @@ export class UblkKernel implements Kernel {
       backend: spec.backend.module === null ? spec.backend.name : '',
     };
     const before = this.#record(granted.id).zygote;
-    ensureNode(`ublkc${String(granted.id)}`);
+    ensureNode(`ublkc${granted.id}`);
     const zygote = await this.#zygoteOf(granted.id, this.nursery(spec.nursery));
     try {
       for (;;) {
@@ -342,7 +336,7 @@ export class UblkKernel implements Kernel {
 
   async startDevice({ id }: GrantedDevice, signal: AbortSignal): Promise<void> {
     await this.#serve('START_DEV', id, signal);
-    ensureNode(`ublkb${String(id)}`);
+    ensureNode(`ublkb${id}`);
     await this.#noticeDeathsSoon(id);
   }
 
@@ -352,7 +346,7 @@ export class UblkKernel implements Kernel {
    */
   async #noticeDeathsSoon(id: number): Promise<void> {
     if (!this.quirks.deathNoticedByTimeout) return;
-    const path = `/sys/block/ublkb${String(id)}/queue/io_timeout`;
+    const path = `/sys/block/ublkb${id}/queue/io_timeout`;
     if (Number(await readFile(path, 'utf8')) === OLD_KERNEL_IO_TIMEOUT_MS) return;
     const file = await open(path, 'w');
     // What can go wrong now is that the device goes.
@@ -427,7 +421,7 @@ export class UblkKernel implements Kernel {
     } catch (error) {
       // Pages that the device itself refuses are lost either way.
       if (force && error instanceof SupervisorError && error.errno !== undefined) return;
-      throw new SupervisorError(`writing back /dev/ublkb${String(id)} failed: ${messageOf(error)}`, {
+      throw new SupervisorError(`writing back /dev/ublkb${id} failed: ${messageOf(error)}`, {
         code: 'WRITE_BACK',
         cause: error,
       });
@@ -503,7 +497,7 @@ export class UblkKernel implements Kernel {
 
   #record(id: number): DeviceRecord {
     const record = this.#devices.get(id);
-    if (!record) throw new TypeError(`ublk device ${String(id)} is not in the kernel`);
+    if (!record) throw new TypeError(`ublk device ${id} is not in the kernel`);
     return record;
   }
 
@@ -551,7 +545,7 @@ export class UblkKernel implements Kernel {
     { action, deviceId: id }: ControlRequest,
     ask: () => Promise<Answer>,
   ): Promise<Answer> {
-    const object = id === ANY_ID ? 'a new ublk device' : `ublk device ${String(id)}`;
+    const object = id === ANY_ID ? 'a new ublk device' : `ublk device ${id}`;
     const operation = operationName[action] ?? command;
     try {
       const answer = await ask();
@@ -591,15 +585,13 @@ function newFailureReports(
   queues: number,
   onReport: (report: QueueReport) => void,
 ): FailureReports {
-  return new FailureReports(pages, queues, (queue, message) => {
-    onReport({ queue, report: { type: 'log', level: 'warn', message } });
-  });
+  return new FailureReports(pages, queues, (queue, message) =>
+    onReport({ queue, report: { type: 'log', level: 'warn', message } }),
+  );
 }
 
 function newOutput(onReport: (report: QueueReport) => void, inherited?: number): BackendOutput {
-  const say = (message: string): void => {
-    onReport({ queue: null, report: { type: 'log', level: 'warn', message } });
-  };
+  const say = (message: string): void => onReport({ queue: null, report: { type: 'log', level: 'warn', message } });
   return new BackendOutput(say, inherited);
 }
 
@@ -669,8 +661,8 @@ async function writeAndClose(file: FileHandle, text: string): Promise<void> {
 async function reasonOf(command: ControlCommand, id: number, code: string): Promise<string> {
   if (command === 'ADD_DEV' && code === 'EEXIST') {
     const owner = ublkDeviceInfo(id)?.ownerPid ?? 0;
-    const by = owner > 0 ? ` by pid ${String(owner)}` : '';
-    return `id ${String(id)} is taken${by}; choose another id or delete that device`;
+    const by = owner > 0 ? ` by pid ${owner}` : '';
+    return `id ${id} is taken${by}; choose another id or delete that device`;
   }
   if (command === 'ADD_DEV' && code === 'EACCES') {
     const limit = await readFile(DEVICE_LIMIT, 'utf8').catch(() => '?');

@@ -79,9 +79,7 @@ export class Nursery {
       if (code === 'TIMEOUT') nursery.child.kill('SIGKILL');
       if (code === 'TIMEOUT' || code === 'EPIPE') await nursery.ended.catch(() => undefined);
       void greeting.then(
-        ({ channel }) => {
-          channel.close();
-        },
+        ({ channel }) => channel.close(),
         () => undefined,
       );
       rmSync(socketPath, { force: true });
@@ -104,9 +102,9 @@ export class Nursery {
         closeSync(socket);
         reject(new SupervisorError(`starting a zygote failed: ${reason}`, { code }));
       };
-      child.once('error', (error: NodeJS.ErrnoException) => {
-        end(`${error.message}, for its nursery`, errorCode(error.code) ?? 'OS');
-      });
+      child.once('error', (error: NodeJS.ErrnoException) =>
+        end(`${error.message}, for its nursery`, errorCode(error.code) ?? 'OS'),
+      );
       child.once('exit', (code, signal) => {
         const how = signal ?? `exit code ${String(code)}`;
         end(`its nursery ended with ${how}; was ${zygoteLibrary} built for this machine?`);

@@ -37,12 +37,8 @@ export async function greetZygote(fd: number, deadlineMs = HELLO_DEADLINE_MS): P
   };
   const channel = openZygoteChannel(
     fd,
-    (message) => {
-      events.onMessage(message);
-    },
-    () => {
-      events.onClose();
-    },
+    (message) => events.onMessage(message),
+    () => events.onClose(),
   );
   try {
     const pid = await new Promise<number>((resolve, reject) => {
@@ -54,14 +50,13 @@ export async function greetZygote(fd: number, deadlineMs = HELLO_DEADLINE_MS): P
           reject(new SupervisorError(`forking a zygote failed (${code})`, { code, errno: message.error }));
         }
       };
-      events.onClose = () => {
+      events.onClose = () =>
         reject(
           new SupervisorError('connecting to the zygote failed: it is of another build, or gone', { code: 'ZYGOTE' }),
         );
-      };
-      callOff = afterDeadline(deadlineMs, () => {
-        reject(new SupervisorError('connecting to the zygote failed: no answer (TIMEOUT)', { code: 'TIMEOUT' }));
-      });
+      callOff = afterDeadline(deadlineMs, () =>
+        reject(new SupervisorError('connecting to the zygote failed: no answer (TIMEOUT)', { code: 'TIMEOUT' })),
+      );
     });
     return Object.assign(events, { channel, pid });
   } catch (error) {

@@ -138,7 +138,7 @@ export class Zygote {
     if (answer.error !== 0) {
       const code = errnoName(answer.error);
       throw new SupervisorError(
-        `starting queue processes of ublk device ${String(request.deviceId)} failed: ${answer.step} (${code})`,
+        `starting queue processes of ublk device ${request.deviceId} failed: ${answer.step} (${code})`,
         { code, errno: answer.error },
       );
     }
@@ -223,20 +223,17 @@ export class Zygote {
     if (signal?.aborted) throw aborted();
     const sequence = translated(send);
     // A process in uninterruptible sleep survives the cancellation; nobody waits for it any longer.
-    const giveUp = (error: SupervisorError): void => {
+    const giveUp = (error: SupervisorError): void =>
       this.#settle(sequence, (pending) => {
         if (this.#alive) this.#channel.cancel(sequence);
         pending.reject(error);
       });
-    };
     const callOff = afterDeadline(deadlineMs, () => {
-      void (hangs() ? this.#end() : Promise.resolve()).then(() => {
-        giveUp(new SupervisorError('no answer before the deadline (TIMEOUT)', { code: 'TIMEOUT' }));
-      });
+      void (hangs() ? this.#end() : Promise.resolve()).then(() =>
+        giveUp(new SupervisorError('no answer before the deadline (TIMEOUT)', { code: 'TIMEOUT' })),
+      );
     });
-    const onAbort = (): void => {
-      giveUp(aborted());
-    };
+    const onAbort = (): void => giveUp(aborted());
     signal?.addEventListener('abort', onAbort, { once: true });
     return new Promise<ZygoteMessage>((resolve, reject) => {
       this.#pending.set(sequence, { resolve, reject });

@@ -22,7 +22,7 @@ function many(count: number): Many {
       for (let index = 0; index < count; index++) {
         const begun = performance.now();
         while (performance.now() - begun < 1);
-        yield { ...device, name: `d${String(index)}`, recoveries: this.recoveries };
+        yield { ...device, name: `d${index}`, recoveries: this.recoveries };
       }
     },
   };
@@ -44,14 +44,14 @@ t.test('the event loop goes on while a status is built', async (t) => {
     await turn();
     turns += 1;
   }
-  t.ok(turns >= 15, `${String(turns)} turns in 40 ms`);
+  t.ok(turns >= 15, `${turns} turns in 40 ms`);
   const text = Buffer.concat(await pieces).toString();
   t.notMatch(text, /\u009b/, 'harmless to a terminal');
   const { supervisor, devices } = parse(await pieces);
   t.match(supervisor, { pid: 1 });
   t.strictSame(
     devices.map(({ name }) => name),
-    Array.from({ length: 40 }, (_, index) => `d${String(index)}`),
+    Array.from({ length: 40 }, (_, index) => `d${index}`),
   );
   t.equal(devices[0]?.reason, device.reason);
   t.strictSame(parse(await new WholeStatus(many(0)).read()).devices, []);
@@ -75,7 +75,7 @@ t.test('however often it is asked for, most of the time is for other things', as
   const begun = performance.now();
   for (let i = 0; i < 4; i++) await status.read();
   const elapsed = performance.now() - begun;
-  t.ok(elapsed > 4 * 10 + 3 * 40, `${String(Math.round(elapsed))} ms`);
+  t.ok(elapsed > 4 * 10 + 3 * 40, `${Math.round(elapsed)} ms`);
 });
 
 t.test('a status that cannot be built is an error to who asked, and to nobody after him', async (t) => {

@@ -42,10 +42,10 @@ const images: readonly [what: string, script: string, bytes: number, why: string
     'the backup of a GPT in it',
   ],
   ['MBR', mbr, 512, 'the MBR in it'],
-  ['MBR and ext4', `${mbr}; mkfs.ext4 -qFE offset=${String(MIB)} "$0" 100M`, 512, 'the MBR in it'],
+  ['MBR and ext4', `${mbr}; mkfs.ext4 -qFE offset=${MIB} "$0" 100M`, 512, 'the MBR in it'],
   [
     'MBR and ext4 of a disk with large blocks',
-    `${mbr}; mkfs.ext4 -qFE offset=${String(8 * MIB)} "$0" 100M`,
+    `${mbr}; mkfs.ext4 -qFE offset=${8 * MIB} "$0" 100M`,
     4096,
     'the MBR in it',
   ],

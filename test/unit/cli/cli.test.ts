@@ -126,7 +126,7 @@ t.test('commands that need a supervisor say that there is none: 3', async (t) =>
 
 t.test('without a supervisor, whose devices are served on', async (t) => {
   const directory = await shortDirectory(t);
-  const zygotes = [1, 7].map((number) => createServer().listen(join(directory, `zygote-${String(number)}.sock`)));
+  const zygotes = [1, 7].map((number) => createServer().listen(join(directory, `zygote-${number}.sock`)));
   await Promise.all(zygotes.map((zygote) => once(zygote, 'listening')));
   const { err } = await cli('status', '--runtime-dir', directory);
   t.match(err, /not running \(no [^;]+\); 2 devices are served on without it, and the next one takes over; start it/);
@@ -161,7 +161,7 @@ t.test('check looks at the files of devices, and makes and opens none', async (t
   await link(at('disk.img'), at('same.img'));
   await execa('mkfifo', [at('pipe')]);
   const check = async (...backends: object[]): Promise<Result> => {
-    const devices = backends.map((backend, index) => ({ name: `d${String(index)}`, backend }));
+    const devices = backends.map((backend, index) => ({ name: `d${index}`, backend }));
     await writeFile(at('config.json'), JSON.stringify({ devices }));
     return await cli('check', at('config.json'));
   };
@@ -196,7 +196,7 @@ t.test('check looks at the files of devices, and makes and opens none', async (t
     `opening archive ${at('pipe')} failed: it is not a regular file`,
   ];
   const lines = problems.map(
-    (problem, index) => `ublk-supervisor: ${at('config.json')}: devices[${String(index)}].backend: ${problem}`,
+    (problem, index) => `ublk-supervisor: ${at('config.json')}: devices[${index}].backend: ${problem}`,
   );
   t.strictSame(bad.err.split('\n'), lines);
   t.match(bad, { code: 78, out: '' });
@@ -242,7 +242,7 @@ t.test('check loads the backends of devices, and opens none', async (t) => {
   const directory = t.testdir({ ...modules, folder: {} });
   const config = join(directory, 'config.json');
   const check = async (devices: readonly object[], ...args: string[]): Promise<Result> => {
-    const named = devices.map((device, index) => ({ name: `d${String(index)}`, ...device }));
+    const named = devices.map((device, index) => ({ name: `d${index}`, ...device }));
     await writeFile(config, JSON.stringify({ devices: named }));
     return await cli('check', ...args, config);
   };
@@ -271,9 +271,7 @@ t.test('check loads the backends of devices, and opens none', async (t) => {
     /its backend serves 2 queues at most, not 3; change queues$/,
   ];
   t.match(
-    [...bad.keys()].map((index) =>
-      err.split('\n').find((line) => line.includes(`devices[${String(index)}].backend: `)),
-    ),
+    [...bad.keys()].map((index) => err.split('\n').find((line) => line.includes(`devices[${index}].backend: `))),
     expected,
   );
   t.match(err, /devices\[7\]\.backend: backend options: unknown key "port"; allowed: host/);
@@ -476,7 +474,7 @@ t.test('test-backend gives each check a line, and the backend its options with t
 });
 
 t.test('a reader that has had enough ends the output quietly', async (t) => {
-  const devices = Array.from({ length: 5000 }, (_none, index) => ({ ...device, name: `d${String(index)}` }));
+  const devices = Array.from({ length: 5000 }, (_none, index) => ({ ...device, name: `d${index}` }));
   const { directory } = await standIn(t, { ...status, devices });
   const command = `${process.execPath} ${main} status --runtime-dir ${directory} | head -1; echo "\${PIPESTATUS[@]}"`;
   const { stdout, stderr } = await execa('bash', ['--norc', '-c', command], {

@@ -41,7 +41,7 @@ async function fileServer(t: Test, content: Buffer, changeAfter = Infinity): Pro
     if (range) {
       response.writeHead(206, {
         ...length,
-        'content-range': `bytes ${String(from)}-${String(to)}/${String(content.length)}`,
+        'content-range': `bytes ${from}-${to}/${content.length}`,
       });
     } else response.writeHead(200, length);
     response.end(request.method === 'HEAD' ? undefined : content.subarray(from, to + 1));
@@ -51,7 +51,7 @@ async function fileServer(t: Test, content: Buffer, changeAfter = Infinity): Pro
     server.closeAllConnections();
     server.close();
   });
-  return `url=http://127.0.0.1:${String((server.address() as AddressInfo).port)}/disk.img`;
+  return `url=http://127.0.0.1:${(server.address() as AddressInfo).port}/disk.img`;
 }
 
 // Each command has some ten threads, on machines that may have other things to do.
@@ -60,7 +60,7 @@ t.setTimeout(180_000);
 t.test('ram-backend.js', async (t) => {
   t.match(await testBackend('./ram-backend.js', 'size=4194304'), { exitCode: 0, all: / 0 failed, / });
   const lines = readFileSync(join(root, 'examples/ram-backend.js'), 'utf8').split('\n').length - 1;
-  t.ok(lines <= 30, `${String(lines)} lines`);
+  t.ok(lines <= 30, `${lines} lines`);
 });
 
 t.test('http-backend.js', async (t) => {

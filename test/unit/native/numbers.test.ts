@@ -39,7 +39,7 @@ t.strictSame(
   members('backend.hpp', 'DataPath'),
   Object.fromEntries(Object.entries(dataPathNumber).map(([name, number]) => [camelCase(name), number])),
 );
-t.match(header('shared_page.hpp'), `kMaxMarked = ${String(MOST_MARKED)};`);
+t.match(header('shared_page.hpp'), `kMaxMarked = ${MOST_MARKED};`);
 t.match(header('user.hpp'), 'kSameUser = UINT32_MAX;');
 t.equal(SAME_USER, 0xffffffff);
 

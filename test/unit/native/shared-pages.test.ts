@@ -33,7 +33,7 @@ const scribbles: readonly (readonly [string, (memory: Buffer) => void])[] = [
   ['ones', (memory) => memory.fill(0xff)],
   ['the largest positive numbers', (memory) => memory.fill(0x7f)],
   ['ones and zeros', (memory) => memory.fill(Buffer.from('ffffffff00000000', 'hex'))],
-  ...[...Array(50).keys()].map((index) => [`noise ${String(index)}`, randomFillSync] as const),
+  ...[...Array(50).keys()].map((index) => [`noise ${index}`, randomFillSync] as const),
 ];
 
 const plain = (value: number): boolean => Number.isFinite(value) && value >= 0;
@@ -111,7 +111,7 @@ for (const [what, fill] of scribbles) {
 
 t.test('a shared page of another size is not taken for one', (t) => {
   const small = createSharedPages(1, 1);
-  const again = openSync(`/proc/self/fd/${String(small.fd)}`, 'r+');
+  const again = openSync(`/proc/self/fd/${small.fd}`, 'r+');
   t.throws(() => reopenSharedPages(2, 64, again), { code: 'EPROTO' });
   t.end();
 });

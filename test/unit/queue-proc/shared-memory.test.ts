@@ -6,9 +6,7 @@ import { sharedMemory } from '../../../src/queue-proc/shared-memory.js';
 
 const open = (t: Test): number => {
   const file = openSync(join(t.testdir({ memory: FIRST_PAGE }), 'memory'), 'r+');
-  t.teardown(() => {
-    closeSync(file);
-  });
+  t.teardown(() => closeSync(file));
   return file;
 };
 

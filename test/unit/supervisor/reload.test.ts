@@ -72,7 +72,7 @@ const js = (options: Record<string, unknown>): DeviceConfig => ({
 const [a, b] = [deviceConfig('a'), deviceConfig('b')];
 const patient = (config: DeviceConfig): DeviceConfig => ({ ...config, requestTimeoutMs: 7 });
 const now = ({ supervisor }: Rig) =>
-  supervisor.status().devices.map(({ name, state, generation }) => `${name} ${state} ${String(generation)}`);
+  supervisor.status().devices.map(({ name, state, generation }) => `${name} ${state} ${generation}`);
 const reallyReload = { dryRun: false };
 
 t.test('C2 a reload makes the devices those of the file, and a second one changes nothing', async (t) => {

@@ -291,9 +291,7 @@ t.test('nobody can begin to use a device while all are being stopped', async (t)
 t.test('a second stop with force ends what the first could not', async (t) => {
   const made = rig();
   await made.supervisor.start(config('a', 'b'));
-  made.model.at('stopDevice', 1, () => {
-    use(made, 'a');
-  });
+  made.model.at('stopDevice', 1, () => use(made, 'a'));
   const { promise, release } = gate();
   made.model.at('stopDevice', 2, () => promise);
   const first = outcomeOf(made.supervisor.stop({ force: false }));
@@ -451,9 +449,7 @@ function gate(): { readonly promise: Promise<void>; readonly release: () => void
   });
   return {
     promise,
-    release: () => {
-      release();
-    },
+    release: () => release(),
   };
 }
 

@@ -10,9 +10,7 @@ function beBusy(ms: number): void {
 
 t.test('an answer that came while the loop was busy was in time', async (t) => {
   const { port1, port2 } = new MessageChannel();
-  t.teardown(() => {
-    port1.close();
-  });
+  t.teardown(() => port1.close());
   const answered = within('asking', 20, once(port1, 'message'));
   port2.postMessage('here');
   beBusy(60);

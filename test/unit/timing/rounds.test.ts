@@ -10,9 +10,7 @@ interface Time {
 
 function stopTime(t: Test): Time {
   mock.timers.enable({ apis: ['setTimeout'] });
-  t.teardown(() => {
-    mock.timers.reset();
-  });
+  t.teardown(() => mock.timers.reset());
   const time = {
     now: 0,
     pass: (ms: number) => {
@@ -48,7 +46,7 @@ t.test('each is looked at in its interval, a part of them at each of a few momen
   t.ok(looks.every((count) => count === 10));
   t.equal(often, 100);
   t.ok(Math.max(...inTurn.values()) <= 20, String(Math.max(...inTurn.values())));
-  t.ok(inTurn.size <= 80, `woken ${String(inTurn.size)} times in ten intervals`);
+  t.ok(inTurn.size <= 80, `woken ${inTurn.size} times in ten intervals`);
   // We stood still.
   time.now += 60_300;
   time.pass(50);

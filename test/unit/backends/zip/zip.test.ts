@@ -38,7 +38,7 @@ async function sizeOf(archive: Buffer, entry?: string, blockSize?: number): Prom
 /** Why the archive is not served. */
 async function refusal(archive: Buffer, entry?: string): Promise<string> {
   try {
-    return `accepted with ${String(await sizeOf(archive, entry))} bytes`;
+    return `accepted with ${await sizeOf(archive, entry)} bytes`;
   } catch (error) {
     if (!(error instanceof SupervisorError && error.code === 'BACKEND' && error.device === 'a')) throw error;
     return error.message.replace(`opening archive ${path} failed: `, '');
@@ -333,7 +333,7 @@ t.test('a symbolic link is no disk', async (t) => {
 
 t.test('an archive may have more entries than it can count, and is found soon', async (t) => {
   const many = Array.from({ length: 70_000 }, (_none, index) => ({
-    name: `${'directory/'.repeat(6)}${String(index)}`,
+    name: `${'directory/'.repeat(6)}${index}`,
     data: Buffer.alloc(1),
     stored: true,
   }));

@@ -52,7 +52,7 @@ t.test('no link is followed', async (t) => {
   const inside = rig(t);
   await mkdir(inside.crashes, { recursive: true, mode: 0o750 });
   await writeFile(target, 'precious');
-  await symlink(target, join(inside.crashes, `.${String(process.pid)}.tmp`));
+  await symlink(target, join(inside.crashes, `.${process.pid}.tmp`));
   await symlink(target, inside.files.pathOf({ device: 'ram0', generation: 1, at: at(1) }));
   t.equal(await inside.save(1), true);
   t.equal(await readFile(target, 'utf8'), 'precious');

@@ -72,7 +72,7 @@ async function leftServed(version: KernelVersion): Promise<{ model: ModelKernel;
 for (const version of kernelVersions) {
   t.test(`whenever a supervisor is killed, the next one has the device live again, ${version}`, async (t) => {
     const moments = await momentsOf(version);
-    t.ok(moments.length > 15, `that life has only ${String(moments.length)} moments`);
+    t.ok(moments.length > 15, `that life has only ${moments.length} moments`);
     for (const [moment, nth] of moments) {
       for (const when of ['before', 'after'] as const) {
         const model = new ModelKernel(version);
@@ -85,7 +85,7 @@ for (const version of kernelVersions) {
         const successor = newDevice(model, model, foundIn(model));
         const started = outcomeOf(successor.device.start());
         await quiet();
-        const name = `${when} ${moment} ${String(nth)}`;
+        const name = `${when} ${moment} ${nth}`;
         t.strictSame(faultsOf(successor), [], name);
         t.equal(before.violations, 0, name);
         t.equal(started.result, 'done', `${name}: ${started.message}`);

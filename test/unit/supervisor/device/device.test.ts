@@ -85,7 +85,7 @@ t.test('another device is served on whatever happens to this one', async (t) => 
 t.test('devices that die at the same time recover a few at a time, unless they are to be stopped', async (t) => {
   const model = new ModelKernel('7.2');
   const turns = new Turns();
-  const names = Array.from({ length: 10 }, (_none, index) => `ram${String(index)}`);
+  const names = Array.from({ length: 10 }, (_none, index) => `ram${index}`);
   const devices = names.map((name) => {
     const config = deviceConfig(name);
     return new Device({ config, openBackend, kernel: model, turns, log: silent, clock: new ModelClock() });

@@ -26,9 +26,7 @@ async function heldAt(version: KernelVersion, moment: Moment, act: (made: Rig) =
 }
 
 const start = ({ device }: Rig): void => void outcomeOf(device.start());
-const crash = ({ model }: Rig): void => {
-  model.generation.exit(0);
-};
+const crash = ({ model }: Rig): void => model.generation.exit(0);
 
 async function held(version: KernelVersion, state: string): Promise<Held> {
   const none = (): void => undefined;
@@ -182,9 +180,7 @@ for (const version of kernelVersions) {
 
 t.test('a queue process that dies while a stop drains is replaced, then the stop goes on', async (t) => {
   const made = await liveRig('7.2');
-  made.model.at('claim', 1, () => {
-    made.model.generation.exit(0);
-  });
+  made.model.at('claim', 1, () => made.model.generation.exit(0));
   await made.device.stop({ force: false });
   t.strictSame(made.states.slice(2), ['draining', 'recovering', 'live', 'draining', 'stopping', 'gone']);
   t.strictSame(faultsOf(made), []);
@@ -193,9 +189,7 @@ t.test('a queue process that dies while a stop drains is replaced, then the stop
 t.test('a queue process that dies while a stop is refused is replaced', async (t) => {
   const made = await liveRig('7.2');
   made.model.only.open = true;
-  made.model.at('claim', 1, () => {
-    made.model.generation.exit(0);
-  });
+  made.model.at('claim', 1, () => made.model.generation.exit(0));
   await t.rejects(made.device.stop({ force: false }), { code: 'IN_USE' });
   await quiet();
   t.match(made.device.status(), { state: 'live', reason: null, recoveries: 1 });

@@ -79,11 +79,9 @@ for (const theCase of cases) {
           // ENODEV is not an error of DEL_DEV but the truth: there is a test for that below.
           if (call === 'deleteDevice' && code === 'ENODEV') continue;
           for (const how of ['fail', 'failFrom'] as const) {
-            const inject = ({ model }: Rig): void => {
-              model[how](call, nth, code);
-            };
+            const inject = ({ model }: Rig): void => model[how](call, nth, code);
             const faults = await tryFault(theCase, inject, call === 'deleteDevice');
-            if (faults.length > 0) t.fail(`${how} ${call} ${String(nth)}: ${code}`, { faults });
+            if (faults.length > 0) t.fail(`${how} ${call} ${nth}: ${code}`, { faults });
           }
         }
       }
@@ -96,11 +94,9 @@ for (const theCase of cases) {
     if (theCase.version !== '6.12') obeyed.push('beginRecovery');
     for (const operation of obeyed) {
       for (const nth of [1, 2]) {
-        const inject = ({ model }: Rig): void => {
-          model.fail(operation, nth, 'TIMEOUT', 'after');
-        };
+        const inject = ({ model }: Rig): void => model.fail(operation, nth, 'TIMEOUT', 'after');
         const faults = await tryFault(theCase, inject, false);
-        if (operation !== 'deleteDevice') t.strictSame(faults, [], `${operation} ${String(nth)}`);
+        if (operation !== 'deleteDevice') t.strictSame(faults, [], `${operation} ${nth}`);
       }
     }
   });
@@ -115,10 +111,9 @@ for (const theCase of cases) {
       for (const when of ['before', 'after'] as const) {
         for (const nth of [1, 2]) {
           for (const queue of [0, theCase.queues - 1]) {
-            const inject = ({ model }: Rig): void => {
+            const inject = ({ model }: Rig): void =>
               model.at(moment, nth, () => model.devices.size === 1 && model.only.generations.at(-1)?.exit(queue), when);
-            };
-            const name = `${when} ${moment} ${String(nth)}, queue ${String(queue)}`;
+            const name = `${when} ${moment} ${nth}, queue ${queue}`;
             t.strictSame(await tryFault(theCase, inject, false), [], name);
           }
         }
@@ -151,14 +146,12 @@ t.test(
       for (const [moment, outcome] of Object.entries(expected[version]) as [Moment, string][]) {
         const made = rig(version);
         await made.device.start();
-        made.model.at(moment, 1, () => {
-          made.model.generation.exit(1);
-        });
+        made.model.at(moment, 1, () => made.model.generation.exit(1));
         made.model.generation.exit(0);
         await quiet();
         const begun = made.model.calls.filter((call) => call === 'beginRecovery').length;
         const { state, reason } = made.device.status();
-        t.equal(state === 'live' ? `live, ${String(begun)} begun` : state, outcome, `${version} ${moment}`);
+        t.equal(state === 'live' ? `live, ${begun} begun` : state, outcome, `${version} ${moment}`);
         t.match(reason, state === 'failed' ? /while it was fetching/ : null);
         t.strictSame(faultsOf(made), []);
         t.notOk(leaked(made));
@@ -173,9 +166,7 @@ t.test(
 
 t.test('a start that fails is repeated on a new device, a wrong request is not', async (t) => {
   const crashing = rig('6.12');
-  crashing.model.at('startDevice:fetching', 1, () => {
-    crashing.model.generation.exit(0);
-  });
+  crashing.model.at('startDevice:fetching', 1, () => crashing.model.generation.exit(0));
   await crashing.device.start();
   t.equal(crashing.model.calls.filter((call) => call === 'addDevice').length, 2);
   t.match(crashing.device.status(), { state: 'live', generation: 2, lastExit: { queue: 0 } });
@@ -209,14 +200,7 @@ t.test('a device that somebody else deleted is failed, and nothing of it is left
     t.match(made.device.status(), { id: null, state: 'failed' });
     t.notOk(leaked(made));
     await made.device.recover();
-    made.model.at(
-      'claim',
-      1,
-      () => {
-        made.model.devices.clear();
-      },
-      'after',
-    );
+    made.model.at('claim', 1, () => made.model.devices.clear(), 'after');
     await made.device.stop({ force: false });
     t.strictSame([made.device.state, faultsOf(made)], ['gone', []], version);
   }

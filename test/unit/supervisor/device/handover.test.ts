@@ -12,9 +12,7 @@ const same: Served = { config, backend, nursery: null };
 const sized = (size: number): Served => ({ ...same, backend: { ...backend, size } });
 const SIZE = backend.size;
 
-const crash = ({ model }: Rig): void => {
-  model.generation.exit(0);
-};
+const crash = ({ model }: Rig): void => model.generation.exit(0);
 
 for (const version of kernelVersions) {
   t.test(`${version}: a hand-over is a new generation, no recovery and no restart`, async (t) => {
@@ -43,9 +41,7 @@ for (const version of kernelVersions) {
 
   t.test(`${version}: a new generation that dies before it serves gives way to the old code`, async (t) => {
     const made = await liveRig(version, { maxRestarts: 0 });
-    made.model.at('endRecovery:preparing', 1, () => {
-      crash(made);
-    });
+    made.model.at('endRecovery:preparing', 1, () => crash(made));
     await t.rejects(made.device.handOver(same, gently), { code: 'EXITED' });
     t.match(made.device.status(), { state: 'live', generation: 3 });
     t.strictSame(faultsOf(made), []);
@@ -164,7 +160,7 @@ for (const version of ['6.16', '7.2'] as const) {
       const nth = model.calls.filter((call) => call === 'updateSize').length + 1;
       model.fail('updateSize', nth, 'EIO');
       await t.rejects(device.handOver(sized(size), gently), { code: 'EIO' });
-      is(SIZE / 2, `the kernel refused ${String(size)}`);
+      is(SIZE / 2, `the kernel refused ${size}`);
     }
     model.fail('spawn', model.calls.filter((call) => call === 'spawn').length + 1, 'ENOMEM');
     await t.rejects(device.handOver(sized(SIZE / 4), gently), { code: 'ENOMEM' });
@@ -191,11 +187,7 @@ t.test('a hand-over that meets a death of the queue processes is made after the 
       await quiet();
       const expected = deaths <= 3 ? ['done', size] : ['ABORTED', SIZE];
       const { state, size: now } = made.device.status();
-      t.strictSame(
-        [handOver.result, now, state, faultsOf(made)],
-        [...expected, 'live', []],
-        `${version} ${String(deaths)}`,
-      );
+      t.strictSame([handOver.result, now, state, faultsOf(made)], [...expected, 'live', []], `${version} ${deaths}`);
       t.equal(made.model.only.size, now);
     }
   }

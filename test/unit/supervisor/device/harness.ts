@@ -121,7 +121,7 @@ export function faultsOf({ model, device }: Rig): string[] {
   const [held] = inKernel;
   const processes = model.liveProcesses;
   claim(['live', 'degraded', 'failed', 'gone'].includes(state), 'not a resting state');
-  claim(state === 'live' || processes === 0 || !model.generation.killable, `${String(processes)} processes left`);
+  claim(state === 'live' || processes === 0 || !model.generation.killable, `${processes} processes left`);
   claim(state === 'live' || state === 'gone' || reason !== null, 'no reason');
   claim(reason === null || (!reason.includes('INTERNAL') && !reason.includes('\n')), `reason ${String(reason)}`);
   if (state === 'live') {

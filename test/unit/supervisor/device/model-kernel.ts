@@ -101,7 +101,7 @@ export class ModelKernel implements Kernel {
 
   get only(): ModelDevice {
     const [device, ...others] = this.devices.values();
-    if (device === undefined || others.length > 0) throw new Error(`${String(this.devices.size)} devices, not one`);
+    if (device === undefined || others.length > 0) throw new Error(`${this.devices.size} devices, not one`);
     return device;
   }
 
@@ -141,9 +141,7 @@ export class ModelKernel implements Kernel {
       this.#forbid(device.burnt, 'new generation after a failed start');
       this.#forbid(device.wasStarted && !device.recoveryBegun, 'new generation without START_USER_RECOVERY');
       this.#forbid(spec.size < device.size, 'new generation that serves less than the device has');
-      const generation = new ModelGeneration(number, queues, () => {
-        this.#onExit(device, generation);
-      });
+      const generation = new ModelGeneration(number, queues, () => this.#onExit(device, generation));
       device.generations.push(generation);
       device.nursery = spec.nursery;
       device.serves = spec.size;
@@ -226,10 +224,7 @@ export class ModelKernel implements Kernel {
     const processes = alive(device);
     const all = device.generations.at(-1)?.pids.length;
     this.#forbid(!device.wasStarted, 'STOP_DEV of a device that was never started');
-    this.#forbid(
-      served !== processes > 0,
-      `STOP_DEV as ${served ? '' : 'un'}served with ${String(processes)} processes`,
-    );
+    this.#forbid(served !== processes > 0, `STOP_DEV as ${served ? '' : 'un'}served with ${processes} processes`);
     this.#forbid(processes > 0 && processes !== all, 'STOP_DEV with a dead queue');
   }
 

@@ -141,7 +141,7 @@ for (const version of kernelVersions) {
         },
       );
       await fc.assert(property, { numRuns: 500 });
-      t.ok(rested > 20, `${String(rested)} of the runs left the device live`);
+      t.ok(rested > 20, `${rested} of the runs left the device live`);
     },
   );
 }

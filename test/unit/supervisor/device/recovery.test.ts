@@ -53,9 +53,7 @@ t.test('a crash loop is slowed down and ends in degraded, from where recover beg
   const made = await liveRig('7.2', { maxRestarts: 4 });
   const { model, clock, device } = made;
   for (let nth = 1; nth <= 9; nth += 1) {
-    model.at('endRecovery:preparing', nth, () => {
-      model.generation.exit(0);
-    });
+    model.at('endRecovery:preparing', nth, () => model.generation.exit(0));
   }
   clock.time += 5000;
   model.generation.exit(0);

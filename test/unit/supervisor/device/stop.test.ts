@@ -35,17 +35,14 @@ t.test('a stop is refused while somebody uses the device, and the device stays l
 
 t.test('opened between the check and TRY_STOP_DEV: refused by the kernel and served on', async (t) => {
   const made = await liveRig('7.2');
-  const openAfterCheck = (nth: number): void => {
+  const openAfterCheck = (nth: number): void =>
     made.model.at('claim', nth, () => (made.model.only.open = true), 'after');
-  };
   openAfterCheck(1);
   await t.rejects(made.device.stop({ force: false }), { code: 'EBUSY' });
   t.match(made.device.status(), { state: 'live', generation: 1 });
   made.model.only.open = false;
   openAfterCheck(2);
-  made.model.at('stopDevice', 2, () => {
-    made.model.generation.exit(0);
-  });
+  made.model.at('stopDevice', 2, () => made.model.generation.exit(0));
   await t.rejects(made.device.stop({ force: false }), { code: 'EBUSY' });
   await quiet();
   t.match(made.device.status(), { state: 'live', recoveries: 1, reason: null, lastExit: { pid: 100 } });
@@ -109,11 +106,9 @@ t.test('a start that waits for FETCHes is cancelled by a stop', async (t) => {
   model.startDevice = (_granted, signal) => {
     waits = signal;
     starts += 1;
-    return new Promise((_, reject) => {
-      signal.addEventListener('abort', () => {
-        reject(new SupervisorError('cancelled', { code: 'ABORTED' }));
-      });
-    });
+    return new Promise((_, reject) =>
+      signal.addEventListener('abort', () => reject(new SupervisorError('cancelled', { code: 'ABORTED' }))),
+    );
   };
   const start = outcomeOf(device.start());
   await quiet();
@@ -173,11 +168,7 @@ t.test('a stop that meets a death of the queue processes goes on after the recov
       const stop = outcomeOf(made.device.stop({ force: false }));
       await quiet();
       const expected = deaths <= 3 ? ['done', 'gone'] : ['WRITE_BACK', 'live'];
-      t.strictSame(
-        [stop.result, made.device.state, faultsOf(made)],
-        [...expected, []],
-        `${version}, ${String(deaths)}`,
-      );
+      t.strictSame([stop.result, made.device.state, faultsOf(made)], [...expected, []], `${version}, ${deaths}`);
       t.equal(made.device.status().recoveries, deaths);
     }
     const made = await liveRig(version);

@@ -3,8 +3,7 @@ import t from 'tap';
 import { parseDevice } from '../../../../src/config/schema.js';
 import { descriptorShortage } from '../../../../src/supervisor/host/descriptor-limit.js';
 
-const device = (index: number) =>
-  parseDevice({ name: `d${String(index)}`, queues: 2, backend: { type: 'null', size: 4096 } });
+const device = (index: number) => parseDevice({ name: `d${index}`, queues: 2, backend: { type: 'null', size: 4096 } });
 const devices = Array.from({ length: 500 }, (_, index) => device(index));
 const limits = (open: string): string =>
   `Limit                     Soft Limit           Hard Limit           Units     \n` +

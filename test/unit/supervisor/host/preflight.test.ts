@@ -200,7 +200,7 @@ t.test('what a user of a device takes', async (t) => {
 
 t.test('the number of devices that the kernel takes', async (t) => {
   const files = { '/sys/module/ublk_drv/parameters/ublks_max': '64\n' };
-  const listing = Array.from({ length: 64 }, (_, id) => `ublkc${String(id)}`);
+  const listing = Array.from({ length: 64 }, (_, id) => `ublkc${id}`);
   const check = (machine: Machine) => deviceLimitCheck.probe(host({ files, ...machine }));
   t.match(check({ listing: listing.slice(1), release: '6.12.30' }), { status: 'ok', detail: /^63 of the 64 / });
   for (const release of ['6.12.30', '6.13.12', '6.14.8'])
@@ -231,8 +231,8 @@ t.test('swap is warned of on devices that may need the memory which is to be swa
 /dev/ublkb1p2  partition  262140  0  -3
 /dev/ublkb11  partition  262140  0  -4\n`;
   const devices = ['file', 'ram', 'null'].map((backend, id) => ({
-    name: `d${String(id)}`,
-    path: `/dev/ublkb${String(id)}`,
+    name: `d${id}`,
+    path: `/dev/ublkb${id}`,
     backend,
   }));
   const machine = host({ files: { '/proc/swaps': swaps } });

@@ -167,12 +167,7 @@ t.test('a service manager that is not there is complained about once', async (t)
   service.ready();
   await service.whileReloading(() => Promise.resolve());
   t.same(logged, ['notifying the service manager failed: no such file or directory (ENOENT)']);
-  t.throws(
-    () => {
-      sendDatagram(`/${'x'.repeat(108)}`, '');
-    },
-    { code: 'ENAMETOOLONG' },
-  );
+  t.throws(() => sendDatagram(`/${'x'.repeat(108)}`, ''), { code: 'ENAMETOOLONG' });
 });
 
 t.test('the environment is read once', async (t) => {
@@ -211,7 +206,7 @@ t.test('the environment is read once', async (t) => {
 t.test('a service manager that is busy misses no READY=1, however many devices change meanwhile', async (t) => {
   const { address, listen, next } = await receive(t);
   const service = notifier({ socket: address });
-  for (let i = 0; i < 500; i++) service.deviceChanged(`d${String(i)}`, 'live');
+  for (let i = 0; i < 500; i++) service.deviceChanged(`d${i}`, 'live');
   service.ready();
   listen();
   let message = await next();

@@ -14,7 +14,7 @@ function rig(before: readonly FailedRequests[] = []) {
   const reports = new FailureReports(
     { failures: () => table.failures },
     1,
-    (queue, message) => told.push(`${String(queue)}: ${message}`),
+    (queue, message) => told.push(`${queue}: ${message}`),
     () => clock.now,
   );
   const look = (...failures: readonly FailedRequests[]): void => {
