@@ -78,7 +78,7 @@ export interface OpenContext {
 /** What is known before anything is opened. */
 export type LookContext = Pick<OpenContext, 'device' | 'blockSize' | 'readOnly'>;
 
-/** The `backend` of a configuration, as somebody wrote it. */
+/** The `backend` of a configuration, not validated. */
 export type BackendInput = Readonly<Record<string, unknown>>;
 
 /** What serves a store below a backend in JavaScript. */

@@ -8,7 +8,7 @@ import { flock } from '../src/native/addon/files.js';
 export const SHARED_MEMORY_DIRECTORY = '/dev/shm/ublk-supervisor';
 
 /**
- * Makes the directory. /dev/shm is world-writable, so nobody else may be able to plant links or files in it, or remove
+ * Makes the directory. /dev/shm is world-writable, so no other user may be able to plant links or files in it, or remove
  * them; systemd-logind removes what belongs to a user who logs out, wherever it is.
  */
 async function ensureSharedMemoryDirectory(): Promise<void> {

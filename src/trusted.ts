@@ -8,12 +8,12 @@ const BY_ALL = 0o002;
 export const STICKY = 0o1000;
 
 export interface TrustOptions {
-  /** A sticky folder that everybody may write to, such as /tmp, will do: nobody can replace what belongs to another. */
+  /** A sticky folder that everybody may write to, such as /tmp, will do: a user cannot replace another user's files there. */
   readonly sticky: boolean;
 }
 
 /**
- * When we are root, whoever may write to a file that we obey, or to a folder above it, could have us do what they like.
+ * When we are root, a user who may write to a file that we obey, or to a folder above it, is as good as root.
  * Resolves with the first such place from the absolute `path` upwards, links in which have to be resolved; undefined:
  * nobody but those who may is able to. These are root, the user who called sudo, and whoever owns this program, which
  * root is running anyway.

@@ -37,7 +37,7 @@ void FileBackend::open(const BackendSetup& setup) {
 }
 
 void FileBackend::submit(Responder& queue, const Request& request) {
-  // Where a write would make a file larger that somebody made smaller, what was lost would read as zeros.
+  // A write beyond the end of a file that was truncated would make it larger, and what was lost would read as zeros.
   if ((request.operation == Operation::write || request.operation == Operation::writeZeroes) && shrank()) {
     return queue.complete(request, -EIO);
   }

@@ -52,7 +52,7 @@ export async function locate(path: string): Promise<Located> {
         return located(directory, at, found);
       } else {
         await found.close();
-        // Not what was found: where a file system is mounted when somebody comes, this is what comes.
+        // Not what was found: an automount may have put a file system there when it was opened.
         const entered = await open(at, O_PATH | constants.O_DIRECTORY | constants.O_NOFOLLOW);
         await directory.close();
         directory = entered;

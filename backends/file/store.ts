@@ -39,7 +39,7 @@ export interface StoreOptions {
   readonly sync: boolean;
 }
 
-/** An open file or block device that nobody else serves. */
+/** An open file or block device, locked against other supervisors. */
 export interface Store {
   readonly fd: number;
   /** As `OpenBackend.identity`. */

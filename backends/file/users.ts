@@ -12,7 +12,7 @@ export interface FileIdentity {
   readonly ino: number;
 }
 
-/** Who it is, and what to do about it, in a few words; null: nobody. */
+/** Names the other user of the file and says what to do about it, in a few words; null: there is none. */
 export async function otherUserOf(path: string, file: FileIdentity): Promise<string | null> {
   const loop = await loopOf(path, file);
   if (loop !== null) return `it is attached to /dev/${loop}; detach it (losetup -d /dev/${loop})`;

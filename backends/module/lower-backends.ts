@@ -98,7 +98,7 @@ export class LowerBackends {
 }
 
 /**
- * Whether somebody who may write the configuration named the path that is asked for. A process of another user could otherwise
+ * Whether the configuration, which a trusted user wrote, names the path that is asked for. A process of another user could otherwise
  * have us open what that user may not.
  */
 export function isNamedIn(options: unknown, asked: BackendInput, directory: string): boolean {

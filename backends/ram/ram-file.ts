@@ -44,7 +44,7 @@ export async function openRamFile(
     const bytes = fileBytes(size);
     const { size: present } = fstatSync(fd);
     created = present === 0 && !hasUsers;
-    // Nobody was told of the rest.
+    // The kernel was not told of the rest.
     if (inherited?.size === size && present > bytes) await trim(fd, size);
     else if (!created && present !== bytes) {
       const advice = hasUsers

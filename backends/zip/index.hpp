@@ -40,7 +40,7 @@ struct ZipEntry {
   bool deflated;
 };
 
-// Whoever changes an archive changes this too, and so does who only touches it.
+// A change of the archive changes this, and a mere touch does, too.
 struct ArchiveState {
   uint64_t bytes;
   int64_t seconds;

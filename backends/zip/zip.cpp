@@ -120,7 +120,7 @@ int ZipBackend::readUnchanged(Responder& queue, uint64_t offset, std::byte* data
   return error == -ESTALE ? -EIO : error;
 }
 
-// Reads the entry through, as ZipIndexer did. Whoever reads waits for that, once a change; nothing less tells a touch from
+// Reads the entry through, as ZipIndexer did. The client waits for that, once a change; nothing less tells a touch from
 // a write.
 bool ZipBackend::hasEntry(Responder& queue, std::byte* buffer, uint32_t length) {
   struct stat status;
@@ -213,7 +213,7 @@ int ZipBackend::inflateInto(Decoder& decoder, std::byte* data, uint32_t length) 
       const int error = refill(decoder);
       if (error < 0) return error;
     }
-    // The end, too, is an error here: nobody asks for what is behind the entry's last byte.
+    // The end, too, is an error here: no request lies behind the entry's last byte.
     if (inflate(&stream, Z_NO_FLUSH) != Z_OK && stream.avail_out > 0) return -EIO;
   }
   decoder.position += length;

@@ -24,7 +24,7 @@ class ZipBackend final : public Backend {
   struct Decoder;
   struct Memory;
 
-  // Reads as `read` does, and once more where somebody touched the archive.
+  // Reads as `read` does, and once more if the archive was touched.
   int readUnchanged(Responder& queue, uint64_t offset, std::byte* data, uint32_t length);
   // Whether the archive, which is not in `state_`, has the entry that the index is of. `buffer` holds nothing yet.
   bool hasEntry(Responder& queue, std::byte* buffer, uint32_t length);

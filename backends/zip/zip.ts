@@ -60,7 +60,7 @@ export const zipBackend: Backend<z.infer<typeof zipOptions>> = {
       const hasUsers = inherited !== undefined && inherited.size !== null;
       const known = hasUsers ? inherited.announced?.identity : undefined;
       const { entry, identity } = await entryOf(archive, wanted, known);
-      // It costs little, and the index is closed by nobody but who gets it.
+      // It costs little, and only the receiver closes the index.
       const blocks = await blocksOf(archive, entry, wantedBlockSize);
       const index = await indexOf(archive, entry);
       return {

@@ -23,8 +23,8 @@ interface Reader {
 }
 
 /**
- * Who is at the other end of the control socket's connections, and how much of it they may have. Whoever can connect and
- * is neither root nor the supervisor's own user got in by the socket's group, and is a reader. Nobody has a reader's share.
+ * Who is at the other end of the control socket's connections, and how much of it they may have. A user that can connect and
+ * is neither root nor the supervisor's own user got in by the socket's group, and is a reader.
  */
 export class Peers {
   readonly #identify: (socket: Socket) => Peer;
@@ -38,7 +38,7 @@ export class Peers {
     this.#admins = new Set([0, process.geteuid?.() ?? 0]);
   }
 
-  /** Call once for each new connection. False: it is one too many, or nobody knows whose, and has to be closed. */
+  /** Call once for each new connection. False: the connection has to be closed, because it is one too many or its user is not known. */
   admit(socket: Socket): boolean {
     let peer: Peer;
     try {

@@ -28,7 +28,7 @@ export function zygoteSocket(runtimeDir: string, number: number): string {
   return join(runtimeDir, `zygote-${number}.sock`);
 }
 
-/** The flag of a socket that somebody listens on, in /proc/net/unix. */
+/** The flag of a listening socket in /proc/net/unix. */
 const LISTENS = '00010000';
 
 /** How many zygotes, each with its device, there are; a socket's file alone outlives its zygote. */

@@ -20,7 +20,7 @@ export interface ApiAnswer {
   /** To be made JSON of, unless it is that. */
   readonly body: unknown;
   readonly headers?: Readonly<Record<string, string>>;
-  /** What nobody foresaw, for the log. */
+  /** An error that is a bug of ours, for the log. */
   readonly unexpected?: unknown;
 }
 

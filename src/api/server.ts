@@ -17,7 +17,7 @@ const LARGEST_HEADERS = 8 * 1024;
  * request is read.
  */
 const REQUEST_TIMEOUT_MS = 30_000;
-/** For an answer to be taken. One that nobody reads holds memory. */
+/** How long a client may take to read an answer, which holds memory meanwhile. */
 const ANSWER_TIMEOUT_MS = 30_000;
 /** Bytes of `sockaddr_un.sun_path` less the final NUL; libuv truncates silently beyond it. */
 const LONGEST_SOCKET_PATH = 107;
@@ -25,7 +25,7 @@ const LONGEST_SOCKET_PATH = 107;
 const CLOSE_GRACE_MS = 2_000;
 
 export interface ApiServer {
-  /** Replaces a socket that nobody listens on. Rejects with code `RUNNING` when somebody does, else `RUNTIME_DIR`. */
+  /** Replaces a socket that no process listens on. Rejects with `RUNNING` when one does, else with `RUNTIME_DIR`. */
   listen(path: string): Promise<void>;
   /** Ends idle connections at once, others when they are answered; removes the socket. */
   close(): Promise<void>;
@@ -96,7 +96,7 @@ async function serve(
   if (body === undefined) response.once('finish', () => request.destroy());
 }
 
-/** undefined: whoever asks may. */
+/** undefined: the request is allowed. */
 function refusalFor(peers: Peers, method: string, socket: Socket): SupervisorError | undefined {
   if (!peers.allows(socket)) {
     return new SupervisorError('too many requests; ask less often', { code: 'TOO_MANY' });
@@ -194,7 +194,7 @@ function somebodyListens(path: string): Promise<boolean> {
       resolve(answered);
     };
     socket.once('connect', settle(true)).once('error', (error: NodeJS.ErrnoException) => {
-      // A full backlog (EAGAIN) is somebody too.
+      // With a full backlog (EAGAIN) a process listens, too.
       settle(error.code !== 'ECONNREFUSED' && error.code !== 'ENOENT')();
     });
   });

@@ -90,7 +90,7 @@ export type CrashCause = 'hang' | 'killed' | 'signal' | 'error' | 'exit' | 'unkn
 /** How far a generation's queue processes came. `fetching`: some, not all, of the device's FETCHes may be with the kernel. */
 export type GenerationPhase = 'preparing' | 'fetching' | 'fetched';
 
-/** The death of a generation that nobody asked for. */
+/** The death of a generation that the supervisor did not end. */
 export interface CrashStatus {
   readonly device: string;
   readonly backend: string;
@@ -111,7 +111,7 @@ export interface CrashStatus {
   readonly quarantined: readonly QuarantinedRequestStatus[];
   /** How often the OOM killer struck in the supervisor's cgroup since the last crash; null: the kernel does not say. */
   readonly oomKills: number | null;
-  /** How long whoever uses the device had to wait; null while it is not live again, or if it died again before. */
+  /** How long the device's users had to wait; null while it is not live again, or if it died again before. */
   readonly pauseMs: number | null;
   /** Path of the report; null: there is none. */
   readonly file: string | null;

@@ -9,14 +9,14 @@ const REST = 4;
 /** However long a machine that stood still makes that. */
 const LONGEST_REST_MS = 1_000;
 
-/** JSON.stringify lets C1 controls pass, and somebody may read this on a terminal; the escapes mean the same. */
+/** JSON.stringify lets C1 controls pass, and a terminal may show this text; the escapes mean the same. */
 export function jsonText(value: unknown): string {
   return printable(JSON.stringify(value));
 }
 
 /**
  * The status of the supervisor and all its devices as text. It is built in pieces, between which the event loop goes on,
- * so each device is as it is when its turn comes. One status is built at a time: whoever asks meanwhile shares the next one,
+ * so each device is as it is when its turn comes. One status is built at a time: all that ask meanwhile share the next one,
  * which is no older than his question, and however many ask, they take a fifth of the supervisor's time at most.
  */
 export class WholeStatus {

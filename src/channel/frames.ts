@@ -25,7 +25,7 @@ export function sendFrame(stream: Duplex, message: object): void {
 }
 
 /**
- * Calls back for each message that comes in; a malformed one destroys the stream. `midway`: somebody has read from the
+ * Calls back for each message that comes in; a malformed one destroys the stream. `midway`: another process has read from the
  * stream before, so it may begin within a message, of which the rest is passed over.
  */
 export function onFrames(stream: Duplex, onMessage: (message: unknown) => void, { midway = false } = {}): void {

@@ -2,7 +2,7 @@ import { Writable } from 'node:stream';
 import { StringDecoder } from 'node:string_decoder';
 
 /**
- * In the place of standard output and standard error: each line that is written is one of the log. Whoever prints never waits, as
+ * In the place of standard output and standard error: each line that is written is one of the log. A process that prints never waits, as
  * for a pipe that nobody reads.
  */
 export class PrintedLines extends Writable {

@@ -1,6 +1,6 @@
 import { printable } from '../printable.js';
 
-/** Ends the program quietly when whoever reads its output has had enough, as in `list | head -1`. */
+/** Ends the program quietly when the reader of its output has gone, as in `list | head -1`. */
 export function endQuietlyOnClosedPipe(): void {
   for (const stream of [process.stdout, process.stderr]) {
     stream.on('error', (error: NodeJS.ErrnoException) => {

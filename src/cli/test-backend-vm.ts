@@ -9,7 +9,7 @@ import { settingText, type Setting } from './common-options.js';
 import { CliExit } from './exit-codes.js';
 
 /**
- * Run in the guest: a supervisor loads only what nobody but root can change, there as here. What the guest changes of
+ * Run in the guest: a supervisor loads only what root alone can change, there as here. What the guest changes of
  * this machine's files it alone sees.
  */
 const TRUST = `place=$1; shift

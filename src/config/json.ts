@@ -6,7 +6,7 @@ import { printable } from '../printable.js';
 const DEEPEST = 16;
 
 /**
- * JSON.parse for text that somebody else wrote: says where it is broken, and refuses what JSON.parse passes silently
+ * JSON.parse for text from outside: says where it is broken, and refuses what JSON.parse passes silently
  * and what is only ever there by mistake or malice (duplicate keys, `__proto__`, absurd nesting).
  */
 export function parseJson(text: string, source: string): unknown {

@@ -49,7 +49,7 @@ async function readText(path: string): Promise<string> {
   }
 }
 
-/** Looks at what is open, which nobody can exchange any more, and at the folder that its relative paths start from. */
+/** Looks at the open file, which cannot be exchanged any more, and at the folder that its relative paths start from. */
 async function assertTrusted(file: FileHandle, path: string): Promise<void> {
   const opened = await readlink(`/proc/self/fd/${file.fd}`);
   const found = await file.stat();

@@ -39,7 +39,7 @@ const LARGEST_ID = 2 ** 32 - 2;
 /** What passwd(5) can have: libc would end a name at a NUL, and look up another. */
 const USER_NAME = /^[!-9;-~]{1,256}$/;
 
-/** A uid that nobody has a name for is its own group. */
+/** A uid without a name is its own group. */
 const user = z.union([z.string(), integer(0, LARGEST_ID)]).transform((nameOrUid, context) => {
   const found = typeof nameOrUid === 'number' || USER_NAME.test(nameOrUid) ? userOf(nameOrUid) : null;
   if (found) return found;
@@ -98,7 +98,7 @@ const device = z
       .regex(/^\//, { error: 'expected an absolute path' })
       .optional()
       .describe('what paths of the backend are relative to; left out, the directory of the configuration'),
-    // Nobody is alive so often that less would be one.
+    // A process gives no sign of life more often than that.
     requestTimeout: duration('100ms')
       .prefault('60s')
       .describe('queue processes that give no sign of life for so long are replaced; json(5) says what is one'),

@@ -5,7 +5,7 @@ import type { User } from '../native/addon/accounts.js';
 export type { User };
 
 /**
- * `reissue`: outstanding requests are issued again to the next generation; nobody sees an error.
+ * `reissue`: outstanding requests are issued again to the next generation; the device's users see no error.
  * `fail-inflight`: outstanding requests fail with EIO, new ones wait. `fail-io`: both fail until recovered (kernel 6.13).
  */
 export type RecoveryMode = 'reissue' | 'fail-inflight' | 'fail-io';

@@ -11,7 +11,7 @@ export function takeLower(lower: readonly LowerBackend[], asked: BackendInput, g
   return place;
 }
 
-/** As it comes back from whoever opened it. */
+/** A lower backend as the supervisor opened it. */
 export function asAsked(backend: BackendInput): BackendInput {
   return JSON.parse(JSON.stringify(backend)) as BackendInput;
 }

@@ -7,7 +7,7 @@ export interface ServeOptions<Name extends string = string> {
   /** As in a configuration file: ublk-supervisor.json(5). */
   readonly devices: readonly (DeviceInput & { readonly name: Name })[];
   /**
-   * Gives the command line a way in: its control socket is there, and nobody else can use the directory meanwhile.
+   * Gives the command line a way in: its control socket is there, and no other supervisor can use the directory meanwhile.
    * Left out: a private directory and no control socket, so that any number of programs can serve.
    */
   readonly runtimeDir?: string;
@@ -36,12 +36,12 @@ export interface ServedDevice extends AsyncDisposable {
   /** Resolves when new queue processes serve the device; of a backend in JavaScript with its code as it is now. */
   restart(): Promise<DeviceStatus>;
   /**
-   * Resolves when the device has `size` bytes. Rejects with `IN_USE` when that is less than now and somebody has it open or
+   * Resolves when the device has `size` bytes. Rejects with `IN_USE` when that is less than now and a process has it open or
    * mounted, unless `force`.
    */
   resize(size: number, options?: { readonly force?: boolean }): Promise<DeviceStatus>;
   /**
-   * Takes the device away and keeps its data. Rejects with `IN_USE`, and goes on serving, while somebody has it open or
+   * Takes the device away and keeps its data. Rejects with `IN_USE`, and goes on serving, while a process has it open or
    * mounted. Disposal does the same.
    */
   stop(options?: StopOptions): Promise<void>;
@@ -102,7 +102,7 @@ function serving<Name extends string>(
   };
 }
 
-/** By name only: over a control socket somebody may replace the device with another one of that name. */
+/** Finds the device by name: a client of the control socket may have replaced it with another one of that name. */
 function servedDevice(supervisor: SupervisorApi, name: string): ServedDevice {
   const status = (): DeviceStatus => {
     const found = supervisor.deviceStatus(name);

@@ -79,7 +79,7 @@ function keyValues(fields: Readonly<Record<string, unknown>>): string {
     .join('');
 }
 
-/** Errors that we made say everything in one line; a stack is for the ones that nobody expected. */
+/** Errors that we made say everything in one line; a stack is for unexpected ones. */
 function describe(error: unknown): unknown {
   if (error instanceof SupervisorError) {
     const { code, errno, device, queue, message } = error;

@@ -1,6 +1,6 @@
 import { writeAtOnce } from '../native/addon/files.js';
 
-/** Bytes of lines kept while nobody reads; then lines are dropped. */
+/** How many bytes of lines wait for a reader; further lines are dropped. */
 const MOST_WAITING = 2 ** 20;
 const RETRY_MS = 100;
 
@@ -42,7 +42,7 @@ export class LogOutput {
         return;
       }
       if (written < 0) {
-        // The reader went away or the disk is full (EPIPE, ENOSPC), and there is nobody whom we could tell.
+        // The reader went away or the disk is full (EPIPE, ENOSPC), and there is no other place to say so.
         this.#waiting = [];
         this.#bytes = 0;
         return;

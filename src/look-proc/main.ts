@@ -3,7 +3,7 @@ import { lookAtBackend } from '../../backends/registry.js';
 import { errnoOf, messageOf } from '../errors.js';
 import type { LookAnswer, LookRequest } from './messages.js';
 
-/** The process in which `check` looks at stores: a file system may keep it waiting for ever, and nobody waits for it then. */
+/** The process in which `check` looks at stores: a file system may keep it waiting for ever, and `check` then goes on without it. */
 
 process.title = 'ublk-look';
 

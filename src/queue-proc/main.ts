@@ -39,7 +39,7 @@ channel.on('error', () => undefined);
 if (!inherited) channel.on('close', () => process.exit());
 // Terminals and process managers signal whole groups; only the supervisor ends a queue process.
 for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) process.on(signal, () => undefined);
-// The log shows it. Node would write it to standard error as it is, with whatever somebody put into its message.
+// The log shows it. Node would write it to standard error as it is, with whatever its message holds.
 process.on('uncaughtException', (error) => {
   tell({ type: 'ending', ...described(error) });
   process.exit(1);
@@ -170,7 +170,7 @@ function reportError(error: unknown, request: RequestIdentity): void {
   errors = 0;
 }
 
-/** Of messages while nobody reads, or not so fast. The last words of a process fit in any case. */
+/** How many bytes of messages wait for the supervisor. The last words of a process fit in any case. */
 const MOST_UNREAD_BYTES = 2 ** 20;
 
 function tell(message: QueueMessage): void {

@@ -8,7 +8,7 @@ const PAGE = FIRST_PAGE.length;
 /** Of a name, in front of the size, which has 64 bits. */
 const NAME_BYTES = 64;
 
-/** `BackendContext.sharedMemory`: made in `file` by whoever is first to ask for it. */
+/** `BackendContext.sharedMemory`: made in `file` by the first process that asks for it. */
 export function sharedMemory(file: number, name: string, size: number): Buffer {
   assertSharedMemory(name, size);
   lockForProcess(file, true);

@@ -13,7 +13,7 @@ export interface PlainRequest {
   readonly sequence: 0;
 }
 
-/** A store as whoever was not there when it was opened has to open it. Its parked files, if there are any, come along. */
+/** A store as described to a process that did not open it. Its parked files, if there are any, come along. */
 export interface StoreRequest {
   /** 1 or more. */
   readonly sequence: number;

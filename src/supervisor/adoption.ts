@@ -32,7 +32,7 @@ interface AdoptionOptions {
   readonly keeper: ZygoteKeeper;
   readonly journal: Journal;
   readonly log: Log;
-  /** Removes a device of ours that nobody knows and nobody can use. */
+  /** Removes a device of ours that is in no journal and cannot be used. */
   readonly deleteDevice: (id: number) => Promise<unknown>;
 }
 
@@ -95,7 +95,7 @@ async function leftDevices(
   return left;
 }
 
-/** Of several, which there are when a deleted one is still held by somebody, the one that is not dead. */
+/** There are several while a deleted device is still open; then the one that is not dead counts. */
 function deviceOf(candidates: readonly UblkDevice[], entry: JournalEntry | undefined): UblkDevice | undefined {
   return (
     candidates.find((device) => stateOf(device) !== 'DEAD') ??

@@ -14,7 +14,7 @@ import type { Supervisor } from './supervisor.js';
 import { watchModules } from './module-watch.js';
 import { withSupervisor } from './run.js';
 
-/** How often a stop is tried again that a service manager wants while somebody uses a device. */
+/** How often a stop for the service manager is tried again while a device is in use. */
 const STOP_RETRY_MS = 500;
 
 export interface DaemonOptions {

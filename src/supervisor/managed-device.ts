@@ -20,7 +20,7 @@ import type { Turns } from '../timing/turns.js';
 export interface OpensStores {
   /** The files of `inherited` are the socket that they are parked in, which stays the caller's. */
   open(options: BackendOptions, context: OpenContext): Promise<OpenBackend>;
-  /** Closes such a socket, where nobody has to wait for that. */
+  /** Closes such a socket in a process that may wait for that. */
   letGo(options: BackendOptions, files: readonly number[]): void;
 }
 
@@ -51,9 +51,9 @@ const OPENING_GRACE_MS = 1000;
 /** A store that is not closed by then is closed when it can be, or with this process. */
 const CLOSE_DEADLINE_MS = 10_000;
 const RESIZE_DEADLINE_MS = 150_000;
-/** So long, as a rule, nobody is told that a device is there before its partitions are. */
+/** How long a start waits for the partitions of its device, at most. */
 const PARTITIONS_GRACE_MS = 5000;
-/** Of a look that somebody waits for; the table may be read from a slow store. It goes on. */
+/** How long a caller waits for a look at the table, which a slow store may hold up. The look goes on. */
 const PARTITIONS_DEADLINE_MS = 60_000;
 
 /** A device together with the backend that is opened for its sake. Its name and id are taken from the beginning. */
@@ -88,7 +88,7 @@ export class ManagedDevice {
     const found = left?.found ?? undefined;
     const size = found?.size ?? null;
     const announced = found === undefined ? null : (left?.announced ?? null);
-    // Its users know it with the size that the kernel has. Of a change of it a supervisor that died may have told nobody.
+    // The device's users know the size that the kernel has. A supervisor that died while it changed the size may not have told the kernel.
     this.#config = size === null ? config : withSize(config, size);
     this.#openBackend = ({ name: device, blockSize: configured, readOnly, user, backend }, inherited) => {
       const blockSize = inherited?.blockSize ?? configured ?? null;

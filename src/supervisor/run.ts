@@ -137,7 +137,7 @@ async function runIn(
     return supervisor.end;
   } finally {
     await api.close();
-    // What goes on without us is what we were not told to stop, unless nobody else could ever find it.
+    // Devices that no command stopped go on without us. In a private directory no successor could find them, so they end.
     await (supervisor.end === 'stopped' || socket === null ? keeper.retire() : keeper.disconnect());
     await stores.close();
     await journal.settled();

@@ -334,7 +334,7 @@ export class Supervisor implements SupervisorApi {
     }
   }
 
-  /** What nobody serves is served by the new code as soon as somebody does. */
+  /** A device that is not served is left alone: its next generation is of the new code anyway. */
   async #upgradeOne(managed: ManagedDevice, { nursery }: Successor): Promise<void> {
     const { device } = managed;
     const isServed = (): boolean => this.#has(managed) && machine[device.state].served;

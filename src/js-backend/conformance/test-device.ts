@@ -53,7 +53,7 @@ export class TestDevice {
     await this.verify();
   }
 
-  /** Reads again all that is known, and checks that nobody changed a buffer that was no longer his. */
+  /** Reads again all that is known, and checks that the backend changed no buffer that it had given back. */
   async verify(): Promise<void> {
     const ranges = this.#model.knownRanges(this.largest);
     await this.#perform(

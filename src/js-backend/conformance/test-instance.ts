@@ -30,7 +30,7 @@ interface Pending {
   readonly reject: (error: Error) => void;
 }
 
-/** The id of the one answer that nobody asked for: how opening went. */
+/** The id of the one answer without a call: how opening went. */
 const OPENING = 0;
 
 /** A backend's instance in a worker thread of its own, which stands for a queue process. */

@@ -25,7 +25,7 @@ import type { GivenLower } from './shared-lower.js';
 const { module, options, queue, queues, memory, answered } = workerData as WorkerOptions;
 const draining = new AbortController();
 let lastWish = 0;
-/** Nobody may touch these buffers any more. */
+/** These buffers must not be touched any more. */
 const settled: { readonly call: Call; readonly buffer: Buffer }[] = [];
 
 try {

@@ -12,7 +12,7 @@ interface Addon {
 
 const addon = (): Addon => loadAddon() as Addon;
 
-/** inotify(7) of `path`: `onClosed` is called when whoever could write to it has closed it. */
+/** inotify(7) of `path`: `onClosed` is called when a process that could write to it has closed it. */
 export function watchCloses(path: string, onClosed: () => void): CloseWatch {
   return translated(() => new (addon().CloseWatch)(path, onClosed));
 }

@@ -12,7 +12,7 @@ namespace ublk::addon {
 namespace {
 
 // Node's own watchers wake for each write, too, of which a block device sees many.
-// new CloseWatch(path, onClosed): onClosed() is called when whoever could write to it has closed it.
+// new CloseWatch(path, onClosed): onClosed() is called when a process that could write to it has closed it.
 class CloseWatch final : public Napi::ObjectWrap<CloseWatch> {
  public:
   static void define(Napi::Env env, Napi::Object exports) {

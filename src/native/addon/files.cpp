@@ -65,7 +65,7 @@ class FileCall final : public Napi::AsyncWorker {
 
 int fileOf(const Napi::CallbackInfo& info) { return info[0].As<Napi::Number>().Int32Value(); }
 
-// flock(fd): Promise of a boolean, false when somebody else holds the lock.
+// flock(fd): Promise of a boolean, false when another process holds the lock.
 Napi::Value lockFile(const Napi::CallbackInfo& info) {
   const auto locked = std::make_shared<bool>(true);
   return FileCall::run(

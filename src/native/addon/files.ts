@@ -26,7 +26,7 @@ interface Addon {
 
 const addon = (): Addon => loadAddon() as Addon;
 
-/** Takes an exclusive flock(2) without waiting; false when somebody else has it. It goes with the last dup of `fd`. */
+/** Takes an exclusive flock(2) without waiting; false when another process has it. It goes with the last dup of `fd`. */
 export async function flock(fd: number): Promise<boolean> {
   return addon().flock(fd).catch(rethrowTranslated);
 }
@@ -68,7 +68,7 @@ export async function fallocate(fd: number, mode: number, offset: number, length
 }
 
 /**
- * A socket in which open files wait for whoever has it. Who closes a file may wait for its file system, for ever if that hangs;
+ * A socket in which open files wait for its owner. A process that closes a file may wait for its file system, for ever if that hangs;
  * who closes this socket does not, as long as it is not the last who has the files.
  */
 export function parkFiles(fds: readonly number[]): number {

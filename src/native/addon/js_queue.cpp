@@ -223,7 +223,7 @@ class JsQueue final : public Napi::ObjectWrap<JsQueue>, private Backend {
   Napi::Value requests(const Napi::CallbackInfo&) { return requests_.Value(); }
   Napi::Value offsets(const Napi::CallbackInfo&) { return offsets_.Value(); }
   Napi::Value answers(const Napi::CallbackInfo&) { return answers_.Value(); }
-  // In the shared page: whoever is in the middle of a batch counts there what is answered of it.
+  // In the shared page: a loop in the middle of a batch counts there what it has answered of it.
   Napi::Value progress(const Napi::CallbackInfo&) { return progress_.Value(); }
 
   Napi::FunctionReference onBatch_;

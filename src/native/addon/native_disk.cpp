@@ -53,7 +53,7 @@ class NativeDisk final : public Napi::ObjectWrap<NativeDisk>, private Responder 
       page_ = inherited ? &inherited->shared.queue(inherited->queue) : nullptr;
       backend_ = makeBackend(name);
       if (!backend_) throw std::system_error(ENOENT, std::generic_category(), "finding backend " + name);
-      // As in a queue's ring, so that nobody recovers the device while an operation on the store is under way.
+      // As in a queue's ring, so that the device cannot be recovered while an operation on the store is under way.
       std::vector<int> registered{inherited ? inherited->charDevice : -1};
       for (uint32_t i = 0; i < list.Length(); i++) registered.push_back(list.Get(i).As<Napi::Number>().Int32Value());
       int result = io_uring_queue_init(2 * kDepth, &ring_, 0);

@@ -56,7 +56,7 @@ class SharedPages final : public Napi::ObjectWrap<SharedPages> {
   void create(const SharedLayout& layout) {
     memfd_ = FileDescriptor(checked(memfd_create("ublk-shared-page", MFD_CLOEXEC | MFD_ALLOW_SEALING), "memfd_create"));
     checked(ftruncate(memfd_.get(), static_cast<off_t>(layout.bytes())), "sizing the shared page");
-    // Nobody can make the supervisor fault by shrinking it.
+    // A queue process cannot shrink it, and so make the supervisor fault.
     checked(fcntl(memfd_.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL), "sealing the shared page");
     void* base = mmap(nullptr, layout.bytes(), PROT_READ | PROT_WRITE, MAP_SHARED, memfd_.get(), 0);
     if (base == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "mapping the shared page");

@@ -106,7 +106,7 @@ Napi::Value connectSeqpacket(const Napi::CallbackInfo& info) {
   });
 }
 
-// mapShared(fd, offset, bytes): ArrayBuffer, that part of the file, shared with whoever maps it too, for the process' life.
+// mapShared(fd, offset, bytes): ArrayBuffer, that part of the file, shared with all that map it, for the process' life.
 Napi::Value mapShared(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     const int fd = info[0].As<Napi::Number>().Int32Value();

@@ -87,7 +87,7 @@ class ZygoteChannel final : public Napi::ObjectWrap<ZygoteChannel> {
     });
   }
 
-  // Without room for them the kernel would drop the pidfds that the answer brings, and nobody would have the processes.
+  // Without room for them the kernel would drop the pidfds that the answer brings, and no process would have the queue processes.
   std::vector<FileDescriptor> makeRoom(uint32_t descriptors) const {
     std::vector<FileDescriptor> room;
     for (uint32_t i = 0; i < descriptors; i++) {

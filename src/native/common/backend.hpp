@@ -55,7 +55,7 @@ class Responder {
   // kernel with the batch, and its result to Backend::completed. `storeFile` says how it names a file.
   virtual io_uring_sqe* prepare(uint16_t tag) = 0;
 
-  // `maxIoBytes` of zeros that nobody may write to.
+  // `maxIoBytes` of zeros, not to be written to.
   virtual std::byte* zeros() const = 0;
 
   // A sign of life, for a backend that computes for long within one call: without any it counts as hung.

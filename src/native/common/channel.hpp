@@ -46,7 +46,7 @@ std::vector<int> rawDescriptors(std::span<const FileDescriptor> files);
 // Receives without waiting, descriptors close-on-exec. Throws std::system_error, EMSGSIZE for an oversized message.
 Received receiveMessage(int socket, void* buffer, size_t capacity);
 
-// Open files parked in a socket, for whoever has it. Who closes a file may wait for its file system, for ever if that hangs;
+// Open files parked in a socket, for its owner. A process that closes a file may wait for its file system, for ever if that hangs;
 // who closes this socket does not, as long as it is not the last who has the files.
 FileDescriptor parkFiles(std::span<const int> files);
 

@@ -6,7 +6,7 @@
 
 namespace ublk {
 
-// An io_uring that carries ublk control commands, one at a time. Most of them block: whoever runs one must be a
+// An io_uring that carries ublk control commands, one at a time. Most of them block: a process that runs one must be a
 // process that may be killed. GET_FEATURES and GET_DEV_INFO never block and may be asked from anywhere.
 class ControlRing {
  public:

@@ -3,7 +3,7 @@
 //
 // A queue process can write to all of it, so a hostile one may have put anything anywhere, its siblings' pages
 // included. How many queues and tags there are, and who serves them, is therefore never read from here, and no value is
-// an index. Whoever changes the layout changes kProtocolVersion.
+// an index. A change of the layout changes kProtocolVersion.
 //
 // Writers: each QueuePage belongs to its queue process; what is atomic in DeviceHeader to the generation; `drain` to the
 // supervisor, and so do the marked requests, though a queue process may take a mark off. Every field that is read while it
@@ -131,12 +131,12 @@ struct MarkedRequest {
   std::atomic<uint32_t> sectors;
   std::atomic<uint32_t> operation;
   std::atomic<uint32_t> mark;     // a queue process replaces `alone` by `none` when the request is answered
-  std::atomic<uint32_t> crashes;  // for whoever supervises next
+  std::atomic<uint32_t> crashes;  // for the next supervisor
 };
 
 struct DeviceHeader {
   // How many queue processes of the present generation are ready to fetch. They wait for each other (futex), so that
-  // nobody fetches unless everybody can: kernels before 7.0 lose a device of which only some FETCHes arrived.
+  // none fetches unless all can: kernels before 7.0 lose a device of which only some FETCHes arrived.
   std::atomic<uint32_t> barrier;
   // How often one of them has said that its FETCHes are with the kernel. The control process that is to make the device
   // live waits for that (futex), and looks whether all of them are still there.

@@ -130,7 +130,7 @@ void Queue::serve() {
     }
     handleCompletions();
   } while (!done());
-  // What drains has answers that nobody has sent yet. A commit behind its copy goes out only when this thread asks for
+  // A queue that drains has answers that are not sent yet. A commit behind its copy goes out only when this thread asks for
   // events, and without it the request would count as outstanding.
   io_uring_submit_and_get_events(&ring_);
 }
@@ -151,7 +151,7 @@ Queue::Taken Queue::take() {
   return taken > 0 ? Taken::something : Taken::nothing;
 }
 
-// From Linux 7.3 a request can be half queued: whoever sends it was interrupted between two instructions. The kernel
+// From Linux 7.3 a request can be half queued: its sender was interrupted between two instructions. The kernel
 // then leaves it, and those before it, where they are, and does not signal the eventfd again when it is complete. It
 // does say that there is work left, and who asks for at least one event gets it. The flag may also be a stale one, hence
 // no waiting when there is nothing.
@@ -201,7 +201,7 @@ void Queue::handle(uint64_t userData, int32_t result) {
   const auto tag = static_cast<uint16_t>(userData);
   switch (static_cast<Completion>(userData >> 16)) {
     case Completion::drain:
-      // Woken as it was: somebody wants a sign of life, which this turn of the loop is.
+      // The flag is as it was: the supervisor wants a sign of life, which this turn of the loop is.
       if (result == 0 && !setup_.page->drain.load(std::memory_order_relaxed)) awaitDrain();
       return;
     case Completion::copy:

@@ -96,7 +96,7 @@ void awaitFetched(const DeviceHeader& header, uint32_t announcements, const Cont
   while (!areAllServing(message)) sleepFor(1);
 }
 
-// On 6.12 a device that is made live after one of its queue processes died is live for ever, and nobody can recover it.
+// On 6.12 a device that is made live after one of its queue processes died is live for ever, and cannot be recovered.
 // The kernel would wait for the FETCHes itself, but would not look who is still there. The same look comes before the last
 // FETCH of a first start, for the sake of 6.16 to 6.19. Real-time priority keeps the time between look and command short
 // on a busy machine; without the right to it everything works the same.

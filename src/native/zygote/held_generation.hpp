@@ -11,7 +11,7 @@
 namespace ublk {
 
 // What the zygote keeps of its device's last generation, for a supervisor that takes over from one that died: who serves
-// it, the shared page, and the backend's files with their locks and claims, which nobody could open again while the
+// it, the shared page, and the backend's files with their locks and claims, which no process could open again while the
 // queue processes have them.
 class HeldGeneration {
  public:

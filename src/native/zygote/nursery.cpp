@@ -55,7 +55,7 @@ std::vector<FileDescriptor> forkZygotes() {
 Inheritance runNursery() {
   enterOwnMountNamespace();
   for (const int signal : {SIGTERM, SIGINT, SIGHUP, SIGPIPE}) ::signal(signal, SIG_IGN);
-  // Nobody asks how a zygote ended: the kernel may forget it at once.
+  // How a zygote ended is of no use: the kernel may forget it at once.
   ::signal(SIGCHLD, SIG_IGN);
   prctl(PR_SET_NAME, "ublk-nursery");
   for (const int fd : {kSupervisorFd, kControlFd}) fcntl(fd, F_SETFD, FD_CLOEXEC);

@@ -2,7 +2,7 @@
 //
 // Only one address space may map /dev/ublkcN and only one open of it may exist, but a mapping is inherited by fork().
 // So one process opens and maps the descriptor areas of all queues and forks a process per queue. It holds on to
-// neither: whoever keeps a reference to the char device keeps the kernel from recovering it.
+// neither: a process with a reference to the char device keeps the kernel from recovering it.
 //
 // It never blocks on the kernel's ublk locks: control commands run in processes forked for them.
 #include "zygote.hpp"

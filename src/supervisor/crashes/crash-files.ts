@@ -81,7 +81,7 @@ export class CrashFiles {
   }
 }
 
-/** Nobody else can put anything, such as a link, into it. */
+/** Throws unless only this user can put anything, such as a link, into the directory. */
 async function makePrivate(directory: string): Promise<void> {
   await mkdir(directory, { recursive: true, mode: 0o750 });
   const found = await lstat(directory);

@@ -50,7 +50,7 @@ export class DeviceCrashes {
     return this.#quarantine.marked;
   }
 
-  /** What somebody who looks at a device that serves should know; null: nothing. */
+  /** What `status` says of crashes while the device serves; null: nothing. */
   get reason(): string | null {
     const { quarantined } = this.#quarantine;
     if (quarantined.length === 0) return null;
@@ -59,7 +59,7 @@ export class DeviceCrashes {
     return `in quarantine, answered with EIO: ${[...named, ...more].join('; ')}; ${this.#advice}`;
   }
 
-  /** All processes of a generation are dead, and nobody asked for it. */
+  /** To be told when all processes of a generation are dead that we did not end. */
   died(death: Death): void {
     const { device, backend, log } = this.#options;
     const convicted = this.#judge(death);

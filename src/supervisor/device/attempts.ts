@@ -23,7 +23,7 @@ export class Attempts {
     this.#policy = new RestartPolicy({ maxRestarts: auto ? maxRestarts : 0, windowMs }, () => clock.now());
   }
 
-  /** Somebody asked for the next attempt: it neither waits nor counts as a restart. */
+  /** A caller asked for the next attempt: it neither waits nor counts as a restart. */
   askedFor(): void {
     this.#byHand = true;
   }

@@ -156,7 +156,7 @@ export class Device {
   }
 
   /**
-   * Opens the backend unless it is open: one attempt at a time, whoever waits for it. Rejects with why it cannot be, with
+   * Opens the backend unless it is open: one attempt at a time, shared by all that wait. Rejects with why it cannot be, with
    * `CONFIG` when the configuration does not fit it.
    */
   open(): Promise<OpenBackend> {
@@ -180,7 +180,7 @@ export class Device {
   }
 
   /**
-   * Resolves when the device is gone. Without `force` it is refused with `IN_USE` or `EBUSY` while somebody has the
+   * Resolves when the device is gone. Without `force` it is refused with `IN_USE` or `EBUSY` while a process has the
    * device open or mounted. A stop that waits behind a refused one is tried next.
    */
   stop({ force }: { readonly force: boolean }): Promise<void> {
@@ -222,7 +222,7 @@ export class Device {
   /**
    * Lets the generation that serves finish what it has, and replaces it by one that serves `next`; users of the device see
    * a pause. Rejects with why that did not work; then what was served before is served again wherever that is possible.
-   * `force`: shrink even while somebody uses the device.
+   * `force`: shrink even while the device is in use.
    */
   async handOver(next: Served, { force }: { readonly force: boolean }): Promise<void> {
     const spec = this.specOf(next);
@@ -292,13 +292,13 @@ export class Device {
     }
   }
 
-  /** Likewise, but rejects when that takes too long, or `interrupted` fires; then it goes on. */
+  /** As `open`, but rejects when that takes too long, or `interrupted` fires; then it goes on. */
   openSoon(interrupted?: AbortSignal): Promise<OpenBackend> {
     const what = `opening the backend of device ${this.#config.name}`;
     return within(what, OPEN_DEADLINE_MS, this.open(), interrupted);
   }
 
-  /** As above, one at a time. */
+  /** Runs one check at a time; rejects when it takes too long, and then it goes on. */
   async #check(): Promise<void> {
     this.#checking ??= (this.#backend?.check?.() ?? Promise.resolve()).finally(() => {
       this.#checking = null;
@@ -376,7 +376,7 @@ export class Device {
       return;
     }
     if (step === 'drainGeneration') this.#history.paused();
-    // A removal that nobody asked for is the last resort, so it cannot depend on who uses the device.
+    // A removal that no caller asked for is the last resort, so the device's users cannot prevent it.
     const handOver = this.#state === 'handingOver' ? this.#requests.handOver : null;
     const force = handOver?.force ?? (this.#stopUnderWay ? this.#requests.force : true);
     return this.#device.run(step, { force, cancelStart: interrupt });
@@ -421,7 +421,7 @@ export class Device {
     this.#previous = null;
   }
 
-  /** Who is to stop as soon as this attempt has ended does not wait for others. */
+  /** A device that is to be stopped after this attempt does not wait for its turn. */
   async #takeTurn(signal: AbortSignal): Promise<void> {
     this.#turn = this.#turns.take();
     await Promise.race([this.#turn.begun, aborted(signal)]);
@@ -555,7 +555,7 @@ export class Device {
     }
   }
 
-  /** Again and again, until that works or somebody wants something else of the device. */
+  /** Tries to recover again and again, until that works or a caller wants something else of the device. */
   async #retry(interrupted: AbortSignal): Promise<void> {
     await this.#clock.sleep(RETRY_INTERVAL_MS, interrupted);
     if (interrupted.aborted || this.#state !== 'degraded') return;

@@ -7,13 +7,13 @@ import type { DeviceSpec } from '../ublk/kernel.js';
 export interface Served {
   readonly config: DeviceConfig;
   readonly backend: OpenBackend;
-  /** Whose native code, as in `DeviceSpec`; null: that of what is new. */
+  /** The nursery whose native code serves, as in `DeviceSpec`; null: that of new devices. */
   readonly nursery: number | null;
 }
 
 export interface HandOver extends Served {
   readonly spec: DeviceSpec;
-  /** Shrink the device even while somebody uses it. */
+  /** Shrink the device even while it is in use. */
   readonly force: boolean;
 }
 

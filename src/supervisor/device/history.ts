@@ -51,7 +51,7 @@ export class DeviceHistory {
     if (serving) this.#exitedAt = this.#now();
   }
 
-  /** The device hands over, and nobody is served from now on. */
+  /** The device hands over: its users wait from now on. */
   paused(): void {
     this.#exitedAt = this.#now();
   }

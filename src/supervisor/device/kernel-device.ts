@@ -19,7 +19,7 @@ const DRAIN_DEADLINE_MS = 5000;
 export type KernelStep = Exclude<Step, 'backOff' | 'openBackend' | 'checkBackend' | 'takeTurn' | 'exchange'>;
 
 export interface StepContext {
-  /** Stop or shrink the device even while somebody uses it. */
+  /** Stop or shrink the device even while it is in use. */
   readonly force: boolean;
   /** Ends a startDevice that is no longer wanted. */
   readonly cancelStart: Interrupt;
@@ -32,9 +32,9 @@ interface KernelDeviceOptions {
   readonly kernel: Kernel;
   readonly clock: Clock;
   readonly log: Log;
-  /** The first exit of a generation that nobody asked to end. */
+  /** Called at the first exit of a generation that we did not end. */
   readonly onExit: (status: ExitStatus) => void;
-  /** All of a generation that nobody asked to end is dead. */
+  /** Called when all processes of such a generation are dead. */
   readonly onDeath: (death: Death) => void;
   /** Requests that the queues of a generation treat with care. */
   readonly marked: () => readonly MarkedRequest[];
@@ -47,7 +47,7 @@ interface KernelDeviceOptions {
 type KernelSide =
   /** There is none, or it was never started, or is stopped. */
   | 'unstarted'
-  /** The current generation was seen serving it, and nobody ended that. */
+  /** The current generation was seen serving it, and we did not end it. */
   | 'served'
   | 'unserved'
   /** START_USER_RECOVERY succeeded, and no generation has fetched since. */
@@ -74,7 +74,7 @@ export class KernelDevice {
   #generationNumber = 0;
   /** The current generation's end is our doing. */
   #ending = false;
-  /** The first exit of the current generation, if nobody asked for it. */
+  /** The first exit of the current generation, unless we ended it. */
   #exit: ExitStatus | null = null;
   #side: KernelSide = 'unstarted';
   readonly #found: FoundDevice | null;
@@ -206,7 +206,7 @@ export class KernelDevice {
     this.#announcedSize = this.spec.size;
   }
 
-  /** Before the generation that serves less: the kernel must not send what lies beyond. */
+  /** Runs before the smaller generation serves, so that the kernel sends nothing beyond its end. */
   async #shrink(force: boolean): Promise<void> {
     if (this.spec.size >= this.#announcedSize) return;
     if (this.#side !== 'served') throw this.#error('shrinking', 'it is not live', 'NOT_LIVE');
@@ -218,7 +218,7 @@ export class KernelDevice {
     }
   }
 
-  /** After the generation that serves more. */
+  /** Runs when the larger generation serves. */
   async #grow(): Promise<void> {
     if (this.spec.size > this.#announcedSize) await this.#updateSize();
   }
@@ -283,7 +283,7 @@ export class KernelDevice {
     this.#side = 'served';
   }
 
-  /** What it does not finish in time is issued again to the next generation, as after a crash. */
+  /** The kernel issues what is not finished in time again to the next generation, as after a crash. */
   async #drain(): Promise<void> {
     if (this.#generation === null) return;
     this.#end();

@@ -45,7 +45,7 @@ export type Failure =
   | 'givenUp'
   /** A queue process survives SIGKILL in an uninterruptible sleep, and the kernel must not be asked anything. */
   | 'stuck'
-  /** Somebody still holds the dead generation's char device. */
+  /** The dead generation's char device is still open. */
   | 'stillOpen'
   /** The backend is not open, and is tried again. */
   | 'unopened'

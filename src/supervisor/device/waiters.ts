@@ -6,7 +6,7 @@ interface Waiter {
   readonly reject: (error: SupervisorError) => void;
 }
 
-/** Something that the device's own processes may keep from being done, by dying in the middle of it. */
+/** A wait that the death of the device's own processes may interrupt. */
 interface Repeatable extends Waiter {
   interruptions: number;
 }
@@ -21,7 +21,7 @@ interface HandOverRequest extends Repeatable {
 
 const MOST_INTERRUPTIONS = 3;
 
-/** Who waits for what of one device. Every request is settled by the device's resting in some state. */
+/** The callers that wait for one device. Each wait is settled when the device comes to rest in some state. */
 export class Waiters {
   #live: Waiter[] = [];
   readonly #stops: StopRequest[] = [];
@@ -33,7 +33,7 @@ export class Waiters {
     return this.#stops.length > 0;
   }
 
-  /** Of the stop that is or comes first under way. */
+  /** Whether the stop that is under way, or comes next, is forced. */
   get force(): boolean {
     return this.#stops[0]?.force ?? false;
   }
@@ -85,7 +85,7 @@ export class Waiters {
     for (const reject of this.#failed.splice(0)) reject();
   }
 
-  /** Nobody can serve the device any more, so nothing can be handed over. */
+  /** The device cannot be served any more, so nothing can be handed over. */
   handOversRefused(error: SupervisorError): void {
     for (const request of this.#handOvers.splice(0)) request.reject(error);
   }

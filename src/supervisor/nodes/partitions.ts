@@ -44,7 +44,7 @@ export class Partitions {
     return `ublkb${this.#id}`;
   }
 
-  /** Of /dev/ublkbN, which is live. Looks now, and whenever somebody who could write to it has closed it. */
+  /** Follows the live device /dev/ublkbN: looks now, and after each close by a process that could write to it. */
   follow(id: number): void {
     this.#id = id;
     this.#following = true;
@@ -126,7 +126,7 @@ export class Partitions {
     if (failures.length > 0) throw failures[0];
   }
 
-  /** Of those that are left, because somebody uses them, it gives the errors. */
+  /** Returns the errors of the partitions that stay because they are in use. */
   async #remove(unwanted: (number: number) => boolean): Promise<unknown[]> {
     const failures: unknown[] = [];
     for (const number of (await this.#numbers()).filter(unwanted)) {

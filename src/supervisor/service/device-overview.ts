@@ -18,7 +18,7 @@ interface Seen {
 export class DeviceOverview {
   readonly #now: () => number;
   readonly #devices = new Set<string>();
-  /** Those that are not live, which are few: told of a change, nobody goes through all devices. */
+  /** The devices that are not live. They are few, so a change of state does not go through all devices. */
   readonly #others = new Map<string, Seen>();
 
   /** @param now milliseconds of a monotonic clock */

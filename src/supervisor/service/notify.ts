@@ -14,7 +14,7 @@ const MOST_WAITING = 64;
 const LONGEST_ADDRESS = 107;
 
 export interface NotifierOptions {
-  /** NOTIFY_SOCKET: a path or `@` and an abstract name; null: nobody wants to know. */
+  /** NOTIFY_SOCKET: a path or `@` and an abstract name; null: no service manager listens. */
   readonly socket: string | null;
   /** How often the service manager wants a sign of life at least; null: it does not. */
   readonly watchdogMs: number | null;
@@ -32,7 +32,7 @@ export interface NotifierOptions {
  * service manager that hangs is no reason to.
  */
 export class Notifier {
-  /** Somebody started us who, told to stop us, kills us in the end: a stop cannot be refused, only put off. */
+  /** A service manager started us. It kills what does not stop in time, so a stop cannot be refused, only put off. */
   readonly managed: boolean;
   /** What a successor in this process has to find in its environment. */
   readonly environment: Readonly<Record<string, string>>;
@@ -69,7 +69,7 @@ export class Notifier {
   }
 
   /**
-   * From now on there are signs of life. Before the first READY=1 nobody waits for them, but that may have come from our
+   * From now on there are signs of life. Before the first READY=1 systemd does not wait for them, but that may have come from our
    * predecessor in this process.
    */
   keepAlive(): void {
@@ -188,7 +188,7 @@ export function takeNotifier(log: Log): Notifier {
   return new Notifier({
     socket: usable ? address : null,
     watchdogMs: forUs && /^[1-9][0-9]{0,14}$/.test(interval) ? Number(interval) / 1000 : null,
-    // The channel to pm2, or to whoever forked us. That it is closed is no more of our business than a closed log.
+    // The channel to pm2, or to another parent. A closed one is ignored, as a closed log is.
     tellParent:
       process.send === undefined ? null : (message) => void process.send?.(message, undefined, {}, () => undefined),
     environment,

@@ -11,7 +11,7 @@ export class BackendChannel {
   readonly local: number;
   /** The queue process' end, until `handedOver`. */
   readonly remote: number | null;
-  /** Resolves when the process, and whoever else had that end, is gone and everything it said was heard. */
+  /** Resolves when all that had the other end are gone, and everything they said was read. */
   readonly closed: Promise<void>;
   readonly #socket: Socket;
   #lastWords: { readonly message: string; readonly stack: string } | null = null;

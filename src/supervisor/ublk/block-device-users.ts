@@ -9,7 +9,7 @@ import type { LoopDevice, OpenBlockDevices } from '../../native/addon/block-devi
  * in use at all is for the kernel to say; see claims.ts.
  */
 
-/** More of them would help nobody. */
+/** How many users a message names. */
 const MOST_NAMED = 8;
 
 /** A block device that has to do with ublkbN: itself, a partition, or a device that was made of one of those. */
@@ -63,7 +63,7 @@ export async function readSystemUsers(open: OpenBlockDevices): Promise<SystemUse
   return { open, mounts, swaps, btrfs };
 }
 
-/** Everybody who uses the device, also by what was made of it; at least one, as somebody has claimed it. */
+/** All users of the device, also of what was made of it. At least one entry, because the device is known to be in use. */
 export async function usersOf(id: number, system: SystemUsers, ours: ReadonlySet<number>): Promise<string[]> {
   const found = new Set<string>();
   for (const layer of await layersOf(blockName(id), system.open.loops)) {

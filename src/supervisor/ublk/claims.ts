@@ -8,7 +8,7 @@ import { fewAtOnce } from '../../timing/few-at-once.js';
 import type { Claim, ClaimedFor } from './kernel.js';
 import type { HeldProcess } from '../zygote/zygote.js';
 
-/** Who is still there then uses the device; udev, which looks at each device that somebody wrote to, is gone. */
+/** A process that has the device open for longer uses it; udev, which opens a device after each write, is gone by then. */
 const PATIENCE_MS = 1_000;
 const POLL_MS = 50;
 /** Far more than it takes; every thread that could search may be in the hands of a file system that hangs. */
@@ -18,7 +18,7 @@ interface Held {
   /** Has the device open with O_EXCL. */
   readonly process: Promise<HeldProcess>;
   owners: number;
-  /** Nobody had it open when that was looked for. */
+  /** The look for open descriptors found none. */
   unopened: boolean;
 }
 
@@ -67,7 +67,7 @@ export class Claims {
     }
   }
 
-  /** Whoever shares the claim of this device loses it. */
+  /** Ends the claim of this device for all that share it. */
   async giveUp(id: number): Promise<void> {
     const held = this.#held.get(id);
     if (held !== undefined) await this.#end(id, held);
@@ -132,7 +132,7 @@ export class Claims {
     if (this.#held.get(id) === held) this.#held.delete(id);
   }
 
-  /** Which of them somebody has open without having claimed it. */
+  /** Which of the devices are open without a claim. */
   async #opened(ids: readonly number[]): Promise<number[]> {
     if (ids.length === 0) return [];
     const claims = ids.map((id) => this.#held.get(id));
@@ -143,7 +143,7 @@ export class Claims {
     return ids.filter((_, index) => isOpen(index));
   }
 
-  /** To be thrown, as somebody uses each of them. */
+  /** The error for devices that are in use. */
   async inUse(ids: readonly number[], purpose: ClaimedFor): Promise<SupervisorError> {
     const system = await readSystemUsers(await this.#openBlockDevices());
     const ours = new Set(this.#pids);

@@ -8,7 +8,7 @@ const FIRST_LOOK_MS = 1_000;
 
 /** What was seen of a queue at one moment. */
 export interface QueueSight {
-  /** Its process has its requests from the kernel. One that has not owes nobody an answer. */
+  /** The queue's process has fetched; before that it has no request to answer. */
   readonly serving: boolean;
   /** Another number after each turn of its loop, each answer, and each part of a long one. */
   readonly progress: number;

@@ -17,7 +17,7 @@ export interface DeviceSpec extends AsConfigured {
   /** What its configuration left open. */
   readonly choices: readonly Choice[];
   readonly recovery: RecoveryMode;
-  /** Which nursery its zygote is of, and so which native code serves it; where that nursery is closed, the present one. */
+  /** The nursery that forks the device's zygote, and so the native code that serves it. If that nursery is closed, the present one does. */
   readonly nursery: number;
   readonly facts: BackendFacts;
   readonly backend: {
@@ -118,7 +118,7 @@ export interface Generation {
 export interface KernelQuirks {
   /** A device whose replacement died between its first and its last FETCH can never be recovered (6.12 to 6.19). */
   readonly midFetchDeathIsFatal: boolean;
-  /** START_USER_RECOVERY is refused with EINVAL when an earlier one succeeded and nobody fetched since (6.12). */
+  /** START_USER_RECOVERY is refused with EINVAL when an earlier one succeeded and no process fetched since (6.12). */
   readonly recoveryBeginsOnce: boolean;
   /** A dead server with every command in flight is only noticed by the block layer's time-out (6.14 and before). */
   readonly deathNoticedByTimeout: boolean;
@@ -129,19 +129,19 @@ export interface KernelQuirks {
   readonly lastFetchForgetsCancelled: boolean;
 }
 
-/** What is to be done to block devices that nobody may use meanwhile. */
+/** What a claim keeps users away for. */
 export type ClaimedFor = 'stopping' | 'shrinking';
 
-/** While it is held nobody can mount the devices, swap on them, or make other devices of them. */
+/** While it lasts the kernel refuses to mount the devices, to swap on them, and to make other devices of them. */
 export interface Claim {
   /** To be called in any case; once is enough. */
   release(): Promise<void>;
 }
 
 export interface StopOptions {
-  /** Also while somebody uses the device. */
+  /** Stop the device even while it is in use. */
   readonly force: boolean;
-  /** Fires when a queue process exits; null: nobody serves, so nothing can be written back. */
+  /** Fires when a queue process exits; null: no generation serves, so nothing can be written back. */
   readonly served: AbortSignal | null;
 }
 
@@ -178,7 +178,7 @@ export interface Kernel {
   ): Promise<Generation>;
   /** The device's queues forget what was marked, at once. */
   unmark(id: number): void;
-  /** Takes the processes over that serve a device which an earlier supervisor left; null: nobody knows of any. */
+  /** Takes over the processes that serve a device of an earlier supervisor; null: no zygote knows of any. */
   adopt(found: FoundDevice, spec: DeviceSpec, onReport: (report: QueueReport) => void): Adopted | null;
   /** As the kernel has it now. */
   stateOf(id: number): KernelDeviceState;
@@ -205,7 +205,7 @@ export interface Kernel {
   stopDevice(id: number, options: StopOptions): Promise<void>;
   /**
    * DEL_DEV_ASYNC, then waits until the id is free, or is another device's. Resolves false when the id stays taken because
-   * somebody still holds the block device open: it goes with the last user.
+   * the block device is still open: it goes when its last user closes it.
    */
   deleteDevice(id: number): Promise<boolean>;
   /** Counters of the device's queues, which outlive generations; see `QueueStatus`. */

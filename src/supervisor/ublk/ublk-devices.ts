@@ -12,7 +12,7 @@ export interface UblkDevice extends UblkDeviceInfo {
   readonly id: number;
 }
 
-/** Every ublk device of this machine, whoever's it is. */
+/** Every ublk device of this machine, those of other programs included. */
 export async function devicesInKernel(): Promise<readonly UblkDevice[]> {
   const names = (await unlessMissing(readdir('/sys/class/ublk-char'))) ?? [];
   return names.flatMap((name) => {

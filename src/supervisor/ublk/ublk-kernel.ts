@@ -64,7 +64,7 @@ const SPAWN_DEADLINE_MS = 2_000;
 const MOST_KEPT_CHANNELS = 124;
 /** Who opened a device just now is most often udev, and leaves again. */
 const TRY_STOP_MS = 1_000;
-/** How long a deleted device's id may stay taken before somebody must be holding the block device. */
+/** How long a deleted device's id may stay taken before we say that the block device is still open. */
 const REMOVAL_POLL_MS = 5;
 const REMOVAL_DEADLINE_MS = 2_000;
 /** Up to 6.14 this is how long a dead server with every command in flight stays unnoticed; the default is 30 s. */
@@ -342,7 +342,7 @@ export class UblkKernel implements Kernel {
 
   /**
    * A setting that stays for the device's life. The kernel makes it when every request under way is answered, which may
-   * take a recovery: so nobody waits for that, and it is made once.
+   * take a recovery: so no recovery waits for that, and it is made once.
    */
   async #noticeDeathsSoon(id: number): Promise<void> {
     if (!this.quirks.deathNoticedByTimeout) return;
@@ -375,7 +375,7 @@ export class UblkKernel implements Kernel {
   }
 
   claim(ids: readonly number[], purpose: ClaimedFor): Promise<Claim> {
-    // A stop is refused by the kernel, or looks again, when somebody comes later.
+    // For users that come later the kernel refuses the stop, or the stop looks again.
     return this.#claims.take(ids, purpose, { once: purpose === 'stopping' });
   }
 

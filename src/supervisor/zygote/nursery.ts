@@ -75,7 +75,7 @@ export class Nursery {
       return connection;
     } catch (error) {
       const { code } = error as { readonly code?: string };
-      // One that does not answer now must not do so when nobody waits for it any longer. The next fork is another's.
+      // A nursery that did not answer in time must not answer later. Another one forks the next zygote.
       if (code === 'TIMEOUT') nursery.child.kill('SIGKILL');
       if (code === 'TIMEOUT' || code === 'EPIPE') await nursery.ended.catch(() => undefined);
       void greeting.then(
@@ -110,7 +110,7 @@ export class Nursery {
         end(`its nursery ended with ${how}; was ${zygoteLibrary} built for this machine?`);
       });
     });
-    // Between two forks nobody waits for it.
+    // Between two forks the event loop need not wait for it.
     ended.catch(() => undefined);
     return { forks: false, child, socket, ended };
   }

@@ -7,7 +7,7 @@ import { afterDeadline } from '../../timing/deadline.js';
 /** Ample for a process that only forks; a zygote that needs longer hangs. */
 const HELLO_DEADLINE_MS = 10_000;
 
-/** A zygote that has said hello. Whoever uses it sets the two callbacks in the same turn. */
+/** A zygote that has said hello. The caller sets the two callbacks in the turn in which it gets the connection. */
 export interface ZygoteConnection {
   readonly pid: number;
   readonly channel: ZygoteChannel;

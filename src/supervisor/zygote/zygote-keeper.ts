@@ -112,7 +112,7 @@ export class ZygoteKeeper {
     return [];
   }
 
-  /** Nobody adopts this: lets go of the backend's files, here and there, so that their locks are free. */
+  /** For what is not adopted: this process and the zygote close the backend's files, so that their locks are free. */
   async forget(held: HeldByZygote): Promise<void> {
     closeHeld(held);
     await this.#running.get(held.zygote)?.retire();

@@ -222,7 +222,7 @@ export class Zygote {
     if (!this.#alive) throw zygoteGone();
     if (signal?.aborted) throw aborted();
     const sequence = translated(send);
-    // A process in uninterruptible sleep survives the cancellation; nobody waits for it any longer.
+    // A process in uninterruptible sleep survives the cancellation; the caller waits no longer.
     const giveUp = (error: SupervisorError): void =>
       this.#settle(sequence, (pending) => {
         if (this.#alive) this.#channel.cancel(sequence);
