@@ -87,7 +87,7 @@ export async function containerOf(read: ReadAt, size: number): Promise<string | 
   return null;
 }
 
-/** Of data that is to be made. */
+/** The block size of data that is to be made. */
 export function blockSizeOfNew(size: number): ChosenBlockSize {
   const bytes = SIZES.findLast((each) => size % each === 0) ?? SMALLEST;
   return { bytes, why: bytes === LARGEST ? 'the data is new' : `the data is new, of ${size} bytes` };

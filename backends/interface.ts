@@ -69,7 +69,7 @@ export interface OpenContext {
   /** The device refuses writes, so the backend need not be able to write. */
   readonly readOnly: boolean;
   readonly inherited?: LeftBackend;
-  /** Whom the queue processes run as; left out, as the supervisor. */
+  /** The user that the queue processes run as; left out, the supervisor's. */
   readonly user?: User | undefined;
   /** For what a backend has below it. */
   readonly openLower?: OpenLower;

@@ -23,7 +23,7 @@ const backends = {
   [Type in BackendOptions['type']]: Backend<Extract<BackendOptions, { type: Type }>>;
 };
 
-/** Where it is opened is up to that. */
+/** Whether opening the backend may hang, and so happens in the store process. */
 export function mayHang(options: BackendOptions): boolean {
   const backend: Backend<BackendOptions> = backends[options.type];
   return backend.mayHang === true;

@@ -38,7 +38,7 @@ export async function openInSharedMemory(
   await ensureSharedMemoryDirectory();
   const fd = openFile(path, { what, device, hasUsers });
   try {
-    // Who had it may have removed it before it was locked here.
+    // The file's last owner may have removed it before we locked it.
     if (!(await flock(fd)) || fstatSync(fd).nlink === 0) {
       const message = `${what} ${path} is in use by another process; use another device name`;
       throw new SupervisorError(message, { code: 'IN_USE', device });

@@ -1,7 +1,7 @@
 /** Bytes. JavaScript counts exactly so far, and twice as far, and the kernel farther; beyond any device that exists. */
 export const LARGEST_DEVICE = 2 ** 52;
 
-/** By what follows the number, in lower case: no two of them differ in that alone. */
+/** The units by their names in lower case; no two names differ in case alone. */
 const SIZE_UNITS: Readonly<Record<string, number>> = Object.fromEntries<number>([
   ['', 1],
   ['b', 1],

@@ -28,7 +28,7 @@ export function refusal(
   return new SupervisorError(`${operation} ${path} failed: ${reason}`, { code, errno: errnoOf(cause), cause });
 }
 
-/** Of a path that names nothing. */
+/** Throws unless a file may be made at the path, which names nothing yet. */
 export function assertMayBeMade(
   path: string,
   { size, readOnly }: { size?: number | undefined; readOnly: boolean },

@@ -106,7 +106,7 @@ async function announcedFirst(
   }
 }
 
-/** As its code or its options are now. */
+/** Asks the module what it announces, with its code and its options as they are now. */
 async function announcedAgain(
   load: LoadMessage,
   memory: MemoryFile,

@@ -105,7 +105,7 @@ void RamBackend::read(Responder& queue, const Request& request) {
   queue.complete(request, request.length);
 }
 
-// Of what is to be read: to look at a page that was never written would give it memory, or be an error where there is none.
+// The pieces of a read. To look at a page that was never written would give it memory, or be an error where there is none.
 std::span<const iovec> RamBackend::pieces(const Responder& queue, const Request& request) {
   const std::span<iovec> room(&pieces_[request.tag * piecesPerTag_], piecesPerTag_);
   size_t count = 0;

@@ -21,7 +21,7 @@ export interface DirectoryEntry {
   readonly crc: number;
   readonly compressedBytes: number;
   readonly bytes: number;
-  /** Of its local header in the file. */
+  /** Where its local header is in the file. */
   readonly headerOffset: number;
   readonly isLink: boolean;
   /** Another name that it says it has, in UTF-8. */

@@ -13,7 +13,7 @@ namespace ublk {
 namespace {
 
 constexpr size_t kDecoders = 8;
-// Of an archive that is changed again and again, for one request.
+// How often one request tries again while its archive is changed again and again.
 constexpr int kMostChecks = 3;
 constexpr size_t kInputBytes = size_t{32} * 1024;
 constexpr size_t kSkipBytes = size_t{64} * 1024;
@@ -145,7 +145,7 @@ bool ZipBackend::hasEntry(Responder& queue, std::byte* buffer, uint32_t length) 
   return false;
 }
 
-// Of what the archive was, decoders have read ahead.
+// For an archive that changed: decoders have read ahead in what it was.
 void ZipBackend::forgetPlaces() {
   if (!memory_) return;
   for (Decoder& decoder : memory_->decoders) decoder.started = false;

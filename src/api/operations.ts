@@ -2,7 +2,7 @@ import { Operation } from '../native/request.js';
 import type { RequestIdentity } from '../native/request.js';
 import type { OperationName, RequestStatus } from './status.js';
 
-/** By `UBLK_IO_OP_*`. */
+/** The names of operations by `UBLK_IO_OP_*`. */
 const names: Readonly<Record<number, OperationName>> = Object.fromEntries(
   (Object.entries(Operation) as [OperationName, number][]).map(([name, operation]) => [operation, name]),
 );

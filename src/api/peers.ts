@@ -3,7 +3,7 @@ import { peerOf, type Peer } from '../native/addon/accounts.js';
 
 /** Readers together get half of the server's connections, so that there is always room for an administrator. */
 const MOST_READER_CONNECTIONS = 32;
-/** Of one reader, so that there is room for another. */
+/** How many connections one reader may have, so that there is room for another. */
 const MOST_CONNECTIONS_EACH = 8;
 const MOST_REQUESTS_EACH = 50;
 const WINDOW_MS = 1_000;
@@ -61,7 +61,7 @@ export class Peers {
     return true;
   }
 
-  /** Of a connection that was admitted. */
+  /** What the user of an admitted connection may do. */
   roleOf(socket: Socket): Role {
     const peer = this.#peers.get(socket);
     if (peer === undefined) return 'nobody';

@@ -8,7 +8,7 @@ export function runtimeDirectory(option: string | undefined): string {
   return option ?? (given === undefined || given === '' ? '/run/ublk-supervisor' : given);
 }
 
-/** Where crash reports are kept, chosen likewise. */
+/** The directory for crash reports, chosen likewise. */
 export function stateDirectory(option: string | undefined): string {
   const given = process.env.STATE_DIRECTORY?.split(':')[0];
   return option ?? (given === undefined || given === '' ? '/var/lib/ublk-supervisor' : given);

@@ -17,7 +17,7 @@ export interface ApiRequest {
 
 export interface ApiAnswer {
   readonly status: number;
-  /** To be made JSON of, unless it is that. */
+  /** The document that becomes the JSON of the answer, or JSON that is complete already. */
   readonly body: unknown;
   readonly headers?: Readonly<Record<string, string>>;
   /** An error that is a bug of ours, for the log. */

@@ -96,7 +96,7 @@ export interface CrashStatus {
   readonly backend: string;
   readonly generation: number;
   readonly cause: CrashCause;
-  /** Of the process that was first. */
+  /** How the first of its processes ended. */
   readonly exit: ExitStatus;
   readonly phase: GenerationPhase;
   /** How many requests it had not answered. */

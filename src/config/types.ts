@@ -40,7 +40,7 @@ export interface DeviceConfig {
   readonly partitions: boolean;
   /** Queue processes that give no sign of life for so long are replaced. */
   readonly requestTimeoutMs: number;
-  /** Whom the queue processes run as; undefined: as the supervisor, without its capabilities. */
+  /** The user that the queue processes run as; undefined: the supervisor's, without its capabilities. */
   readonly user: User | undefined;
   /** A crash of a queue process may leave a core dump. */
   readonly coreDump: boolean;

@@ -7,7 +7,7 @@ import type { BackendInstance } from './define.js';
 type NativeStore = Extract<LowerStore, { readonly kind: 'native' }>;
 
 const SECTOR = 512;
-/** Of what has no data: whole blocks of every size, and less than the 4 GiB that a request can have. */
+/** How long a request without data may be: whole blocks of every size, and less than the 4 GiB that a request can have. */
 const LONGEST = 2 ** 30;
 const NO_FLAGS = { fua: false, mayUnmap: false };
 

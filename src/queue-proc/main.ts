@@ -24,7 +24,7 @@ import { sharedMemory } from './shared-memory.js';
  * by itself it is a probe: it loads the backend, opens it, says what a device of it announces, and ends.
  */
 
-/** Of a probe; a queue process is told which. */
+/** The descriptors of a probe; a queue process is told its own. */
 const PROBE_CHANNEL = 3;
 const PROBE_FIRST_FILE = 4;
 
@@ -57,7 +57,7 @@ onFrames(channel, (message) => {
   void load(message as LoadMessage);
 });
 
-/** Whom the supervisor wants a probe to be, by its arguments. */
+/** The user that a probe becomes, from its arguments. */
 function probeUser(): User | undefined {
   const [uid, gid] = process.argv.slice(2).map(Number);
   return uid === undefined || gid === undefined ? undefined : { uid, gid };
@@ -103,7 +103,7 @@ async function load({ device, module, options, directory, lower, loadOnly }: Loa
 
 const hasFiles = ({ store }: LowerBackend): boolean => store.kind === 'native' && store.parked;
 
-/** Who serves must not reach what others find parked. */
+/** Takes the parked files and closes the socket: a process that serves must not reach what is parked there. */
 function takeFiles(socket: number | undefined): readonly number[] {
   if (socket === undefined) return [];
   const files = parkedFiles(socket);

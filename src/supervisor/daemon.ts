@@ -25,7 +25,7 @@ export interface DaemonOptions {
   /** Hand over to the code of backends in JavaScript whenever it is saved. */
   readonly watch: boolean;
   readonly runtimeDir: string;
-  /** Whose members may read from the control socket. */
+  /** The group whose members may read from the control socket. */
   readonly group?: string | undefined;
   readonly stateDir: string;
   readonly log: Log;
@@ -97,7 +97,7 @@ function listenForSignals(supervisor: Supervisor, notifier: Notifier, log: Log):
         const reason = messageOf(error);
         if (reason !== said) log.error({}, `${reason}; still serving`);
         said = reason;
-        // Where a shutdown unmounts a file system as it stops us, the one may come a moment after the other.
+        // The stop is tried again: at a shutdown a file system may be unmounted a moment after we are told to stop.
         if (force || !notifier.managed) return;
         notifier.stopPutOff(reason);
         await setTimeout(STOP_RETRY_MS);

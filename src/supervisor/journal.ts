@@ -37,10 +37,10 @@ const lower = z.strictObject({
 const announced = store.extend({ lower: z.array(lower).readonly().optional() });
 
 const entry = z.strictObject({
-  /** Of the kernel that the device is in: no device outlives its boot. */
+  /** The id of the boot in which the device was made; no device outlives it. */
   boot: z.string(),
   id: z.int(),
-  /** By `add`, so that no configuration file has it. */
+  /** `add` made the device, so no configuration file has it. */
   added: z.boolean(),
   announced,
   /** As in the configuration's `devices`. */

@@ -282,7 +282,7 @@ export class ManagedDevice {
     }
   }
 
-  /** Of either size what is served by now is the one to be kept. Not while a generation may serve the other one. */
+  /** Gives the store the size that is served now. Call it only while no generation may serve the other size. */
   async #trim(): Promise<void> {
     if (!this.#oversized) return;
     const trimmed = this.device.backend?.trim?.() ?? Promise.resolve();

@@ -10,7 +10,7 @@ interface Watchable {
 }
 
 interface Seen {
-  /** Of the module as it was when the device last got its code. */
+  /** The state of the module's file when the device last got its code. */
   served: string;
   latest: string;
 }

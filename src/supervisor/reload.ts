@@ -16,7 +16,7 @@ export interface Reloadable {
   claim(devices: readonly ManagedDevice[]): Promise<Claim>;
   /** Keeps the data. */
   remove(managed: ManagedDevice): Promise<void>;
-  /** Of a device that was opened and is not to be, after all. */
+  /** Closes what `open` opened, when the reload is refused. */
   undo(managed: ManagedDevice): Promise<void>;
 }
 

@@ -27,9 +27,9 @@ import { ZygoteKeeper } from './zygote/zygote-keeper.js';
 export interface SupervisorPlace {
   /** For one supervisor at a time, with its control socket. Left out: a private one, and no control socket. */
   readonly runtimeDir?: string | undefined;
-  /** Whose members may read from the control socket; left out: root's. */
+  /** The group whose members may read from the control socket; left out: root's. */
   readonly group?: string | undefined;
-  /** Where crash reports are kept. Left out: nowhere. */
+  /** The directory for crash reports. Left out: none are kept. */
   readonly stateDir?: string | undefined;
   readonly log: Log;
   /** Reads the configuration again, for a reload; left out, there is none to read. */
@@ -51,7 +51,7 @@ type Use = (supervisor: Supervisor, ended: Promise<void>) => Promise<void>;
 export async function withSupervisor(place: SupervisorPlace, use: Use): Promise<SupervisorEnd | null> {
   const { runtimeDir, group, log } = place;
   try {
-    // Before anything goes through io_uring: the kernel's workers for it are for ever what the first who needed one was.
+    // Comes before anything goes through io_uring: the kernel's workers for it keep the flags of the thread that first needed one.
     becomeIoFlusher();
   } finally {
     // Says better what is missing for that.

@@ -169,7 +169,7 @@ export class Supervisor implements SupervisorApi {
     for (const [index, managed] of inOrder.entries()) {
       while (underWay.size >= STARTING_AT_ONCE) await Promise.race(underWay);
       waits &&= (await Promise.race([open(managed), patience])) === true;
-      // As long as there is headway.
+      // The order is kept only as long as one backend after the other is open in time.
       if (waits) patience = later(ORDER_PATIENCE_MS);
       void open(inOrder[index + STARTING_AT_ONCE]);
       const started = this.#startPatiently(managed, failures);

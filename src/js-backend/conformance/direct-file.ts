@@ -37,7 +37,7 @@ export class DirectFile {
     return new DirectFile(await open(path, constants.O_RDWR | constants.O_DIRECT | flags));
   }
 
-  /** Of a device that cannot be written to. */
+  /** Opens a device that cannot be written to. */
   static async openReadOnly(path: string): Promise<DirectFile> {
     return new DirectFile(await open(path, constants.O_RDONLY | constants.O_DIRECT));
   }

@@ -34,7 +34,7 @@ export function groupOf(name: string): number | null {
   return translated(() => addon().groupOf(name));
 }
 
-/** Who connected to the unix socket whose accepted end is `fd`. Throws when the process is gone. */
+/** The process that connected to the unix socket whose accepted end is `fd`. Throws when it is gone. */
 export function peerOf(fd: number): Peer {
   return translated(() => addon().peerOf(fd));
 }

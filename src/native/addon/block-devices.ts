@@ -20,7 +20,7 @@ interface Addon {
 
 const addon = (): Addon => loadAddon() as Addon;
 
-/** Who has which block device open; not who has it mounted. In a thread of its own, and no file system is asked. */
+/** Which process has which block device open; mounts are not among that. Runs in a thread of its own, and asks no file system. */
 export function openBlockDevices(): Promise<OpenBlockDevices> {
   return addon().openBlockDevices();
 }

@@ -14,7 +14,7 @@ export interface SpawnRequest {
   readonly dataPath: number;
   /** The backend's files are then a channel for each queue, where they print, and what the shared memory is parked in. */
   readonly javascript: boolean;
-  /** Whom the queue processes run as, or `SAME_USER` twice. */
+  /** The user that the queue processes run as, or `SAME_USER` twice. */
   readonly uid: number;
   readonly gid: number;
   readonly coreDump: boolean;
@@ -97,7 +97,7 @@ export type ZygoteMessage = { readonly sequence: number } & (
       readonly type: 'controlled';
       /** >= 0 or -errno. */
       readonly result: number;
-      /** Of the control process. */
+      /** The control process' pid. */
       readonly pid: number;
       /** The rest as ADD_DEV granted it. */
       readonly id: number;

@@ -185,7 +185,7 @@ class SharedMap {
   SharedLayout layout_{};
 };
 
-// Of a memfd that is sealed against shrinking. Throws EPROTO when its size is another.
+// Maps a memfd that is sealed against shrinking. Throws EPROTO when its size is another.
 SharedMap mapSharedPage(int memfd, uint32_t queues, uint32_t depth);
 
 // Leaves why the process gives up where the supervisor finds it.

@@ -29,7 +29,7 @@ void beginPreparing(QueuePage& page) {
   page.phase = static_cast<uint32_t>(Phase::preparing);
 }
 
-// Who serves must not reach what others find parked.
+// Takes the parked files and closes the socket: a process that serves must not reach what is parked there.
 std::vector<FileDescriptor> takeFiles(int parked) {
   if (parked < 0) return {};
   const FileDescriptor socket(parked);

@@ -15,14 +15,14 @@ export interface Outstanding {
 
 interface Suspect extends RequestIdentity {
   readonly crashes: number;
-  /** Of which it alone was the cause, while later ones were answered. */
+  /** How many hangs it alone was the cause of, while later requests were answered. */
   readonly hangs: number;
 }
 
 export interface Judgement {
   /** Quarantined from now on. */
   readonly convicted: readonly MarkedRequest[];
-  /** As guilty, but there is no room. */
+  /** Found guilty as well, but there is no room to mark them. */
   readonly unplaced: readonly MarkedRequest[];
 }
 

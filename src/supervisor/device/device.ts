@@ -111,7 +111,7 @@ export class Device {
     const onExit = (status: ExitStatus): void => this.#onExit(status);
     const onReport = (report: QueueReport): void => this.#onReport(report);
     const onDeath = (death: Death): void => {
-      // Of what is tried again and again the first attempt says it all.
+      // A device that is tried again and again reports its first attempt only.
       if (this.#retrying === null) this.#crashes.died(death);
       // It took the time-out, so it paces itself; and a store that does not answer must not use up the restarts.
       if (death.remains.hung !== null) this.#attempts.askedFor();
@@ -631,7 +631,7 @@ export class Device {
   }
 }
 
-/** Who uses the device was promised that size. */
+/** Throws unless the backend has the size that the device's users know. */
 function assertSameSize(device: string, { id, size }: FoundDevice, now: number): void {
   if (size === null || size === now) return;
   const message =

@@ -327,14 +327,14 @@ export class KernelDevice {
       await this.#kernel.beginRecovery(this.#id());
     } catch (error) {
       const refused = error instanceof SupervisorError && error.code === 'EINVAL';
-      // By an earlier supervisor, who did not get to its next generation.
+      // An earlier supervisor began it, and did not get to its next generation.
       const begun = this.#found !== null && this.#kernel.quirks.recoveryBeginsOnce && refused;
       if (!begun) throw error;
     }
     this.#side = 'recovering';
   }
 
-  /** Before anything is ended; stopDevice claims the device again. */
+  /** Rejects before anything is ended; stopDevice claims the device again. */
   async #assertUnused(): Promise<void> {
     if (this.blockDevice === null) return;
     const claim = await this.#kernel.claim([this.blockDevice], 'stopping');

@@ -93,7 +93,7 @@ const nothing = { exited: 'later', stop: 'later', recover: 'later', handOver: 'l
 const remove = (then: AfterRemoval): Target => ({ state: 'stopping', then });
 
 export const machine: Readonly<Record<DeviceState, Rule>> = {
-  // Of a device that an earlier supervisor left. Whatever it was doing, the kernel has the device in one of three states. One
+  // An earlier supervisor left the device. Whatever that was doing, the kernel has the device in one of three states. One
   // that is served needs no backend of ours for that; it is opened when the device is live.
   adopting: {
     blockDevice: 'kept',

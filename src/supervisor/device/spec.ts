@@ -70,7 +70,7 @@ export function deviceSpec(
   };
 }
 
-/** Of a device that an earlier supervisor made: what its users were told stays. */
+/** The spec of a device that an earlier supervisor made: it keeps what the device's users were told. */
 export function specOfFound(
   served: Served,
   kernel: Pick<Kernel, 'offers' | 'nursery'>,

@@ -66,7 +66,7 @@ export class Waiters {
     return again(this.#stops[0]);
   }
 
-  /** Likewise of the hand-over. */
+  /** Whether the hand-over that a death interrupted is to be tried again after the recovery. */
   handOverAgain(): boolean {
     return again(this.#handOvers[0]);
   }

@@ -160,7 +160,7 @@ export function capabilityShortage(
   return `${which} a user, which takes ${missing}; run in a container or a service that has it`;
 }
 
-/** Where it is not the kernel's, the nodes of new devices have to be made. */
+/** If /dev is not the kernel's, we make the nodes of new devices. */
 function probeDev(host: Host): CheckResult {
   const type = typeOfDev(host.readText('/proc/self/mountinfo') ?? '') ?? 'a directory';
   if (type === 'devtmpfs') return ok(type);

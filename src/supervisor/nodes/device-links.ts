@@ -20,7 +20,7 @@ const TARGET = /^\.\.\/\.\.\/(ublkb[0-9]+(?:p[0-9]+)?)$/;
  */
 export class DeviceLinks {
   readonly #log: Log;
-  /** By the link's name. */
+  /** The targets of links by the links' names. */
   readonly #targets = new Map<string, string>();
 
   constructor(log: Log) {

@@ -13,7 +13,7 @@ export function typeOfDev(mountinfo: string): string | null {
   let type: string | null = null;
   for (const line of mountinfo.split('\n')) {
     const [place = '', what = ''] = line.split(' - ', 2);
-    // Of several the last one is on top.
+    // The last one of several is on top.
     if (place.split(' ')[4] === '/dev') type = what.split(' ', 1)[0] ?? null;
   }
   return type;

@@ -87,7 +87,7 @@ export class Notifier {
 
   /** The service manager counts the service as reloading until `reload` has settled, which settles this too. */
   async whileReloading(reload: () => Promise<void>): Promise<void> {
-    // Before the first READY=1 one more would say that the devices are there.
+    // Another READY=1 before the first would say that the devices are there.
     if (!this.#ready) return reload();
     // What systemd compares is CLOCK_MONOTONIC, which is what hrtime reads.
     this.#send('RELOADING=1', `MONOTONIC_USEC=${String(process.hrtime.bigint() / 1000n)}`);
@@ -138,7 +138,7 @@ export class Notifier {
   #say(status: string): void {
     if (status === this.#status) return;
     this.#status = status;
-    // Of what waits for a service manager that is busy only the latest counts, and must not crowd out what does.
+    // While the service manager is busy, only the latest of these messages counts; it must not crowd out the others.
     if (this.#waiting.at(-1)?.startsWith('STATUS=') === true) this.#waiting.pop();
     this.#send(`STATUS=${status}`);
   }

@@ -77,7 +77,7 @@ export class Stores {
     };
   }
 
-  /** Of a process that ends meanwhile another one is asked: each call can be made twice. */
+  /** If the store process ends meanwhile, another one gets the call: each call can be made twice. */
   async #perform(
     call: StoreCall,
     opening: Opening,
@@ -101,7 +101,7 @@ export class Stores {
   }
 }
 
-/** Of the message: they travel beside it. */
+/** Leaves out the files, which travel beside the message. */
 function withoutFiles({ size, blockSize, announced }: LeftBackend): Omit<LeftBackend, 'files'> {
   return { size, blockSize, announced };
 }

@@ -4,7 +4,7 @@ import { outputPipe } from '../../native/addon/system.js';
 import { HEAP_FULL, LONGEST_TEXT } from '../../channel/messages.js';
 import { PrintedLines } from '../../channel/printed-lines.js';
 
-/** After each piece, of 64 KiB at most, so that who prints without end costs us little; what does not fit into the pipe is lost. */
+/** How long to wait after each piece that was read, so that a process that prints without end costs us little. What the pipe has no room for is lost. */
 const PAUSE_MS = 100;
 const PIECE_BYTES = 64 * 1024;
 

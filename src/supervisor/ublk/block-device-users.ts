@@ -32,7 +32,7 @@ interface Mount {
   readonly elsewhere: string | null;
 }
 
-/** Who has the device or a partition open without having claimed it, but for `ours`. */
+/** The processes, other than `ours`, that have the device or a partition open without a claim. */
 export async function openersOf(
   id: number,
   { openers, loops }: OpenBlockDevices,
@@ -162,7 +162,7 @@ async function mountsOf(layer: Layer, { mounts, btrfs }: SystemUsers): Promise<s
   return found;
 }
 
-/** Of all mount namespaces that a process is in. */
+/** The mounts of all mount namespaces that a process is in. */
 async function readMounts(): Promise<Mount[]> {
   const self = String(process.pid);
   const others = (await readdir('/proc')).filter((name) => /^[0-9]+$/.test(name) && name !== self);
@@ -214,7 +214,7 @@ async function readBtrfs(): Promise<string[][]> {
   return Promise.all(volumes.map((volume) => readdir(`/sys/fs/btrfs/${volume}/devices`).catch(() => [])));
 }
 
-/** Of a path in /dev alone: others may be on a file system that does not answer. */
+/** The number of a device by its path in /dev; other paths may be on a file system that does not answer. */
 async function deviceOf(path: string): Promise<string> {
   if (!path.startsWith('/dev/')) return '';
   const node = await stat(path).catch(() => null);
@@ -227,7 +227,7 @@ async function nameOf(path: string): Promise<string> {
   return device === '' ? '' : basename(await readlink(`/sys/dev/block/${device}`).catch(() => ''));
 }
 
-/** Who claims a device and is named nowhere. */
+/** What messages say of a claim when no process and no holder of the device is known. */
 async function hiddenUserOf(name: string): Promise<string> {
   const types = await readdir('/sys/fs').catch(() => []);
   const type = types.find((one) => existsSync(`/sys/fs/${one}/${name}`));

@@ -30,7 +30,7 @@ interface Held {
 export class Claims {
   readonly #hold: (id: number) => Promise<HeldProcess>;
   readonly #held = new Map<number, Held>();
-  /** Of the processes in #held. */
+  /** The pids of the processes in #held. */
   readonly #pids = new Set<number>();
   #search: Promise<OpenBlockDevices> | null = null;
   #nextSearch: Promise<OpenBlockDevices> | null = null;

@@ -2,7 +2,7 @@ import { getSystemErrorMap } from 'node:util';
 import type { FailedRequests, SharedPages } from '../../native/addon/shared-pages.js';
 import { describeRequest, isOperation, requestStatus } from '../../api/operations.js';
 
-/** Of a kind of which there was a line, another one comes when so much time has passed. */
+/** How long after a line about failures of one kind the next one may come. */
 const QUIET_MS = 60_000;
 
 interface Kind {
@@ -19,7 +19,7 @@ export class FailureReports {
   readonly #pages: Pick<SharedPages, 'failures'>;
   readonly #now: () => number;
   readonly #say: (queue: number, message: string) => void;
-  /** By queue: how many had failed when we looked last. */
+  /** For each queue, how many requests had failed at the last look. */
   readonly #looked: number[] = [];
   /** Queues of which there is something that was not told yet. */
   readonly #pending = new Set<number>();

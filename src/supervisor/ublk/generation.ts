@@ -23,7 +23,7 @@ const NOTICE_DEADLINE_MS = 50;
  * backends; ublk-supervisor-backend(7) promises it.
  */
 const CLOSE_DEADLINE_MS = 1000;
-/** After SIGKILL only a process in uninterruptible sleep is still there. */
+/** How long a process may stay after SIGKILL before we say that it is in uninterruptible sleep. */
 const KILL_DEADLINE_MS = 5_000;
 
 /** Filled in as the news arrive: the pidfd says that, the zygote a moment later how. */
@@ -51,13 +51,13 @@ export class ProcessGeneration implements Generation {
   readonly #pages: SharedPages;
   readonly #members: readonly Member[];
   readonly #firstExit = new AbortController();
-  /** Of the processes that ended before we ended the rest. */
+  /** The exits of the processes that ended before we ended the rest. */
   readonly #causes: MutableExit[] = [];
   #endingOthers = false;
   #hang: Hang | null = null;
   #stall: Stall | null = null;
   readonly #answeredBefore: Remains['answered'];
-  /** By performance.now(), of the first of the processes. */
+  /** When the first of the processes ended, by performance.now(). */
   #diedAt = Infinity;
   readonly #stopWatching: () => void;
   #alive: number;
@@ -70,7 +70,7 @@ export class ProcessGeneration implements Generation {
     readonly processes: readonly { readonly pid: number; readonly pidfd: number | null }[];
     readonly channels: readonly BackendChannel[];
     readonly output: BackendOutput | null;
-    /** Of those who look for hangs. */
+    /** The rounds in which the generation is looked at for hangs. */
     readonly rounds: Rounds;
     readonly requestTimeoutMs: number;
     readonly failures: FailureReports;
@@ -150,7 +150,7 @@ export class ProcessGeneration implements Generation {
   remains(): Remains {
     const queues = this.pids.length;
     const sinceMs = Math.max(0, performance.now() - this.#diedAt);
-    // Whom the kernel sent away when another one died has released its queue.
+    // A process whose requests the kernel took back, because another one died, has released its queue.
     const ended = this.#causes.map(({ queue }) => queue);
     const died = ended.filter((queue) => this.#pages.readQueue(queue).phase !== QueuePhase.released);
     return {

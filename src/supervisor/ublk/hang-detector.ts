@@ -25,7 +25,7 @@ export interface QueueSight {
 export interface Observation {
   /** Milliseconds of a monotonic clock. */
   readonly now: number;
-  /** By queue. */
+  /** What was seen of each queue. */
   readonly queues: readonly QueueSight[];
 }
 

@@ -50,10 +50,10 @@ export interface FoundDevice extends GrantedDevice {
 /** `DEAD`: not started, or stopped. `QUIESCED`: its server is gone; also where new requests fail meanwhile. */
 export type KernelDeviceState = 'DEAD' | 'LIVE' | 'QUIESCED';
 
-/** Who serves a device that an earlier supervisor left. */
+/** The generation that serves a device of an earlier supervisor. */
 export interface Adopted {
   readonly generation: Generation;
-  /** Of the requests that the generation got to know. */
+  /** The marks that the generation was given and that still count. */
   readonly marked: readonly MarkedRequest[];
 }
 
@@ -155,7 +155,7 @@ export interface Kernel {
   /** That nursery if there is one of that number, else the one that forks what is new. */
   nursery(wanted: number | null): number;
   offers(dataPath: DataPath): boolean;
-  /** By which a device of that name is known in the kernel; a few names share one. */
+  /** The cookie by which the kernel knows a device of that name; a few names share one. */
   cookieOf(name: string): bigint;
   /** There is UPDATE_SIZE. */
   readonly resizes: boolean;

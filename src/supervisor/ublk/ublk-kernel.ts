@@ -62,7 +62,7 @@ const SPAWN_RETRY_MS = 5;
 const SPAWN_DEADLINE_MS = 2_000;
 /** Messages carry 253 descriptors, of which each channel, the output and the shared memory take two and the shared page one. */
 const MOST_KEPT_CHANNELS = 124;
-/** Who opened a device just now is most often udev, and leaves again. */
+/** How long TRY_STOP_DEV is tried while the device is open: the opener is most often udev, which closes it again. */
 const TRY_STOP_MS = 1_000;
 /** How long a deleted device's id may stay taken before we say that the block device is still open. */
 const REMOVAL_POLL_MS = 5;
@@ -72,7 +72,7 @@ const OLD_KERNEL_IO_TIMEOUT_MS = 1_000;
 
 const ANY_ID = 0xffffffff;
 const SECTOR = 512;
-/** Of one discard or write zeroes: where a store has to write the zeros, a slow disk takes a second or two for that. */
+/** The most that one discard or write zeroes covers: a store that has to write the zeros needs a second or two for that on a slow disk. */
 const MAX_DISCARD_SECTORS = (64 << 20) / SECTOR;
 
 const Attribute = { readOnly: 1, rotational: 2, volatileCache: 4, fua: 8 } as const;
@@ -86,7 +86,7 @@ interface DeviceRecord {
   forking: Promise<Zygote> | null;
   /** null: it never had a generation. */
   pages: SharedPages | null;
-  /** With the pages. */
+  /** null exactly while `pages` is. */
   failures: FailureReports | null;
   generation: ProcessGeneration | null;
   /** How long FETCHes may be waited for. */
@@ -148,7 +148,7 @@ export class UblkKernel implements Kernel {
     });
     const { id, queues, depth } = answer;
     const granted = { id, queues, depth };
-    // Of a device that was just deleted, and is not released yet.
+    // A device that was just deleted may not be released yet.
     const before = this.#devices.get(id);
     this.#devices.set(id, newRecord(granted, spec, zygote));
     void before?.zygote?.retire();
@@ -386,7 +386,7 @@ export class UblkKernel implements Kernel {
       if (force) await this.#control('STOP_DEV', id, {});
       else if (this.#has('SAFE_STOP_DEV')) await this.#tryStop(id);
       else {
-        // Who opened it during the write-back.
+        // Throws if a program has opened the device during the write-back.
         await (await this.#claims.take([id], 'stopping')).release();
         await this.#control('STOP_DEV', id, {});
         // Its id would stay taken until the last claim goes, that of a stop of all devices for example.
@@ -428,7 +428,7 @@ export class UblkKernel implements Kernel {
     }
   }
 
-  /** Of a device that an earlier supervisor left and that has no zygote. */
+  /** Deletes a device that an earlier supervisor left and that has no zygote. */
   async deleteLeftDevice(id: number): Promise<boolean> {
     const zygote = await this.#zygotes.fork(this.nursery(null));
     try {
@@ -609,7 +609,7 @@ function leftPages({ queues, depth, sharedPage }: HeldByZygote): SharedPages {
   }
 }
 
-/** Of actions that send no command. */
+/** What messages call the actions that send no command. */
 const operationName: Readonly<Record<number, string>> = {
   [controlAction.writeBack]: 'write-back',
   [controlAction.claim]: 'claim',
@@ -626,7 +626,7 @@ function controlRequest(command: ControlCommand, id: number, details: Partial<Co
   };
 }
 
-/** Where a process is who the zygote says: a child of it. null: it is gone. */
+/** A pidfd of the process if it is still a child of the zygote; null if it is gone, or its number is another's. */
 function childPidfd(pid: number, zygote: number): number | null {
   const pidfd = openPidfd(pid);
   if (pidfd === null) return null;

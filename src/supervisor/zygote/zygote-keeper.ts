@@ -8,14 +8,14 @@ import { zygoteSocket } from '../../api/places.js';
 import { findZygote, type ZygoteConnection } from './zygote-connection.js';
 import { closeHeld, type HeldByZygote, Zygote } from './zygote.js';
 
-/** Of a zygote, with its number; a later one's is higher. */
+/** The name of a zygote's socket, with its number; a later zygote's is higher. */
 const SOCKET = /^zygote-([1-9][0-9]{0,8})\.sock$/;
 
 /** What zygotes hold that an earlier supervisor left. */
 export interface LeftZygotes {
   /** One a device. */
   readonly held: readonly HeldByZygote[];
-  /** Of those that can be talked to. */
+  /** The pids of the zygotes that can be talked to. */
   readonly pids: readonly number[];
 }
 
@@ -76,7 +76,7 @@ export class ZygoteKeeper {
     this.#lastNumber = Math.max(0, ...numbers);
     const held = new Map<number, HeldByZygote>();
     for (const one of await this.#adoptEach(numbers)) {
-      // Of a device in the middle of an upgrade each of two zygotes holds a generation.
+      // In the middle of an upgrade each of two zygotes holds a generation of the same device.
       const other = held.get(one.deviceId);
       const [newer, older] = other === undefined || other.generation < one.generation ? [one, other] : [other, one];
       held.set(newer.deviceId, newer);

@@ -54,11 +54,11 @@ const LAST_WORDS_DEADLINE_MS = 50;
  * requests reject; the device goes on with another one.
  */
 export class Zygote {
-  /** Of its socket; a later zygote's is higher. */
+  /** The number of its socket; a later zygote's is higher. */
   readonly number: number;
   /** Which forked it; of one that was adopted, whose code stands for it. */
   readonly nursery: number;
-  /** Of the zygote: START_DEV and END_USER_RECOVERY name it, as it opened the char device. */
+  /** The zygote's own pid: START_DEV and END_USER_RECOVERY name it, as it opened the char device. */
   readonly pid: number;
   /** Resolves when the zygote is gone. */
   readonly closed: Promise<void>;
@@ -67,7 +67,7 @@ export class Zygote {
   readonly #channel: ZygoteChannel;
   readonly #process: ProcessWatch | null;
   readonly #pending = new Map<number, Pending>();
-  /** Who waits for the end of a control process. */
+  /** The callers that wait for the end of a control process. */
   readonly #ends = new Map<number, () => void>();
   #alive = true;
   #retired = false;
