@@ -3,6 +3,7 @@ import { chmod, lstat, mkdir, statfs } from 'node:fs/promises';
 import { totalmem } from 'node:os';
 import { SupervisorError, reasonOf } from '../src/errors.js';
 import { flock } from '../src/native/addon/files.js';
+import { isOurDirectory } from '../src/trusted.js';
 
 /** Where backends keep what lives in memory and outlives every process: a directory of our own below /dev/shm. */
 export const SHARED_MEMORY_DIRECTORY = '/dev/shm/ublk-supervisor';
@@ -16,7 +17,7 @@ async function ensureSharedMemoryDirectory(): Promise<void> {
     if (!(error instanceof Error && 'code' in error && error.code === 'EEXIST')) throw error;
   });
   const found = await lstat(SHARED_MEMORY_DIRECTORY);
-  if (!found.isDirectory() || found.uid !== process.geteuid?.() || (found.mode & 0o022) !== 0) {
+  if (!isOurDirectory(found)) {
     throw new SupervisorError(`${SHARED_MEMORY_DIRECTORY} is not a directory that only we can write to; remove it`, {
       code: 'BACKEND',
     });

@@ -1,3 +1,4 @@
+import type { Stats } from 'node:fs';
 import { stat } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { packageRoot } from './package-root.js';
@@ -6,6 +7,11 @@ const BY_GROUP = 0o020;
 const BY_ALL = 0o002;
 /** Mode of a folder in which only the owner of a file may replace it, such as /tmp. */
 export const STICKY = 0o1000;
+
+/** Whether `lstat` found a directory, no link to one, in which this user alone can make or remove anything. */
+export function isOurDirectory(found: Stats): boolean {
+  return found.isDirectory() && found.uid === process.geteuid?.() && (found.mode & (BY_GROUP | BY_ALL)) === 0;
+}
 
 export interface TrustOptions {
   /** A sticky folder that everybody may write to, such as /tmp, will do: a user cannot replace another user's files there. */

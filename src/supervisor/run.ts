@@ -23,6 +23,7 @@ import { UblkKernel } from './ublk/ublk-kernel.js';
 import type { DeviceChange } from '../api/status.js';
 import { Stores } from './stores/stores.js';
 import { ZygoteKeeper } from './zygote/zygote-keeper.js';
+import { isOurDirectory } from '../trusted.js';
 
 export interface SupervisorPlace {
   /** For one supervisor at a time, with its control socket. Left out: a private one, and no control socket. */
@@ -148,7 +149,7 @@ async function makeRuntimeDirectory(path: string): Promise<void> {
   try {
     await mkdir(path, { recursive: true, mode: 0o750 });
     const found = await lstat(path);
-    if (!found.isDirectory() || found.uid !== process.geteuid?.() || (found.mode & 0o022) !== 0) {
+    if (!isOurDirectory(found)) {
       throw new Error('it is not a directory that only we can write to');
     }
   } catch (error) {

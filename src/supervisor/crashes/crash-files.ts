@@ -3,6 +3,7 @@ import { lstat, mkdir, open, readdir, rename, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { messageOf } from '../../errors.js';
 import type { Log } from '../../log/log.js';
+import { isOurDirectory } from '../../trusted.js';
 
 const MOST_FILES = 100;
 /** Reports that wait for a file system that hangs; more are dropped. */
@@ -85,7 +86,7 @@ export class CrashFiles {
 async function makePrivate(directory: string): Promise<void> {
   await mkdir(directory, { recursive: true, mode: 0o750 });
   const found = await lstat(directory);
-  if (!found.isDirectory() || found.uid !== process.geteuid?.() || (found.mode & 0o022) !== 0) {
+  if (!isOurDirectory(found)) {
     throw new Error(`${directory} is not a directory that only we can write to`);
   }
 }

@@ -6,6 +6,7 @@ import { messageOf } from '../../errors.js';
 import type { Log } from '../../log/log.js';
 import { ensureNode, removeStaleNodes } from './device-nodes.js';
 import type { DeviceChange } from '../../api/status.js';
+import { isOurDirectory } from '../../trusted.js';
 
 const PARENT = '/dev/ublk';
 const DIRECTORY = `${PARENT}/by-name`;
@@ -135,10 +136,7 @@ function makeDirectory(): void {
 
 function assertSafe(): void {
   for (const place of [PARENT, DIRECTORY]) {
-    const found = lstatSync(place);
-    if (!found.isDirectory() || found.uid !== process.geteuid?.() || (found.mode & 0o022) !== 0) {
-      throw new Error(`${place} is not a directory that only we can write to`);
-    }
+    if (!isOurDirectory(lstatSync(place))) throw new Error(`${place} is not a directory that only we can write to`);
   }
 }
 

@@ -6,7 +6,6 @@ import { SupervisorError, messageOf } from '../../errors.js';
 import { SAME_USER } from '../../native/addon/accounts.js';
 import {
   controlAction,
-  controlCommand,
   dataPathNumber,
   type ControlCommand,
   type ControlRequest,
@@ -15,16 +14,17 @@ import {
   createSharedPages,
   reopenSharedPages,
   type MarkedRequest,
-  type SharedOperation,
   type SharedPages,
 } from '../../native/addon/shared-pages.js';
 import { openPidfd } from '../../native/addon/process-watch.js';
-import { errnoName } from '../../errors.js';
 import { ublkDeviceInfo } from '../../native/addon/system.js';
 import type { BackendReport } from '../../channel/message-schema.js';
 import { BackendChannel } from './backend-channel.js';
 import { BackendOutput } from './backend-output.js';
 import { Claims } from './claims.js';
+import { ANY_ID, COMMAND_DEADLINE_MS, holdClaim, runCommand } from './commands.js';
+import { SECTOR, flagsOf, maxIoBytes, parametersOf } from './parameters.js';
+import { queueStatus } from './queue-status.js';
 import { ensureNode, removeStaleNodes } from '../nodes/device-nodes.js';
 import { stateOf } from './ublk-devices.js';
 import { parentOf } from '../host/processes.js';
@@ -45,18 +45,13 @@ import type {
   QueueReport,
   StopOptions,
 } from './kernel.js';
-import type { OperationStatus, QueueStatus } from '../../api/status.js';
-import { DEVICE_LIMIT } from '../host/device-limit.js';
+import type { QueueStatus } from '../../api/status.js';
 import { dataPathFeature, featureFlag, hasFeature, ublkFeatureTable } from '../host/ublk-features.js';
-import type { ControlAnswer, HeldByZygote, HeldProcess, Zygote } from '../zygote/zygote.js';
+import type { ControlAnswer, HeldByZygote, Zygote } from '../zygote/zygote.js';
 import type { ZygoteKeeper } from '../zygote/zygote-keeper.js';
 
-/** Commands that only wait for locks or for FETCHes. */
-const COMMAND_DEADLINE_MS = 10_000;
 /** Queue processes with a JavaScript backend boot node, load the backend and open it before they fetch. */
 const JAVASCRIPT_FETCH_DEADLINE_MS = 60_000;
-/** Writing a large dirty page cache back takes its time. */
-const WRITE_BACK_DEADLINE_MS = 120_000;
 /** udev may hold a new char device for a moment, and its node may not be there yet. */
 const SPAWN_RETRY_MS = 5;
 const SPAWN_DEADLINE_MS = 2_000;
@@ -69,13 +64,6 @@ const REMOVAL_POLL_MS = 5;
 const REMOVAL_DEADLINE_MS = 2_000;
 /** Up to 6.14 this is how long a dead server with every command in flight stays unnoticed; the default is 30 s. */
 const OLD_KERNEL_IO_TIMEOUT_MS = 1_000;
-
-const ANY_ID = 0xffffffff;
-const SECTOR = 512;
-/** The most that one discard or write zeroes covers: a store that has to write the zeros needs a second or two for that on a slow disk. */
-const MAX_DISCARD_SECTORS = (64 << 20) / SECTOR;
-
-const Attribute = { readOnly: 1, rotational: 2, volatileCache: 4, fua: 8 } as const;
 
 /** What is kept for a device between its generations. */
 interface DeviceRecord {
@@ -102,7 +90,7 @@ export class UblkKernel implements Kernel {
   readonly #zygotes: Pick<ZygoteKeeper, 'fork' | 'nursery' | 'running'>;
   readonly #devices = new Map<number, DeviceRecord>();
   readonly #rounds = new Rounds();
-  readonly #claims = new Claims((id) => this.#holdClaim(id));
+  readonly #claims = new Claims(async (id) => holdClaim(await this.#zygoteOf(id), id));
 
   /** `cookieOf` marks our devices in the kernel. */
   constructor(options: {
@@ -132,7 +120,7 @@ export class UblkKernel implements Kernel {
   }
 
   async addDevice(spec: DeviceSpec): Promise<GrantedDevice> {
-    const wanted = this.#deviceFlags(spec);
+    const wanted = flagsOf(spec, this.#features);
     const zygote = await this.#zygotes.fork(spec.nursery);
     const device = {
       id: spec.id ?? ANY_ID,
@@ -142,7 +130,7 @@ export class UblkKernel implements Kernel {
       flags: wanted,
       cookie: this.cookieOf(spec.name),
     };
-    const answer = await this.#controlBy(zygote, 'ADD_DEV', device.id, { device }).catch(async (error: unknown) => {
+    const answer = await runCommand(zygote, 'ADD_DEV', device.id, { device }).catch(async (error: unknown) => {
       await zygote.retire();
       throw error;
     });
@@ -165,24 +153,7 @@ export class UblkKernel implements Kernel {
   }
 
   async setParameters(id: number, spec: DeviceSpec): Promise<void> {
-    const { facts } = spec;
-    const physicalBlock = Math.max(spec.blockSize, 4096);
-    await this.#control('SET_PARAMS', id, {
-      parameters: {
-        attributes:
-          (facts.readOnly ? Attribute.readOnly : 0) |
-          (facts.rotational ? Attribute.rotational : 0) |
-          (facts.volatileCache ? Attribute.volatileCache : 0) |
-          (facts.fua ? Attribute.fua : 0),
-        logicalBlockShift: Math.log2(spec.blockSize),
-        physicalBlockShift: Math.log2(physicalBlock),
-        maxSectors: maxIoBytes(spec) / SECTOR,
-        deviceSectors: spec.size / SECTOR,
-        discardGranularity: physicalBlock,
-        maxDiscardSectors: facts.discard ? MAX_DISCARD_SECTORS : 0,
-        maxWriteZeroesSectors: facts.writeZeroes ? MAX_DISCARD_SECTORS : 0,
-      },
-    });
+    await this.#control('SET_PARAMS', id, { parameters: parametersOf(spec) });
   }
 
   async spawn(
@@ -371,7 +342,7 @@ export class UblkKernel implements Kernel {
     const zygote = await this.#zygoteOf(id);
     const fetched = pages && { sharedPage: pages.fd, pids: generation?.pids ?? [] };
     const details = { action: controlAction.whenFetched, data: zygote.pid, ...fetched };
-    await this.#controlBy(zygote, command, id, details, signal, fetchDeadlineMs);
+    await runCommand(zygote, command, id, details, signal, fetchDeadlineMs);
   }
 
   claim(ids: readonly number[], purpose: ClaimedFor): Promise<Claim> {
@@ -445,7 +416,7 @@ export class UblkKernel implements Kernel {
   async #deleteDevice(id: number, zygote: Zygote): Promise<boolean> {
     const record = this.#devices.get(id);
     try {
-      await this.#controlBy(zygote, 'DEL_DEV_ASYNC', id, {});
+      await runCommand(zygote, 'DEL_DEV_ASYNC', id, {});
     } catch (error) {
       if (error instanceof SupervisorError && error.code === 'ENODEV') return true;
       throw error;
@@ -463,21 +434,7 @@ export class UblkKernel implements Kernel {
   queueStatus({ id, queues, depth }: GrantedDevice, generation: Generation | null): QueueStatus[] {
     const pages = this.#devices.get(id)?.pages;
     if (!pages) return [];
-    return Array.from({ length: queues }, (_, index) => {
-      const { inflight, operations } = pages.readQueue(index);
-      const operation = (kind: number): OperationStatus => operationStatus(operations[kind]);
-      return {
-        index,
-        pid: generation && !generation.exited.aborted ? (generation.pids[index] ?? null) : null,
-        depth,
-        inflight,
-        read: operation(0),
-        write: operation(1),
-        flush: operation(2),
-        discard: operation(3),
-        writeZeroes: operation(4),
-      };
-    });
+    return queueStatus(pages, { queues, depth }, generation);
   }
 
   unmark(id: number): void {
@@ -501,67 +458,13 @@ export class UblkKernel implements Kernel {
     return record;
   }
 
-  #deviceFlags(spec: DeviceSpec): bigint {
-    let flags = featureFlag('CMD_IOCTL_ENCODE') | featureFlag('USER_RECOVERY');
-    if (spec.recovery === 'reissue') flags |= featureFlag('USER_RECOVERY_REISSUE');
-    if (spec.recovery === 'fail-io') flags |= featureFlag('USER_RECOVERY_FAIL_IO');
-    const dataPath = dataPathFeature[spec.dataPath];
-    if (dataPath !== null) flags |= featureFlag(dataPath);
-    if (this.#has('NO_AUTO_PART_SCAN')) flags |= featureFlag('NO_AUTO_PART_SCAN');
-    return flags;
-  }
-
-  /** Runs one control command; a refusal by the kernel becomes an error with the errno's name as code. */
   async #control(
     command: ControlCommand,
     id: number,
     details: Partial<ControlRequest>,
     signal?: AbortSignal,
   ): Promise<ControlAnswer> {
-    return this.#controlBy(await this.#zygoteOf(id), command, id, details, signal);
-  }
-
-  /** Likewise, in a child of this zygote. */
-  async #controlBy(
-    zygote: Zygote,
-    command: ControlCommand,
-    id: number,
-    details: Partial<ControlRequest>,
-    signal?: AbortSignal,
-    deadlineMs = deadlineOf(details.action),
-  ): Promise<ControlAnswer> {
-    const request = controlRequest(command, id, details);
-    return this.#answered(command, request, () => zygote.control(request, deadlineMs, signal));
-  }
-
-  async #holdClaim(id: number): Promise<HeldProcess> {
-    const zygote = await this.#zygoteOf(id);
-    const request = controlRequest('STOP_DEV', id, { action: controlAction.claim });
-    return this.#answered('STOP_DEV', request, () => zygote.hold(request, COMMAND_DEADLINE_MS));
-  }
-
-  async #answered<Answer extends ControlAnswer>(
-    command: ControlCommand,
-    { action, deviceId: id }: ControlRequest,
-    ask: () => Promise<Answer>,
-  ): Promise<Answer> {
-    const object = id === ANY_ID ? 'a new ublk device' : `ublk device ${id}`;
-    const operation = operationName[action] ?? command;
-    try {
-      const answer = await ask();
-      if (answer.result >= 0) return answer;
-      const code = errnoName(answer.result);
-      throw new SupervisorError(`${operation} on ${object} failed: ${await reasonOf(command, id, code)} (${code})`, {
-        code,
-        errno: -answer.result,
-      });
-    } catch (error) {
-      if (!(error instanceof SupervisorError) || error.errno !== undefined) throw error;
-      throw new SupervisorError(`${operation} on ${object} failed: ${error.message}`, {
-        code: error.code,
-        cause: error,
-      });
-    }
+    return runCommand(await this.#zygoteOf(id), command, id, details, signal);
   }
 }
 
@@ -609,23 +512,6 @@ function leftPages({ queues, depth, sharedPage }: HeldByZygote): SharedPages {
   }
 }
 
-/** What messages call the actions that send no command. */
-const operationName: Readonly<Record<number, string>> = {
-  [controlAction.writeBack]: 'write-back',
-  [controlAction.claim]: 'claim',
-};
-
-function controlRequest(command: ControlCommand, id: number, details: Partial<ControlRequest>): ControlRequest {
-  return {
-    action: controlAction.command,
-    command: controlCommand[command],
-    deviceId: id,
-    deadlineMs: COMMAND_DEADLINE_MS,
-    data: 0,
-    ...details,
-  };
-}
-
 /** A pidfd of the process if it is still a child of the zygote; null if it is gone, or its number is another's. */
 function childPidfd(pid: number, zygote: number): number | null {
   const pidfd = openPidfd(pid);
@@ -635,42 +521,7 @@ function childPidfd(pid: number, zygote: number): number | null {
   return null;
 }
 
-function deadlineOf(action: number | undefined): number {
-  if (action === controlAction.writeBack) return WRITE_BACK_DEADLINE_MS;
-  // The control process keeps the deadline of a retry itself, and answers then.
-  return action === controlAction.retryWhileBusy ? 2 * COMMAND_DEADLINE_MS : COMMAND_DEADLINE_MS;
-}
-
-/** Buffers of the copy path are per tag and locked, so its requests are kept shorter. */
-function maxIoBytes(spec: DeviceSpec): number {
-  return spec.dataPath === 'copy' ? 2 ** 18 : 2 ** 20;
-}
-
-function operationStatus(operation: SharedOperation | undefined): OperationStatus {
-  if (!operation) throw new TypeError('the shared page lacks an operation');
-  const { count, bytes, errors, p50ns, p99ns } = operation;
-  return { count, bytes, errors, p50us: Math.round(p50ns / 100) / 10, p99us: Math.round(p99ns / 100) / 10 };
-}
-
 async function writeAndClose(file: FileHandle, text: string): Promise<void> {
   await using opened = file;
   await opened.writeFile(text);
-}
-
-/** What an errno of a control command means to the person who reads it. */
-async function reasonOf(command: ControlCommand, id: number, code: string): Promise<string> {
-  if (command === 'ADD_DEV' && code === 'EEXIST') {
-    const owner = ublkDeviceInfo(id)?.ownerPid ?? 0;
-    const by = owner > 0 ? ` by pid ${owner}` : '';
-    return `id ${id} is taken${by}; choose another id or delete that device`;
-  }
-  if (command === 'ADD_DEV' && code === 'EACCES') {
-    const limit = await readFile(DEVICE_LIMIT, 'utf8').catch(() => '?');
-    return `the limit of ${limit.trim()} ublk devices is reached; raise it: echo 1024 > ${DEVICE_LIMIT}`;
-  }
-  if (command === 'START_USER_RECOVERY' && code === 'EBUSY') {
-    return 'the kernel does not let go of its dead queue processes; should recover not help, stop it with --force';
-  }
-  if (code === 'EPERM') return 'not permitted; run as root';
-  return 'refused by the kernel';
 }
