@@ -101,7 +101,7 @@ export function daemonExitOf(code: ErrorCode): number {
   return consequences[code]?.exit ?? DaemonExit.os;
 }
 
-/** A code that another process of ours sent. */
-export function errorCode(text: unknown): ErrorCode | null {
-  return typeof text === 'string' && (text in errorCodes || text in constants.errno) ? (text as ErrorCode) : null;
+/** The code of an error that Node made; undefined: it is no errno's name. */
+export function errorCode(text: unknown): ErrorCode | undefined {
+  return typeof text === 'string' && Object.hasOwn(constants.errno, text) ? (text as Errno) : undefined;
 }

@@ -102,7 +102,7 @@ function refusal(document: unknown, status: number): SupervisorError {
     readonly error?: Partial<Pick<SupervisorError, 'code' | 'message' | 'errno' | 'device'>>;
   };
   return new SupervisorError(error?.message ?? `the supervisor answered HTTP status ${status}`, {
-    code: errorCode(error?.code) ?? 'PROTOCOL',
+    code: error?.code ?? 'PROTOCOL',
     errno: error?.errno,
     device: error?.device,
   });

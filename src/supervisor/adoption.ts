@@ -28,7 +28,7 @@ export interface LeftDevice {
 }
 
 interface AdoptionOptions {
-  readonly instance: Cookies;
+  readonly cookies: Cookies;
   readonly keeper: ZygoteKeeper;
   readonly journal: Journal;
   readonly log: Log;
@@ -61,9 +61,9 @@ async function leftDevices(
   entries: ReadonlyMap<string, JournalEntry>,
   held: readonly HeldByZygote[],
 ): Promise<readonly LeftDevice[]> {
-  const { instance, log } = options;
+  const { cookies, log } = options;
   // Asked for only now: what the zygote's control processes were doing is done.
-  const ours = (await devicesInKernel()).filter(({ cookie }) => instance.owns(cookie));
+  const ours = (await devicesInKernel()).filter(({ cookie }) => cookies.owns(cookie));
   const byCookie = new Map<bigint, UblkDevice[]>();
   for (const device of ours) byCookie.set(device.cookie, [...(byCookie.get(device.cookie) ?? []), device]);
   const heldById = new Map(held.map((generation) => [generation.deviceId, generation]));
@@ -73,7 +73,7 @@ async function leftDevices(
   for (const name of new Set([...entries.keys(), ...inConfiguration.keys()])) {
     const entry = entries.get(name);
     const wanted = inConfiguration.get(name);
-    const device = deviceOf(byCookie.get(instance.cookieOf(name)) ?? [], entry);
+    const device = deviceOf(byCookie.get(cookies.cookieOf(name)) ?? [], entry);
     if (device !== undefined) known.add(device);
     // What the kernel does not have is made anew, as the configuration has it, or as it was added by hand.
     if (device === undefined && (wanted !== undefined || entry?.added !== true)) continue;
@@ -120,10 +120,10 @@ async function asFound(device: UblkDevice, held: HeldByZygote | null): Promise<F
 }
 
 /** A zygote that does not answer, or not as one of this build, is ended: its device recovers with another one. */
-async function adoptZygotes({ keeper, instance }: AdoptionOptions): Promise<readonly HeldByZygote[]> {
+async function adoptZygotes({ keeper, cookies }: AdoptionOptions): Promise<readonly HeldByZygote[]> {
   const { held, pids } = await keeper.adopt();
   const others = (await devicesInKernel())
-    .filter(({ cookie, ownerPid }) => instance.owns(cookie) && ownerPid > 0 && !pids.includes(ownerPid))
+    .filter(({ cookie, ownerPid }) => cookies.owns(cookie) && ownerPid > 0 && !pids.includes(ownerPid))
     .map(({ ownerPid }) => ownerPid);
   await Promise.all([...new Set(others)].map(endZygote));
   return held;

@@ -91,12 +91,12 @@ async function runIn(
   const crashFiles = stateDir === undefined ? null : new CrashFiles(stateDir, log);
   await using control = await open('/dev/ublk-control', constants.O_RDWR);
   // It may have several names, as /run has.
-  const instance = new Cookies(await realpath(directory));
+  const cookies = new Cookies(await realpath(directory));
   const journal = new Journal(join(directory, 'devices'), parseDevice, log);
   const keeper = new ZygoteKeeper({ directory, controlFd: control.fd, log });
   const kernel = new UblkKernel({
     features: ublkFeatures(),
-    cookieOf: (name) => instance.cookieOf(name),
+    cookieOf: (name) => cookies.cookieOf(name),
     zygotes: keeper,
   });
   const stores = new Stores();
@@ -115,10 +115,7 @@ async function runIn(
     parseDevice,
     journal,
     findLeftDevices: (configured) =>
-      findLeftDevices(
-        { instance, keeper, journal, log, deleteDevice: (id) => kernel.deleteLeftDevice(id) },
-        configured,
-      ),
+      findLeftDevices({ cookies, keeper, journal, log, deleteDevice: (id) => kernel.deleteLeftDevice(id) }, configured),
     crashFiles,
     loadConfig,
     startSuccessor: () => keeper.startSuccessor(),

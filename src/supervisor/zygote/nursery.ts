@@ -103,7 +103,7 @@ export class Nursery {
         reject(new SupervisorError(`starting a zygote failed: ${reason}`, { code }));
       };
       child.once('error', (error: NodeJS.ErrnoException) =>
-        end(`${error.message}, for its nursery`, errorCode(error.code) ?? 'OS'),
+        end(`${error.message}, for its nursery`, errorCode(error.code)),
       );
       child.once('exit', (code, signal) => {
         const how = signal ?? `exit code ${String(code)}`;
