@@ -65,10 +65,11 @@ function describeError({ queue, request, message, at }: BackendErrorStatus): str
 
 function describeCrash({ generation, cause, inflight, requests, pauseMs, file }: CrashStatus): string {
   const [oldest] = requests;
-  const held = oldest === undefined ? '' : `, the oldest ${describeRequest(oldest)} for ${Math.round(oldest.ageMs)} ms`;
+  const waited =
+    oldest === undefined ? '' : `, the oldest ${describeRequest(oldest)} for ${Math.round(oldest.ageMs)} ms`;
   const pause = pauseMs === null ? '' : `, pause ${Math.round(pauseMs)} ms`;
   const report = file === null ? '' : `, ${file}`;
-  return `generation ${generation}: ${cause}, requests in it: ${inflight}${held}${pause}${report}`;
+  return `generation ${generation}: ${cause}, requests in it: ${inflight}${waited}${pause}${report}`;
 }
 
 const queueColumns: readonly Column<QueueStatus>[] = [

@@ -2,19 +2,7 @@ import t from 'tap';
 import { SupervisorError } from '../../../../src/errors.js';
 import { faultsOf, leaked, outcomeOf, quiet, rig, type Rig } from './harness.js';
 import { kernelVersions, type KernelVersion } from './model-device.js';
-import type { Moment } from './model-kernel.js';
-
-const operations = [
-  'addDevice',
-  'setParameters',
-  'spawn',
-  'startDevice',
-  'beginRecovery',
-  'endRecovery',
-  'claim',
-  'stopDevice',
-  'deleteDevice',
-] as const;
+import { operations, type Moment } from './model-kernel.js';
 
 const codes = [
   ...['EACCES', 'EBUSY', 'EEXIST', 'EINTR', 'EINVAL', 'EIO', 'ENODEV', 'ENOMEM', 'EOPNOTSUPP', 'EPERM'],

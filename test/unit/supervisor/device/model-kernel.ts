@@ -36,6 +36,19 @@ export type Moment =
   | 'deleteDevice'
   | 'unmark';
 
+/** The moments of a life with crashes, without changes of size, at which a call may fail. */
+export const operations = [
+  'addDevice',
+  'setParameters',
+  'spawn',
+  'startDevice',
+  'beginRecovery',
+  'endRecovery',
+  'claim',
+  'stopDevice',
+  'deleteDevice',
+] as const satisfies readonly Moment[];
+
 interface Injection {
   readonly moment: Moment;
   readonly first: number;

@@ -2,21 +2,11 @@ import fc from 'fast-check';
 import t from 'tap';
 import { faultsOf, leaked, outcomeOf, quiet, rig, type Outcome, type Rig } from './harness.js';
 import { kernelVersions } from './model-device.js';
-import type { Moment } from './model-kernel.js';
+import { operations, type Moment } from './model-kernel.js';
 
-const operations = fc.constantFrom<Moment[]>(
-  'addDevice',
-  'setParameters',
-  'spawn',
-  'startDevice',
-  'beginRecovery',
-  'endRecovery',
-  'claim',
-  'stopDevice',
-  'deleteDevice',
-);
+const operation = fc.constantFrom<Moment[]>(...operations);
 const moments = fc.oneof(
-  operations,
+  operation,
   fc.constantFrom<Moment[]>(
     'startDevice:preparing',
     'startDevice:fetching',
@@ -50,7 +40,7 @@ const event: fc.Arbitrary<Event> = fc.oneof(
 );
 
 const fault = fc.oneof(
-  fc.record({ moment: operations, nth: fc.integer({ min: 1, max: 4 }), code: codes }),
+  fc.record({ moment: operation, nth: fc.integer({ min: 1, max: 4 }), code: codes }),
   fc.record({ moment: moments, nth: fc.integer({ min: 1, max: 4 }), queue }),
 );
 
