@@ -1,7 +1,11 @@
-# A step of the set-up is one line; what its command prints is kept in a file, which an error names. Sourced, not run.
+# What the set-up says of itself. A step is one line; what its command prints is kept in a file, which an error names.
+# Sourced, not run.
 # shellcheck shell=bash
 steps_log=build/setup.log
-mkdir -p build
+
+# megabytes: what apt-get would download, given what it prints with --print-uris, whose third word is a size; nothing if that
+# is not known.
+megabytes() { awk '{ bytes += $3 } END { if (bytes) printf "%.1f MB", bytes / 1e6 }'; }
 
 # step WHAT COMMAND...
 step() {
