@@ -32,6 +32,12 @@ export class SupervisorError extends Error {
   }
 }
 
+/** A `SupervisorError` as it is; anything else, which was not foreseen, as the failure of `operation`. */
+export function failureOf(error: unknown, operation: string, device?: string): SupervisorError {
+  if (error instanceof SupervisorError) return error;
+  return new SupervisorError(`${operation} failed: ${messageOf(error)}`, { code: 'INTERNAL', device, cause: error });
+}
+
 /** The one-line message of anything that was thrown. */
 export function messageOf(error: unknown): string {
   return error instanceof Error ? error.message : String(error);

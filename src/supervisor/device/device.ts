@@ -1,7 +1,7 @@
 import type { OpenBackend } from '../../../backends/interface.js';
 import type { DeviceConfig } from '../../config/types.js';
 import type { ErrorCode } from '../../error-codes.js';
-import { messageOf, SupervisorError } from '../../errors.js';
+import { failureOf, SupervisorError } from '../../errors.js';
 import type { MarkedRequest } from '../../native/addon/shared-pages.js';
 import { Attempts } from './attempts.js';
 import { monotonicClock, type Clock } from '../../timing/clock.js';
@@ -10,7 +10,8 @@ import { DeviceCrashes } from '../crashes/device-crashes.js';
 import { describeExit, DeviceHistory } from './history.js';
 import type { Log } from '../../log/log.js';
 import { Waiters } from './waiters.js';
-import { within } from '../../timing/deadline.js';
+import { DeviceBackend } from './device-backend.js';
+import { SelfRecovery } from './self-recovery.js';
 import { deviceSpec, specOfFound, unopenedSpec, type Announced } from './spec.js';
 import { assertSameDevice, type HandOver, type Served } from './hand-over.js';
 import { aborted, Interrupt } from '../../timing/interrupt.js';
@@ -41,17 +42,6 @@ export interface DeviceOptions {
   readonly onChange?: ((state: DeviceState) => void) | undefined;
 }
 
-/** How often what passes by itself is tried again. */
-const RETRY_INTERVAL_MS = 1000;
-/**
- * Codes of a recovery that fails for as long as a store does not answer, or a backend cannot be loaded. A dead process'
- * requests that are in a store keep its char device until the store has answered them.
- */
-const PASSING: ReadonlySet<string | null> = new Set(['UNLOADABLE', 'EBUSY', 'TIMEOUT']);
-/** A large archive is read through when it is opened. What takes longer goes on, and the device with it when it is done. */
-const OPEN_DEADLINE_MS = 120_000;
-const CHECK_DEADLINE_MS = 30_000;
-
 const events: readonly DeviceEvent[] = ['exited', 'stop', 'recover', 'handOver'];
 
 /**
@@ -61,16 +51,14 @@ const events: readonly DeviceEvent[] = ['exited', 'stop', 'recover', 'handOver']
 export class Device {
   #config: DeviceConfig;
   #spec: DeviceSpec;
-  /** null: it could not be opened yet. */
-  #backend: OpenBackend | null = null;
-  #opening: Promise<OpenBackend> | null = null;
-  #checking: Promise<void> | null = null;
+  readonly #backend: DeviceBackend;
   readonly #openBackend: () => Promise<OpenBackend>;
   readonly #found: FoundDevice | null;
   readonly #kernel: Kernel;
   readonly #clock: Clock;
   readonly #log: Log;
   readonly #turns: Turns;
+  readonly #selfRecovery: SelfRecovery;
   #turn: Turn | null = null;
   readonly #onChange: (state: DeviceState) => void;
   readonly #device: KernelDevice;
@@ -87,12 +75,6 @@ export class Device {
   #recoverWanted = false;
   /** What is served again should the hand-over under way fail. */
   #previous: HandOver | null = null;
-  /** Why the device is degraded while it is tried again and again. */
-  #retrying: string | null = null;
-  /** The code of what made the device degraded; some of it passes by itself. */
-  #degradedBy: string | null = null;
-  /** The device waits for its backend, or its backend's data, to be there. */
-  #lacksStore = false;
   /** Ends what can be ended: of the step under way a back-off or startDevice, at rest the wait for what passes by itself. */
   #interrupt = new Interrupt();
 
@@ -104,6 +86,7 @@ export class Device {
     this.#state = found === null ? 'adding' : 'adopting';
     this.#clock = clock;
     this.#openBackend = openBackend;
+    this.#backend = new DeviceBackend(config.name, () => this.#open());
     this.#log = log;
     this.#kernel = kernel;
     this.#turns = turns;
@@ -112,7 +95,7 @@ export class Device {
     const onReport = (report: QueueReport): void => this.#onReport(report);
     const onDeath = (death: Death): void => {
       // A device that is tried again and again reports its first attempt only.
-      if (this.#retrying === null) this.#crashes.died(death);
+      if (!this.#selfRecovery.retries) this.#crashes.died(death);
       // It took the time-out, so it paces itself; and a store that does not answer must not use up the restarts.
       if (death.remains.hung !== null) this.#attempts.askedFor();
     };
@@ -137,6 +120,20 @@ export class Device {
       onMarked,
       onReport,
     });
+    this.#selfRecovery = new SelfRecovery({
+      device: config.name,
+      backend: this.#backend,
+      clock,
+      log,
+      state: () => this.#state,
+      auto: () => this.#config.recovery.auto,
+      reason: () => this.#reason,
+      setReason: (reason) => {
+        this.#reason = reason;
+      },
+      allExited: () => this.#device.allExited,
+      recover: () => this.#attempt(),
+    });
     this.#attempts = new Attempts(config.recovery, clock);
     this.#history = new DeviceHistory(() => clock.now());
   }
@@ -147,24 +144,22 @@ export class Device {
 
   /** null: it is not open. */
   get backend(): OpenBackend | null {
-    return this.#backend;
+    return this.#backend.current;
   }
 
   /** Resolves when no attempt to open the backend is under way. */
   get opened(): Promise<unknown> {
-    return Promise.resolve(this.#opening).catch(() => undefined);
+    return this.#backend.settled;
   }
 
-  /**
-   * Opens the backend unless it is open: one attempt at a time, shared by all that wait. Rejects with why it cannot be, with
-   * `CONFIG` when the configuration does not fit it.
-   */
+  /** Opens the backend unless it is open. Rejects with why it cannot be, with `CONFIG` when the configuration does not fit it. */
   open(): Promise<OpenBackend> {
-    if (this.#backend !== null) return Promise.resolve(this.#backend);
-    this.#opening ??= this.#open().finally(() => {
-      this.#opening = null;
-    });
-    return this.#opening;
+    return this.#backend.open();
+  }
+
+  /** As `open`, but rejects when that takes too long; then it goes on. */
+  openSoon(): Promise<OpenBackend> {
+    return this.#backend.openSoon();
   }
 
   /** N of /dev/ublkbN; null while the kernel has no such device. */
@@ -274,8 +269,7 @@ export class Device {
   async #open(): Promise<OpenBackend> {
     const { name } = this.#config;
     const backend = await this.#openBackend().catch((error: unknown) => {
-      if (error instanceof SupervisorError) throw error;
-      throw this.#newError(`opening the backend of device ${name} failed: ${messageOf(error)}`, 'INTERNAL', error);
+      throw failureOf(error, `opening the backend of device ${name}`, name);
     });
     try {
       if (this.#state === 'gone') throw this.#stopped();
@@ -290,20 +284,6 @@ export class Device {
       if (backend.created) await backend.remove();
       throw error;
     }
-  }
-
-  /** As `open`, but rejects when that takes too long, or `interrupted` fires; then it goes on. */
-  openSoon(interrupted?: AbortSignal): Promise<OpenBackend> {
-    const what = `opening the backend of device ${this.#config.name}`;
-    return within(what, OPEN_DEADLINE_MS, this.open(), interrupted);
-  }
-
-  /** Runs one check at a time; rejects when it takes too long, and then it goes on. */
-  async #check(): Promise<void> {
-    this.#checking ??= (this.#backend?.check?.() ?? Promise.resolve()).finally(() => {
-      this.#checking = null;
-    });
-    await within(`checking the backend of device ${this.#config.name}`, CHECK_DEADLINE_MS, this.#checking);
   }
 
   #untilLive(): Promise<void> {
@@ -362,12 +342,12 @@ export class Device {
     if (this.#requests.stopPending) interrupt.fire();
     if (step === 'backOff') return this.#backOff(interrupt.signal);
     if (step === 'openBackend') {
-      if (this.#backend === null) await this.openSoon(interrupt.signal);
+      if (this.#backend.current === null) await this.#backend.openSoon(interrupt.signal);
       return;
     }
     if (step === 'checkBackend') {
-      await this.#check();
-      this.#lacksStore = false;
+      await this.#backend.check();
+      this.#selfRecovery.storeIsThere();
       return;
     }
     if (step === 'takeTurn') return this.#takeTurn(interrupt.signal);
@@ -393,7 +373,7 @@ export class Device {
     const next = this.#requests.handOver;
     if (next === null) return;
     const { nursery } = this.#spec;
-    const backend = this.#backend ?? next.backend;
+    const backend = this.#backend.current ?? next.backend;
     this.#previous = { config: this.#config, backend, nursery, spec: this.#spec, force: true };
     this.#serve(next);
   }
@@ -401,7 +381,7 @@ export class Device {
   #serve({ config, backend, spec }: Pick<HandOver, 'config' | 'backend' | 'spec'>): void {
     if (config.recovery !== this.#config.recovery) this.#attempts = new Attempts(config.recovery, this.#clock);
     this.#config = config;
-    this.#backend = backend;
+    this.#backend.current = backend;
     this.#spec = spec;
     this.#device.spec = spec;
   }
@@ -438,10 +418,7 @@ export class Device {
 
   #fail(step: Step, error: unknown): Target {
     const { name } = this.#config;
-    const known =
-      error instanceof SupervisorError
-        ? error
-        : this.#newError(`${step} of device ${name} failed: ${messageOf(error)}`, 'INTERNAL', error);
+    const known = failureOf(error, `${step} of device ${name}`, name);
     if (this.#state === 'stopping' && this.#afterRemoval !== 'gone' && this.#error !== null) {
       // A removal that fails must not hide why the device is removed.
       this.#reason = `${this.#error.message}; ${known.message}`;
@@ -459,9 +436,7 @@ export class Device {
       this.#attempts.askedFor();
     } else this.#attempts.failed();
     const target = targetOfFailure(this.#state, step, known.code);
-    if (step === 'openBackend' || (step === 'checkBackend' && this.#state !== 'handingOver')) this.#lacksStore = true;
-    // A stop that was refused because of the device's users says nothing about that.
-    if (target === 'degraded' || known.code === 'STUCK') this.#degradedBy = known.code;
+    this.#selfRecovery.failed(step, target, known.code);
     return target;
   }
 
@@ -493,8 +468,7 @@ export class Device {
 
   #becomeLive(from: DeviceState): void {
     this.#reason = null;
-    this.#degradedBy = null;
-    this.#lacksStore = this.#backend === null;
+    this.#selfRecovery.becameLive();
     if (from === 'recovering') this.#crashes.recovered(this.#history.recovered());
     else if (from === 'handingOver') this.#history.handedOver();
     else this.#history.started();
@@ -508,67 +482,13 @@ export class Device {
     else this.#requests.notLive(this.#whyNotLive());
     // Also when a stop, which interrupted it, was refused.
     const interrupt = this.#renewInterrupt();
-    const cause = this.#state === 'degraded' && this.#config.recovery.auto ? this.#degradedBy : null;
-    if (PASSING.has(cause) && !this.#lacksStore) void this.#retry(interrupt.signal);
-    else this.#retrying = null;
-    if (this.#lacksStore && this.#state !== 'gone') void this.#awaitStore(interrupt.signal);
-    if (cause === 'STUCK') void this.#recoverOnceEnded(interrupt.signal);
+    this.#selfRecovery.rests(interrupt.signal);
     if (this.#state !== 'gone') return;
     this.#reason = null;
     this.#requests.gone();
   }
 
-  /**
-   * Opens the backend, or looks whether its data is there again, until it is: then the device goes on. What is served by
-   * processes that an earlier supervisor left is served meanwhile.
-   */
-  async #awaitStore(interrupted: AbortSignal): Promise<void> {
-    const { name: device } = this.#config;
-    let found = this.#state === 'live' && (await this.#findStore(interrupted));
-    while (!found) {
-      await this.#clock.sleep(RETRY_INTERVAL_MS, interrupted);
-      if (interrupted.aborted) return;
-      found = await this.#findStore(interrupted);
-    }
-    if (interrupted.aborted) return;
-    this.#lacksStore = false;
-    if (this.#state === 'live') this.#reason = null;
-    if (this.#state === 'live' || (this.#state === 'degraded' && !this.#config.recovery.auto)) return;
-    this.#log.info({ device }, `the backend of device ${device} is there`);
-    this.#attempts.askedFor();
-    this.#recoverWanted = true;
-    void this.#run();
-  }
-
-  async #findStore(interrupted: AbortSignal): Promise<boolean> {
-    const { name: device } = this.#config;
-    try {
-      await this.openSoon(interrupted);
-      await this.#check();
-      return true;
-    } catch (error) {
-      const reason = messageOf(error);
-      if (interrupted.aborted || reason === this.#reason) return false;
-      this.#log.warn({ device }, `${reason}; it is tried again`);
-      this.#reason = reason;
-      return false;
-    }
-  }
-
-  /** Tries to recover again and again, until that works or a caller wants something else of the device. */
-  async #retry(interrupted: AbortSignal): Promise<void> {
-    await this.#clock.sleep(RETRY_INTERVAL_MS, interrupted);
-    if (interrupted.aborted || this.#state !== 'degraded') return;
-    this.#retrying = this.#reason;
-    this.#attempts.askedFor();
-    this.#recoverWanted = true;
-    void this.#run();
-  }
-
-  /** What kept a queue process in uninterruptible sleep may let go of it at any time. */
-  async #recoverOnceEnded(interrupted: AbortSignal): Promise<void> {
-    await this.#device.allExited;
-    if (interrupted.aborted || this.#state !== 'degraded') return;
+  #attempt(): void {
     this.#attempts.askedFor();
     this.#recoverWanted = true;
     void this.#run();
@@ -577,8 +497,7 @@ export class Device {
   #report(from: DeviceState): void {
     const { name: device } = this.#config;
     this.#onChange(this.#state);
-    // Said once is enough.
-    if (this.#retrying !== null && this.#state !== 'live' && this.#reason === this.#retrying) return;
+    if (this.#selfRecovery.repeatsItself) return;
     const level = machine[this.#state].trouble ? 'error' : this.#reason === null ? 'info' : 'warn';
     const why = this.#reason === null ? '' : `: ${this.#reason}`;
     this.#log[level]({ device, state: this.#state, from }, `device ${device} is ${this.#state}${why}`);
@@ -591,7 +510,7 @@ export class Device {
     this.#reason = this.#error.message;
     this.#history.exited(status, this.#device.exited);
     const fields = { device, queue, pid, code, signal, ...(stack === null ? {} : { stack }) };
-    if (this.#retrying === null) this.#log.warn(fields, this.#error.message);
+    if (!this.#selfRecovery.retries) this.#log.warn(fields, this.#error.message);
     void this.#run();
   }
 

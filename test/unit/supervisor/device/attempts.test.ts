@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import t from 'tap';
-import { RestartPolicy } from '../../../../src/supervisor/device/restart-policy.js';
+import { RestartPolicy } from '../../../../src/supervisor/device/attempts.js';
 
 const unlimited = { maxRestarts: 1e6, windowMs: 1 };
 
