@@ -1,6 +1,6 @@
 import type { Config, DeviceConfig } from '../config/types.js';
 import type { ErrorCode } from '../error-codes.js';
-import { messageOf, SupervisorError } from '../errors.js';
+import { failureOf, SupervisorError } from '../errors.js';
 import type { Clock } from '../timing/clock.js';
 import type { CrashFiles } from './crashes/crash-files.js';
 import type { Log } from '../log/log.js';
@@ -12,6 +12,8 @@ import { ManagedDevice, withSize, type ManagedDeviceContext, type OpensStores } 
 import type { LeftDevice } from './adoption.js';
 import { machine } from './device/machine.js';
 import type { Successor } from './zygote/zygote-keeper.js';
+import { startInOrder, startPatiently, type StartFailure } from './start.js';
+import { upgrade } from './upgrade.js';
 import { Turns } from '../timing/turns.js';
 import type { Journal } from './journal.js';
 import type { DeviceChange, DeviceStatus, PlanEntry, Status, SupervisorApi, SupervisorStatus } from '../api/status.js';
@@ -43,26 +45,14 @@ export interface SupervisorOptions {
   readonly crashFiles?: CrashFiles | null;
 }
 
-/** How long devices may have to wait for one before them, whose backend is not opened or which is not live. */
-const ORDER_PATIENCE_MS = 5_000;
-/** Enough to keep a machine busy. */
-const STARTING_AT_ONCE = 8;
 /** So long others wait for a device that stops. */
 const STOP_PATIENCE_MS = 5000;
 /** So long others that recover wait for one of them. */
 const RECOVERY_PATIENCE_MS = 5000;
-/** How long a start waits for a backend to be opened: what waits for the start is not to wait for that one. */
-const START_PATIENCE_MS = 60_000;
-
 /** `replaced`: its devices are served on, for the successor that takes its process over. */
 export type SupervisorEnd = 'stopped' | 'replaced';
 
 const NO_JOURNAL = { write: () => undefined, remove: () => undefined };
-
-export interface StartFailure {
-  readonly name: string;
-  readonly error: SupervisorError;
-}
 
 interface RemoveOptions {
   readonly force: boolean;
@@ -130,7 +120,7 @@ export class Supervisor implements SupervisorApi {
       try {
         this.#assertNameFree(config);
       } catch (error) {
-        const failure = { name: config.name, error: known(error, `adding device ${config.name}`) };
+        const failure = { name: config.name, error: failureOf(error, `adding device ${config.name}`) };
         this.#log.error({ device: failure.name, code: failure.error.code }, failure.error.message);
         failures.push(failure);
         return [];
@@ -142,62 +132,9 @@ export class Supervisor implements SupervisorApi {
     };
     const adopted = left.flatMap((one) => made(one.config, one));
     const added = fresh.flatMap((config) => made(config, null));
-    const starting = adopted.map((managed) => this.#startPatiently(managed, failures));
-    starting.push(this.#startInOrder(added, failures));
-    await Promise.all(starting);
+    const starting = [...adopted.map((managed) => startPatiently(managed, this.#log)), startInOrder(added, this.#log)];
+    failures.push(...(await Promise.all(starting)).flat());
     return failures;
-  }
-
-  /**
-   * One ADD_DEV after the other, wanted ids first: the ids that the kernel chooses are the same at every start. But nobody
-   * waits long for a backend that is slow to open. Of many devices a few are on their way at a time: what one waits for is
-   * done for it before its deadlines, not for all of them at the end.
-   */
-  async #startInOrder(added: readonly ManagedDevice[], failures: StartFailure[]): Promise<void> {
-    const wanted = added.filter(({ config }) => config.id !== undefined);
-    const chosen = added.filter(({ config }) => config.id === undefined);
-    const inOrder = [...wanted, ...chosen];
-    const starting: Promise<void>[] = [];
-    const underWay = new Set<Promise<unknown>>();
-    const open = async (managed: ManagedDevice | undefined): Promise<true> => {
-      if (managed?.device.state !== 'gone') await managed?.device.open().catch(() => undefined);
-      return true;
-    };
-    for (const managed of inOrder.slice(0, STARTING_AT_ONCE)) void open(managed);
-    let patience = later(ORDER_PATIENCE_MS);
-    let waits = true;
-    for (const [index, managed] of inOrder.entries()) {
-      while (underWay.size >= STARTING_AT_ONCE) await Promise.race(underWay);
-      waits &&= (await Promise.race([open(managed), patience])) === true;
-      // The order is kept only as long as one backend after the other is open in time.
-      if (waits) patience = later(ORDER_PATIENCE_MS);
-      void open(inOrder[index + STARTING_AT_ONCE]);
-      const started = this.#startPatiently(managed, failures);
-      starting.push(started);
-      const one = Promise.race([started, later(ORDER_PATIENCE_MS)]).finally(() => underWay.delete(one));
-      underWay.add(one);
-      await Promise.race([managed.added, patience]);
-    }
-    await Promise.all(starting);
-  }
-
-  /** What becomes of it when its backend is open at last is in `status`. */
-  async #startPatiently(managed: ManagedDevice, failures: StartFailure[]): Promise<void> {
-    const { name } = managed.config;
-    const started = managed.start().then(() => true);
-    try {
-      const first = await Promise.race([started, later(START_PATIENCE_MS)]);
-      if (first === undefined && managed.device.backend === null) {
-        const reason = `it takes longer than ${START_PATIENCE_MS / 1000} s, and is served as soon as that is done`;
-        const message = `opening the backend of device ${name} failed: ${reason}`;
-        this.#log.error({ device: name }, message);
-        throw new SupervisorError(message, { code: 'TIMEOUT', device: name });
-      }
-      await started;
-    } catch (error) {
-      started.catch(() => undefined);
-      failures.push({ name, error: known(error, `starting device ${name}`) });
-    }
   }
 
   /**
@@ -310,44 +247,12 @@ export class Supervisor implements SupervisorApi {
       const advice = 'stop the supervisor and start it again';
       throw new SupervisorError(`upgrading failed: ${reason}; ${advice}`, { code: 'EOPNOTSUPP' });
     }
-    await this.#alone('an upgrade', 'upgrading', async () => {
-      const successor = await this.#successor();
-      try {
-        // Also those that are added meanwhile.
-        for (const managed of this.#devices.values()) await this.#upgradeOne(managed, successor);
-      } catch (error) {
-        successor.discard();
-        throw error;
-      }
-      successor.accept();
-    });
-  }
-
-  async #successor(): Promise<Successor> {
-    if (this.#startSuccessor === undefined) throw new TypeError('nothing to upgrade to');
-    try {
-      return await this.#startSuccessor();
-    } catch (error) {
-      const { code, message } = known(error, 'starting a zygote');
-      const advice = 'if another version was installed, ublk-supervisor upgrade --self comes first';
-      throw new SupervisorError(`upgrading failed: ${message}; ${advice}`, { code, cause: error });
-    }
-  }
-
-  /** A device that is not served is left alone: its next generation is of the new code anyway. */
-  async #upgradeOne(managed: ManagedDevice, { nursery }: Successor): Promise<void> {
-    const { device } = managed;
-    const isServed = (): boolean => this.#has(managed) && machine[device.state].served;
-    if (!isServed()) return;
-    try {
-      await managed.restart(nursery);
-    } catch (error) {
-      if (!isServed()) return;
-      const { name } = managed.config;
-      const { code, message } = known(error, `restarting device ${name}`);
-      const others = `${name} and the devices after it are served by the code before`;
-      throw new SupervisorError(`upgrading failed: ${message}; ${others}`, { code, device: name, cause: error });
-    }
+    const startSuccessor = this.#startSuccessor;
+    if (startSuccessor === undefined) throw new TypeError('nothing to upgrade to');
+    const has = (managed: ManagedDevice): boolean => this.#has(managed);
+    await this.#alone('an upgrade', 'upgrading', () =>
+      upgrade({ devices: this.#devices.values(), has, startSuccessor }),
+    );
   }
 
   async upgradeSelf(): Promise<void> {
@@ -396,7 +301,7 @@ export class Supervisor implements SupervisorApi {
         }
       };
       await fewAtOnce(devices, remove, STOP_PATIENCE_MS);
-      if (refusals.length > 0) throw known(refusals[0], 'stopping the supervisor');
+      if (refusals.length > 0) throw failureOf(refusals[0], 'stopping the supervisor');
     } catch (error) {
       if (force) this.#endAs('stopped');
       else this.#stops -= 1;
@@ -438,7 +343,7 @@ export class Supervisor implements SupervisorApi {
     try {
       await managed.remove(options);
     } catch (error) {
-      const failure = known(error, `closing the backend of device ${name}`);
+      const failure = failureOf(error, `closing the backend of device ${name}`);
       this.#log.error({ device: name, code: failure.code }, failure.message);
       if (managed.device.state === 'gone') this.#forget(managed);
       throw failure;
@@ -503,16 +408,4 @@ function asServed(inFile: DeviceConfig, served: DeviceConfig): DeviceConfig {
 
 function notAdded(device: string, reason: string, code: ErrorCode): SupervisorError {
   return new SupervisorError(`adding device ${device} failed: ${reason}`, { code, device });
-}
-
-/** Keeps no process from ending. */
-function later(ms: number): Promise<undefined> {
-  return new Promise((resolve) => {
-    setTimeout(() => resolve(undefined), ms).unref();
-  });
-}
-
-function known(error: unknown, operation: string): SupervisorError {
-  if (error instanceof SupervisorError) return error;
-  return new SupervisorError(`${operation} failed: ${messageOf(error)}`, { code: 'INTERNAL', cause: error });
 }
