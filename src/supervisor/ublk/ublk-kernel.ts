@@ -1,5 +1,4 @@
 import { closeSync } from 'node:fs';
-import { open, readFile, type FileHandle } from 'node:fs/promises';
 import { setTimeout } from 'node:timers/promises';
 import type { DataPath } from '../../../backends/interface.js';
 import { SupervisorError, messageOf } from '../../errors.js';
@@ -22,7 +21,9 @@ import type { BackendReport } from '../../channel/message-schema.js';
 import { BackendChannel } from './backend-channel.js';
 import { BackendOutput } from './backend-output.js';
 import { Claims } from './claims.js';
-import { ANY_ID, COMMAND_DEADLINE_MS, holdClaim, runCommand } from './commands.js';
+import { ANY_ID, holdClaim, runCommand } from './commands.js';
+import { DeviceRecords } from './device-records.js';
+import { noticeDeathsSoon } from './io-timeout.js';
 import { SECTOR, flagsOf, maxIoBytes, parametersOf } from './parameters.js';
 import { queueStatus } from './queue-status.js';
 import { ensureNode, removeStaleNodes } from '../nodes/device-nodes.js';
@@ -50,8 +51,6 @@ import { dataPathFeature, featureFlag, hasFeature, ublkFeatureTable } from '../h
 import type { ControlAnswer, HeldByZygote, Zygote } from '../zygote/zygote.js';
 import type { ZygoteKeeper } from '../zygote/zygote-keeper.js';
 
-/** Queue processes with a JavaScript backend boot node, load the backend and open it before they fetch. */
-const JAVASCRIPT_FETCH_DEADLINE_MS = 60_000;
 /** udev may hold a new char device for a moment, and its node may not be there yet. */
 const SPAWN_RETRY_MS = 5;
 const SPAWN_DEADLINE_MS = 2_000;
@@ -62,25 +61,6 @@ const TRY_STOP_MS = 1_000;
 /** How long a deleted device's id may stay taken before we say that the block device is still open. */
 const REMOVAL_POLL_MS = 5;
 const REMOVAL_DEADLINE_MS = 2_000;
-/** Up to 6.14 this is how long a dead server with every command in flight stays unnoticed; the default is 30 s. */
-const OLD_KERNEL_IO_TIMEOUT_MS = 1_000;
-
-/** What is kept for a device between its generations. */
-interface DeviceRecord {
-  readonly granted: GrantedDevice;
-  /** Which forks its generations and runs its control commands; null: an earlier supervisor left none. */
-  zygote: Zygote | null;
-  /** Another one, on its way. */
-  forking: Promise<Zygote> | null;
-  /** null: it never had a generation. */
-  pages: SharedPages | null;
-  /** null exactly while `pages` is. */
-  failures: FailureReports | null;
-  generation: ProcessGeneration | null;
-  /** How long FETCHes may be waited for. */
-  fetchDeadlineMs: number;
-}
-
 /** The real kernel: control commands through the device's zygote, processes by pidfd, counters from the shared pages. */
 export class UblkKernel implements Kernel {
   readonly quirks: KernelQuirks;
@@ -88,9 +68,9 @@ export class UblkKernel implements Kernel {
   readonly #features: bigint;
   readonly cookieOf: (name: string) => bigint;
   readonly #zygotes: Pick<ZygoteKeeper, 'fork' | 'nursery' | 'running'>;
-  readonly #devices = new Map<number, DeviceRecord>();
+  readonly #devices: DeviceRecords;
   readonly #rounds = new Rounds();
-  readonly #claims = new Claims(async (id) => holdClaim(await this.#zygoteOf(id), id));
+  readonly #claims = new Claims(async (id) => holdClaim(await this.#devices.zygoteOf(id), id));
 
   /** `cookieOf` marks our devices in the kernel. */
   constructor(options: {
@@ -101,6 +81,7 @@ export class UblkKernel implements Kernel {
     this.#features = options.features;
     this.cookieOf = options.cookieOf;
     this.#zygotes = options.zygotes;
+    this.#devices = new DeviceRecords(options.zygotes);
     this.quirks = {
       midFetchDeathIsFatal: !this.#has('SAFE_STOP_DEV'),
       recoveryBeginsOnce: !this.#has('QUIESCE'),
@@ -136,10 +117,7 @@ export class UblkKernel implements Kernel {
     });
     const { id, queues, depth } = answer;
     const granted = { id, queues, depth };
-    // A device that was just deleted may not be released yet.
-    const before = this.#devices.get(id);
-    this.#devices.set(id, newRecord(granted, spec, zygote));
-    void before?.zygote?.retire();
+    this.#devices.add(granted, spec, zygote);
     const missing = wanted & ~answer.flags;
     if (missing === 0n) return granted;
     await this.deleteDevice(id);
@@ -164,7 +142,7 @@ export class UblkKernel implements Kernel {
     marked: readonly MarkedRequest[],
     firstStart: boolean,
   ): Promise<Generation> {
-    const record = this.#record(granted.id);
+    const record = this.#devices.get(granted.id);
     const pages = (record.pages ??= createSharedPages(granted.queues, granted.depth));
     const failures = (record.failures ??= newFailureReports(pages, granted.queues, onReport));
     pages.beginGeneration(firstStart && this.quirks.lastFetchForgetsCancelled);
@@ -211,10 +189,9 @@ export class UblkKernel implements Kernel {
   adopt(found: FoundDevice, spec: DeviceSpec, onReport: (report: QueueReport) => void): Adopted | null {
     const { id, held, state } = found;
     // Nothing that a device cannot do without.
-    if (state === 'LIVE') void this.#noticeDeathsSoon(id).catch(() => undefined);
+    if (state === 'LIVE' && this.quirks.deathNoticedByTimeout) void noticeDeathsSoon(id).catch(() => undefined);
     const zygote = held === null ? null : (this.#zygotes.running(held.zygote) ?? null);
-    const record = newRecord(found, spec, zygote);
-    this.#devices.set(id, record);
+    const record = this.#devices.add(found, spec, zygote);
     if (held === null) return null;
     const pages = leftPages(held);
     record.pages = pages;
@@ -269,9 +246,9 @@ export class UblkKernel implements Kernel {
       size: spec.size,
       backend: spec.backend.module === null ? spec.backend.name : '',
     };
-    const before = this.#record(granted.id).zygote;
+    const before = this.#devices.get(granted.id).zygote;
     ensureNode(`ublkc${granted.id}`);
-    const zygote = await this.#zygoteOf(granted.id, this.nursery(spec.nursery));
+    const zygote = await this.#devices.zygoteOf(granted.id, this.nursery(spec.nursery));
     try {
       for (;;) {
         try {
@@ -288,40 +265,10 @@ export class UblkKernel implements Kernel {
     }
   }
 
-  /** The device's own, or another one that takes its place: when it is gone, or when it is not of `nursery`. */
-  #zygoteOf(id: number, nursery?: number): Promise<Zygote> {
-    const record = this.#record(id);
-    const { zygote } = record;
-    if (zygote?.alive === true && (nursery === undefined || zygote.nursery === nursery)) return Promise.resolve(zygote);
-    record.forking ??= this.#replaceZygote(record, nursery ?? this.nursery(null)).finally(() => {
-      record.forking = null;
-    });
-    return record.forking;
-  }
-
-  async #replaceZygote(record: DeviceRecord, nursery: number): Promise<Zygote> {
-    const zygote = await this.#zygotes.fork(nursery);
-    useZygote(record, zygote);
-    return zygote;
-  }
-
   async startDevice({ id }: GrantedDevice, signal: AbortSignal): Promise<void> {
     await this.#serve('START_DEV', id, signal);
     ensureNode(`ublkb${id}`);
-    await this.#noticeDeathsSoon(id);
-  }
-
-  /**
-   * A setting that stays for the device's life. The kernel makes it when every request under way is answered, which may
-   * take a recovery: so no recovery waits for that, and it is made once.
-   */
-  async #noticeDeathsSoon(id: number): Promise<void> {
-    if (!this.quirks.deathNoticedByTimeout) return;
-    const path = `/sys/block/ublkb${id}/queue/io_timeout`;
-    if (Number(await readFile(path, 'utf8')) === OLD_KERNEL_IO_TIMEOUT_MS) return;
-    const file = await open(path, 'w');
-    // What can go wrong now is that the device goes.
-    void writeAndClose(file, String(OLD_KERNEL_IO_TIMEOUT_MS)).catch(() => undefined);
+    if (this.quirks.deathNoticedByTimeout) await noticeDeathsSoon(id);
   }
 
   async beginRecovery(id: number): Promise<void> {
@@ -330,7 +277,7 @@ export class UblkKernel implements Kernel {
 
   async endRecovery({ id }: GrantedDevice, signal: AbortSignal): Promise<void> {
     await this.#serve('END_USER_RECOVERY', id, signal);
-    await this.#noticeDeathsSoon(id);
+    if (this.quirks.deathNoticedByTimeout) await noticeDeathsSoon(id);
   }
 
   async updateSize(id: number, bytes: number): Promise<void> {
@@ -338,8 +285,8 @@ export class UblkKernel implements Kernel {
   }
 
   async #serve(command: ControlCommand, id: number, signal: AbortSignal): Promise<void> {
-    const { fetchDeadlineMs, pages, generation } = this.#record(id);
-    const zygote = await this.#zygoteOf(id);
+    const { fetchDeadlineMs, pages, generation } = this.#devices.get(id);
+    const zygote = await this.#devices.zygoteOf(id);
     const fetched = pages && { sharedPage: pages.fd, pids: generation?.pids ?? [] };
     const details = { action: controlAction.whenFetched, data: zygote.pid, ...fetched };
     await runCommand(zygote, command, id, details, signal, fetchDeadlineMs);
@@ -410,11 +357,11 @@ export class UblkKernel implements Kernel {
   }
 
   async deleteDevice(id: number): Promise<boolean> {
-    return this.#deleteDevice(id, await this.#zygoteOf(id));
+    return this.#deleteDevice(id, await this.#devices.zygoteOf(id));
   }
 
   async #deleteDevice(id: number, zygote: Zygote): Promise<boolean> {
-    const record = this.#devices.get(id);
+    const record = this.#devices.find(id);
     try {
       await runCommand(zygote, 'DEL_DEV_ASYNC', id, {});
     } catch (error) {
@@ -423,7 +370,7 @@ export class UblkKernel implements Kernel {
     }
     // The kernel does not announce the removal of the id, and may have given it to another device of ours before we look.
     const deadline = performance.now() + REMOVAL_DEADLINE_MS;
-    while (this.#devices.get(id) === record && ublkDeviceInfo(id) !== null) {
+    while (this.#devices.find(id) === record && ublkDeviceInfo(id) !== null) {
       if (performance.now() > deadline) return false;
       await setTimeout(REMOVAL_POLL_MS);
     }
@@ -432,30 +379,21 @@ export class UblkKernel implements Kernel {
   }
 
   queueStatus({ id, queues, depth }: GrantedDevice, generation: Generation | null): QueueStatus[] {
-    const pages = this.#devices.get(id)?.pages;
+    const pages = this.#devices.find(id)?.pages;
     if (!pages) return [];
     return queueStatus(pages, { queues, depth }, generation);
   }
 
   unmark(id: number): void {
-    this.#devices.get(id)?.pages?.mark([]);
+    this.#devices.find(id)?.pages?.mark([]);
   }
 
   async release(granted: GrantedDevice): Promise<void> {
-    const record = this.#devices.get(granted.id);
-    if (record?.granted !== granted) return;
-    this.#devices.delete(granted.id);
-    await record.zygote?.retire();
+    await this.#devices.release(granted);
   }
 
   #has(feature: Parameters<typeof featureFlag>[0]): boolean {
     return (this.#features & featureFlag(feature)) !== 0n;
-  }
-
-  #record(id: number): DeviceRecord {
-    const record = this.#devices.get(id);
-    if (!record) throw new TypeError(`ublk device ${id} is not in the kernel`);
-    return record;
   }
 
   async #control(
@@ -464,23 +402,8 @@ export class UblkKernel implements Kernel {
     details: Partial<ControlRequest>,
     signal?: AbortSignal,
   ): Promise<ControlAnswer> {
-    return runCommand(await this.#zygoteOf(id), command, id, details, signal);
+    return runCommand(await this.#devices.zygoteOf(id), command, id, details, signal);
   }
-}
-
-function newRecord(granted: GrantedDevice, spec: DeviceSpec, zygote: Zygote | null): DeviceRecord {
-  const fetchDeadlineMs = spec.backend.module === null ? COMMAND_DEADLINE_MS : JAVASCRIPT_FETCH_DEADLINE_MS;
-  const record: DeviceRecord = {
-    granted,
-    zygote: null,
-    forking: null,
-    pages: null,
-    failures: null,
-    generation: null,
-    fetchDeadlineMs,
-  };
-  if (zygote !== null) useZygote(record, zygote);
-  return record;
 }
 
 function newFailureReports(
@@ -496,11 +419,6 @@ function newFailureReports(
 function newOutput(onReport: (report: QueueReport) => void, inherited?: number): BackendOutput {
   const say = (message: string): void => onReport({ queue: null, report: { type: 'log', level: 'warn', message } });
   return new BackendOutput(say, inherited);
-}
-
-function useZygote(record: DeviceRecord, zygote: Zygote): void {
-  record.zygote = zygote;
-  zygote.onExit = (notice) => record.generation?.onNotice(notice);
 }
 
 /** One that cannot be read gives way to an empty one, as of a generation that did not fetch: its processes can be ended. */
@@ -519,9 +437,4 @@ function childPidfd(pid: number, zygote: number): number | null {
   if (parentOf(pid) === zygote) return pidfd;
   closeSync(pidfd);
   return null;
-}
-
-async function writeAndClose(file: FileHandle, text: string): Promise<void> {
-  await using opened = file;
-  await opened.writeFile(text);
 }
