@@ -2,9 +2,7 @@
 
 #include <sys/mman.h>
 
-#include <algorithm>
 #include <cstring>
-#include <ctime>
 
 #include "common/fault_point.hpp"
 #include "process_setup.hpp"
@@ -20,12 +18,6 @@ constexpr uint64_t kFutexAnyBit = 0xffffffff;
 
 constexpr uint32_t kDeviceFile = 0;  // index in the ring's registered files; the backend's follow
 
-uint64_t monotonicNs() {
-  timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return static_cast<uint64_t>(now.tv_sec) * 1000000000 + static_cast<uint64_t>(now.tv_nsec);
-}
-
 // A flush has no place; the kernel leaves anything there.
 RequestIdentity identityOf(const IoDescriptor& descriptor) {
   const uint32_t operation = descriptor.opFlags & kOperationMask;
@@ -36,8 +28,11 @@ RequestIdentity identityOf(const IoDescriptor& descriptor) {
 }  // namespace
 
 Queue::Queue(const QueueSetup& setup, Backend& backend)
-    : setup_(setup), backend_(backend), gate_(*setup.header, setup.depth), tags_(setup.depth) {
-  finished_.reserve(setup.depth);
+    : setup_(setup),
+      backend_(backend),
+      gate_(*setup.header, setup.depth),
+      accounts_(*setup.page, setup.inflight, setup.depth),
+      tags_(setup.depth) {
   zeros_ = mapMemory(setup.maxIoBytes, PROT_READ);
   if (setup.dataPath == DataPath::copy) {
     buffers_ = mapMemory(size_t{setup.maxIoBytes} * setup.depth, PROT_READ | PROT_WRITE);
@@ -141,7 +136,7 @@ void Queue::notify(int eventfd) {
 }
 
 Queue::Taken Queue::take() {
-  accountFinished();
+  accounts_.settle();
   // With DEFER_TASKRUN nothing is posted until this thread asks.
   const int result = io_uring_submit_and_get_events(&ring_);
   if (result < 0 && result != -EINTR) throw std::system_error(-result, std::generic_category(), "taking requests");
@@ -166,7 +161,7 @@ void Queue::waitForHalfQueued() {
 }
 
 void Queue::submit() {
-  accountFinished();
+  accounts_.settle();
   int submitted;
   do {
     submitted = io_uring_submit(&ring_);
@@ -177,13 +172,12 @@ void Queue::submit() {
 // The kernel has every tag back, or the queue was asked to drain and nothing is in the backend: requests that arrived
 // meanwhile stay with the kernel, which gives them to the next generation.
 bool Queue::done() const {
-  return fetched_ == 0 || (inBackend_ == 0 && setup_.page->drain.load(std::memory_order_relaxed));
+  return fetched_ == 0 || (accounts_.outstanding() == 0 && setup_.page->drain.load(std::memory_order_relaxed));
 }
 
 // How many there were, with the requests that had waited for them.
 unsigned Queue::handleCompletions() {
-  batchStartNs_ = monotonicNs();
-  working();
+  accounts_.beginBatch();
   unsigned head;
   unsigned seen = 0;
   io_uring_cqe* cqe;
@@ -193,7 +187,7 @@ unsigned Queue::handleCompletions() {
   }
   io_uring_cq_advance(&ring_, seen);
   const unsigned admitted = gate_.waiting() ? admitWaiting() : 0;
-  accountFinished();
+  accounts_.settle();
   return seen + admitted;
 }
 
@@ -225,7 +219,7 @@ void Queue::handle(uint64_t userData, int32_t result) {
 
 void Queue::admit(uint16_t tag) {
   if (gate_.open()) return begin(tag);
-  const Gate::Way way = gate_.arrive(tag, identityOf(setup_.descriptors[tag]), inBackend_ > 0);
+  const Gate::Way way = gate_.arrive(tag, identityOf(setup_.descriptors[tag]), accounts_.outstanding() > 0);
   if (way != Gate::Way::wait) begin(tag, way == Gate::Way::refuse);
 }
 
@@ -234,7 +228,7 @@ void Queue::admit(uint16_t tag) {
 unsigned Queue::admitWaiting() {
   unsigned admitted = 0;
   while (!setup_.page->drain.load(std::memory_order_relaxed)) {
-    const auto tag = gate_.next(inBackend_ > 0);
+    const auto tag = gate_.next(accounts_.outstanding() > 0);
     if (!tag) break;
     begin(*tag);
     admitted++;
@@ -250,13 +244,7 @@ void Queue::begin(uint16_t tag, bool refused) {
   const uint64_t offset = flush ? 0 : descriptor.startSector << kSectorShift;
   const uint64_t length = flush ? 0 : uint64_t{descriptor.sectors} << kSectorShift;
 
-  InflightEntry& entry = setup_.inflight[tag];
-  entry.startSector.store(identity.startSector, std::memory_order_relaxed);
-  entry.sectors.store(identity.sectors, std::memory_order_relaxed);
-  entry.operation.store(identity.operation, std::memory_order_relaxed);
-  entry.startNs.store(batchStartNs_, std::memory_order_release);
-  setup_.page->inflight.store(++inBackend_, std::memory_order_relaxed);
-
+  accounts_.began(tag, identity);
   const Request request{
       .tag = tag,
       .operation = operation,
@@ -286,34 +274,17 @@ void Queue::begin(uint16_t tag, bool refused) {
 
 void Queue::complete(const Request& request, int64_t result) {
   const int32_t committed = committedResult(request.operation, result, request.length);
-  if (committed < 0) noteFailure(request.tag, -committed);
+  if (committed < 0) accounts_.noteFailure(request.tag, -committed);
   answer(request, committed);
 }
 
 void Queue::answer(const Request& request, int32_t committed) {
   prepareCommand(kCommitAndFetch, request.tag, committed);
-  finish(request.tag, request.operation, request.length, committed < 0);
+  accounts_.answered(request.tag, request.operation, request.length, committed < 0);
+  gate_.answered(request.tag);
 }
 
-// For the log, which the supervisor writes.
-void Queue::noteFailure(uint16_t tag, int32_t error) {
-  const InflightEntry& entry = setup_.inflight[tag];
-  const uint32_t operation = entry.operation.load(std::memory_order_relaxed);
-  const std::span<Failures> all(setup_.page->failures);
-  const auto isIts = [&](const Failures& kind) {
-    return kind.count.load(std::memory_order_relaxed) == 0 || kind.are(operation, static_cast<uint32_t>(error));
-  };
-  const auto found = std::ranges::find_if(all, isIts);
-  Failures& failures = found == all.end() ? all.back() : *found;
-  const bool another = !failures.are(operation, static_cast<uint32_t>(error));
-  failures.operation.store(operation, std::memory_order_relaxed);
-  failures.error.store(static_cast<uint32_t>(error), std::memory_order_relaxed);
-  failures.startSector.store(entry.startSector.load(std::memory_order_relaxed), std::memory_order_relaxed);
-  failures.sectors.store(entry.sectors.load(std::memory_order_relaxed), std::memory_order_relaxed);
-  failures.count.store(another ? 1 : failures.count.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
-}
-
-void Queue::working() { Histogram::bump<uint32_t>(setup_.page->progress, 1); }
+void Queue::working() { accounts_.working(); }
 
 void Queue::copyAndComplete(const Request& request, std::byte* memory, int32_t faultResult) {
   const bool read = request.operation == Operation::read;
@@ -341,42 +312,8 @@ void Queue::copyAndComplete(const Request& request, uint8_t opcode, const void* 
 
 void Queue::commitFault(uint16_t tag) {
   const auto operation = static_cast<Operation>(setup_.descriptors[tag].opFlags & kOperationMask);
-  Histogram::bump(setup_.page->operations[counterIndex(operation)].errors, uint64_t{1});
-  noteFailure(tag, -tags_[tag].faultResult);
+  accounts_.copyFailed(tag, operation, -tags_[tag].faultResult);
   prepareCommand(kCommitAndFetch, tag, tags_[tag].faultResult);
-}
-
-void Queue::finish(uint16_t tag, Operation operation, uint32_t bytes, bool failed) {
-  if (operation <= Operation::discard || operation == Operation::writeZeroes) {
-    OperationCounters& counters = setup_.page->operations[counterIndex(operation)];
-    Histogram::bump<uint64_t>(counters.count, 1);
-    Histogram::bump<uint64_t>(failed ? counters.errors : counters.bytes, failed ? 1 : bytes);
-  }
-  working();
-  finished_.push_back(tag);
-  gate_.answered(tag);
-  setup_.page->inflight.store(--inBackend_, std::memory_order_relaxed);
-}
-
-// One clock reading for the whole batch, taken when its answers are about to be submitted.
-void Queue::accountFinished() {
-  if (finished_.empty()) return;
-  const uint64_t now = monotonicNs();
-  for (const uint16_t tag : finished_) {
-    InflightEntry& entry = setup_.inflight[tag];
-    const auto operation = static_cast<Operation>(entry.operation.load(std::memory_order_relaxed));
-    const uint64_t startNs = entry.startNs.load(std::memory_order_relaxed);
-    if (operation <= Operation::discard || operation == Operation::writeZeroes) {
-      OperationCounters& counters = setup_.page->operations[counterIndex(operation)];
-      counters.latency.add(now - startNs);
-      if (startNs > counters.newestAnsweredNs.load(std::memory_order_relaxed)) {
-        counters.newestAnsweredNs.store(startNs, std::memory_order_relaxed);
-      }
-    }
-    entry.startNs.store(0, std::memory_order_release);
-  }
-  setup_.page->lastAnswerNs.store(now, std::memory_order_relaxed);
-  finished_.clear();
 }
 
 }  // namespace ublk

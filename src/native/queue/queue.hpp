@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "accounts.hpp"
 #include "common/backend.hpp"
 #include "common/shared_page.hpp"
 #include "gate.hpp"
@@ -94,24 +95,19 @@ class Queue final : public Responder {
   unsigned admitWaiting();
   void begin(uint16_t tag, bool refused = false);
   void answer(const Request& request, int32_t committed);
-  void noteFailure(uint16_t tag, int32_t error);
   void copyAndComplete(const Request& request, uint8_t opcode, const void* memory, size_t length, int32_t faultResult);
   void commitFault(uint16_t tag);
-  void finish(uint16_t tag, Operation operation, uint32_t bytes, bool failed);
-  void accountFinished();
   std::byte* bufferOf(uint16_t tag) const { return buffers_ + size_t{tag} * setup_.maxIoBytes; }
 
   const QueueSetup setup_;
   Backend& backend_;
   Gate gate_;
+  Accounts accounts_;
   io_uring ring_{};
   std::byte* buffers_ = nullptr;  // copy path only
   std::byte* zeros_ = nullptr;
   std::vector<Tag> tags_;
-  std::vector<uint16_t> finished_;  // tags answered since the last submission; never grows beyond depth
-  uint32_t fetched_ = 0;            // tags with the kernel or in the backend
-  uint32_t inBackend_ = 0;
-  uint64_t batchStartNs_ = 0;
+  uint32_t fetched_ = 0;  // tags with the kernel or in the backend
 };
 
 }  // namespace ublk

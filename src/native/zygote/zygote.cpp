@@ -10,7 +10,6 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
@@ -27,6 +26,7 @@
 #include "common/channel.hpp"
 #include "common/peer.hpp"
 #include "control_process.hpp"
+#include "descriptor_areas.hpp"
 #include "held_generation.hpp"
 #include "queue/queue_process.hpp"
 
@@ -37,12 +37,6 @@ namespace {
 struct Child {
   pid_t pid;
   uint32_t controlSequence;  // 0 for queue processes
-};
-
-// A mapping of one queue's descriptors, which the zygote drops once the queue's process has been forked.
-struct DescriptorArea {
-  const IoDescriptor* base = nullptr;
-  size_t bytes = 0;
 };
 
 // Thrown in a forked child to leave the zygote's stack, and with it the preloaded library's constructor.
@@ -212,68 +206,39 @@ class Zygote {
     // O_NONBLOCK tells io_uring that reads and writes on the char device (user-copy) do not block, so it does them at
     // once and not in a worker thread.
     const FileDescriptor device(checked(open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK), "opening the char device"));
-    std::vector<DescriptorArea> areas(request.queues);
-    const auto unmapAll = [&areas] {
-      for (const auto& area : areas) {
-        if (area.base) munmap(const_cast<IoDescriptor*>(area.base), area.bytes);
+    DescriptorAreas areas(device.get(), request.queues, request.depth);
+    for (uint32_t queue = 0; queue < request.queues; queue++) {
+      const pid_t pid = checked(fork(), "forking a queue process");
+      if (pid == 0) {
+        pidfds.clear();  // of the siblings that were forked before
+        becomeQueueProcess(request, queue, device.get(), areas, files);
       }
-    };
-    try {
-      for (uint32_t queue = 0; queue < request.queues; queue++) {
-        areas[queue] = mapDescriptors(device.get(), queue, request.depth);
-      }
-      for (uint32_t queue = 0; queue < request.queues; queue++) {
-        const pid_t pid = checked(fork(), "forking a queue process");
-        if (pid == 0) {
-          pidfds.clear();  // of the siblings that were forked before
-          becomeQueueProcess(request, queue, device.get(), areas, files);
-        }
-        children_.push_back({pid, 0});
-        answer.pids[answer.queues++] = pid;
-        pidfds.emplace_back(static_cast<int>(checked(syscall(SYS_pidfd_open, pid, 0), "pidfd_open")));
-      }
-    } catch (...) {
-      unmapAll();
-      throw;
+      children_.push_back({pid, 0});
+      answer.pids[answer.queues++] = pid;
+      pidfds.emplace_back(static_cast<int>(checked(syscall(SYS_pidfd_open, pid, 0), "pidfd_open")));
     }
-    unmapAll();
   }
 
-  static DescriptorArea mapDescriptors(int device, uint32_t queue, uint32_t depth) {
-    const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-    const size_t bytes = (depth * sizeof(IoDescriptor) + page - 1) / page * page;
-    void* base =
-        mmap(nullptr, bytes, PROT_READ, MAP_SHARED | MAP_POPULATE, device, static_cast<off_t>(descriptorOffset(queue)));
-    if (base == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "mapping the descriptors");
-    return {static_cast<const IoDescriptor*>(base), bytes};
-  }
-
-  [[noreturn]] void becomeQueueProcess(const SpawnMessage& request, uint32_t queue, int device,
-                                       std::vector<DescriptorArea>& areas, std::vector<FileDescriptor>& files) {
+  [[noreturn]] void becomeQueueProcess(const SpawnMessage& request, uint32_t queue, int device, DescriptorAreas& areas,
+                                       std::vector<FileDescriptor>& files) {
     leaveZygote();
-    for (uint32_t other = 0; other < areas.size(); other++) {
-      if (other == queue) continue;
-      munmap(const_cast<IoDescriptor*>(areas[other].base), areas[other].bytes);
-      areas[other].base = nullptr;
-    }
+    areas.keepOnly(queue);
     supervisor_.reset();
     close(controlFd_);
     if (request.javascript) becomeJavaScriptChild(request, queue, device, areas, files);
     const int parkedFiles = request.backendFiles == 0 ? -1 : files[1].release();
-    runQueueProcess({request, queue, device, areas[queue].base, files[0].release(), parkedFiles});
+    runQueueProcess({request, queue, device, areas.release(queue), files[0].release(), parkedFiles});
   }
 
   // Takes what the process needs out of the hands of the objects on the stack, which are about to be unwound.
   [[noreturn]] static void becomeJavaScriptChild(const SpawnMessage& request, uint32_t queue, int device,
-                                                 std::vector<DescriptorArea>& areas,
-                                                 std::vector<FileDescriptor>& files) {
+                                                 DescriptorAreas& areas, std::vector<FileDescriptor>& files) {
     const auto keep = [](int fd) { return fcntl(fd, F_DUPFD_CLOEXEC, 0); };
     const int output = files[1 + request.queues].get();
     for (const int stream : {STDOUT_FILENO, STDERR_FILENO}) checked(dup2(output, stream), "dup2");
-    throw JavaScriptChild{
-        {request, queue, keep(device), std::exchange(areas[queue].base, nullptr), files[queue + 1].release(), {}, {}},
-        files[0].release(),
-        files[2 + request.queues].release()};
+    throw JavaScriptChild{{request, queue, keep(device), areas.release(queue), files[queue + 1].release(), {}, {}},
+                          files[0].release(),
+                          files[2 + request.queues].release()};
   }
 
   // ---- control processes -------------------------------------------------------------------------------------------
