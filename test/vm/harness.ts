@@ -20,6 +20,8 @@ export const cli = join(root, 'dist/programs/ublk-supervisor.js');
 
 /** A start of node alone takes seconds in an emulated guest, and beside loads, on a busy machine, a minute. */
 export const COMMAND_TIMEOUT_MS = 600_000;
+/** Of a condition, on an emulated machine that is a tenth as fast as the one before. */
+const WAIT_TIMEOUT_MS = 120_000;
 const MAX_OUTPUT = 100 * 2 ** 20;
 /** Of a supervisor with its devices, beside loads that leave it little of the CPUs. */
 const START_TIMEOUT_MS = 600_000;
@@ -92,7 +94,7 @@ export const traces = (id: number): string[] =>
 export async function waitFor<Value>(
   what: string,
   probe: () => Promise<Value | undefined | false> | Value | undefined | false,
-  timeoutMs = 20_000,
+  timeoutMs = WAIT_TIMEOUT_MS,
 ): Promise<Value> {
   const deadline = performance.now() + timeoutMs;
   for (;;) {
@@ -275,13 +277,13 @@ export class RunningSupervisor {
   }
 
   /** Waits until the device is live with at least `recoveries` recoveries behind it. */
-  untilLive(name: string, recoveries = 0, timeoutMs = 30_000): Promise<DeviceStatus> {
+  untilLive(name: string, recoveries = 0, timeoutMs = WAIT_TIMEOUT_MS): Promise<DeviceStatus> {
     const isSo = (device: DeviceStatus): boolean => device.recoveries >= recoveries;
     return this.#untilLiveAnd(isSo, name, `after ${recoveries} recoveries`, timeoutMs);
   }
 
   /** Waits until the device is live in this generation or a later one. */
-  untilGeneration(name: string, generation: number, timeoutMs = 30_000): Promise<DeviceStatus> {
+  untilGeneration(name: string, generation: number, timeoutMs = WAIT_TIMEOUT_MS): Promise<DeviceStatus> {
     const isSo = (device: DeviceStatus): boolean => device.generation >= generation;
     return this.#untilLiveAnd(isSo, name, `in generation ${generation}`, timeoutMs);
   }
