@@ -293,8 +293,8 @@ async function canPunchHoles(fd: number, size: number): Promise<boolean> {
 async function assertSame(path: string, fd: number, size: number): Promise<void> {
   await using place = await locate(path);
   const opened = await statOf(fd, { bigint: true });
-  const named = await place.found?.stat({ bigint: true });
-  if (named === undefined || identityOf(named) !== identityOf(opened)) {
+  if (place.found === null) throw refusal(path, `there is no such file any more; ${PUT_BACK}`, 'checking');
+  if (identityOf(await place.found.stat({ bigint: true })) !== identityOf(opened)) {
     throw refusal(path, `it is not what was opened; ${PUT_BACK}`, 'checking');
   }
   const now = opened.isBlockDevice() ? (await describeBlockDevice(Number(opened.rdev))).size : Number(opened.size);

@@ -219,7 +219,7 @@ t.test('a store is checked for being what was opened, and not smaller', async (t
   await t.rejects(store.check(), { code: 'BACKEND', message: /it shrank from 1048576 to 1048575 bytes; restore it/ });
   await truncate(path, MIB);
   await rename(path, at('moved'));
-  await t.rejects(store.check(), { message: /it is not what was opened; put that back/ });
+  await t.rejects(store.check(), { message: /there is no such file any more; put that back/ });
   await writeFile(path, Buffer.alloc(MIB));
   await t.rejects(store.check(), { message: /it is not what was opened/ });
   await rename(at('moved'), path);
