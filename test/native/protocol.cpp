@@ -24,8 +24,8 @@ TEST("an answer is committed as the kernel can take it") {
       {Operation::read, 0, 4096, -EIO},
       {Operation::read, -EIO, 4096, -EIO},
       {Operation::write, 4096, 4096, 4096},
-      {Operation::write, 512, 4096, 512},
-      {Operation::write, 0, 4096, -EIO},  // requeued for ever otherwise
+      {Operation::write, 512, 4096, -EIO},  // the rest would be lost without a word
+      {Operation::write, 0, 4096, -EIO},    // requeued for ever otherwise
       {Operation::write, int64_t{1} << 40, 4096, 4096},
       {Operation::write, -ENOSPC, 4096, -ENOSPC},
       {Operation::write, -4095, 4096, -4095},

@@ -30,13 +30,14 @@ struct QueueSetup {
 
 // The result that may be committed for an answer of `result` (bytes or -errno) to a request of `length` bytes.
 //
-// The kernel requeues a write that was answered with 0 for ever, warns about a read that was longer than asked, and
-// takes a positive number for flush, discard and write zeroes as success.
+// The kernel requeues a write that was answered with 0 for ever, and from Linux 7.3 at the latest takes one that was answered
+// with less than its length for whole. It warns about a read that was longer than asked, and takes a positive number for
+// flush, discard and write zeroes as success.
 constexpr int32_t committedResult(Operation operation, int64_t result, uint32_t length) {
   if (result < 0) return result < -4095 ? -EIO : static_cast<int32_t>(result);
   if (operation != Operation::read && operation != Operation::write) return 0;
-  if (result == 0) return -EIO;
-  return static_cast<int32_t>(result < length ? result : length);
+  if (result >= length) return static_cast<int32_t>(length);
+  return operation == Operation::read && result > 0 ? static_cast<int32_t>(result) : -EIO;
 }
 
 // One hardware queue: fetches requests, hands them to the backend, commits the answers. One io_uring_enter a batch; no
