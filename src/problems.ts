@@ -21,13 +21,18 @@ export function validate<Output>(schema: z.ZodType<Output>, value: unknown, sour
 }
 
 /**
- * Of a choice between kinds of objects, the problems with the kind that `type` names; those with `type` itself are told
- * by the first kind.
+ * Of a choice between kinds of objects, the problems with the kind that was meant: the one that `type` names, or that has
+ * the right keys. Problems with `type` itself are told by the first kind.
  */
 function closest(issue: z.core.$ZodIssue): readonly z.core.$ZodIssue[] {
-  if (issue.code !== 'invalid_union' || !issue.errors.flat().some(({ path }) => path.length > 0)) return [issue];
-  const named = issue.errors.find((problems) => !problems.some(({ path }) => path[0] === 'type'));
-  return (named ?? issue.errors[0] ?? []).map((inner) => ({ ...inner, path: [...issue.path, ...inner.path] }));
+  if (issue.code !== 'invalid_union') return [issue];
+  const { errors } = issue;
+  const [meant, ...others] = errors.filter((problems) => problems.every(({ path }) => path.length > 0));
+  const named = errors.find((problems) => !problems.some(({ path }) => path[0] === 'type'));
+  const byType = errors.flat().some(({ path }) => path[0] === 'type');
+  const problems = byType ? (named ?? errors[0]) : others.length === 0 ? meant : undefined;
+  if (problems === undefined) return [issue];
+  return problems.map((inner) => ({ ...inner, path: [...issue.path, ...inner.path] })).flatMap(closest);
 }
 
 /** What was given, short enough for a line. */

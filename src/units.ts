@@ -13,6 +13,16 @@ const SIZE_UNITS: Readonly<Record<string, number>> = Object.fromEntries<number>(
 
 const DURATION_UNITS: Readonly<Record<string, number>> = { ms: 1, s: 1e3, min: 60e3, h: 3600e3 };
 
+/** In nanoseconds. */
+const FINE_DURATION_UNITS: Readonly<Record<string, number>> = {
+  ns: 1,
+  us: 1e3,
+  ms: 1e6,
+  s: 1e9,
+  min: 60e9,
+  h: 3600e9,
+};
+
 function parseQuantity(text: string, units: Readonly<Record<string, number>>): number | undefined {
   const match = /^([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)$/.exec(text);
   const unit = match && Object.hasOwn(units, match[2] ?? '') ? units[match[2] ?? ''] : undefined;
@@ -30,6 +40,11 @@ export function parseSize(value: string | number): number | undefined {
 /** Milliseconds of `250ms`, `60s`, `5min`, `1h`. undefined: not a duration. */
 export function parseDuration(text: string): number | undefined {
   return /[a-z]$/.test(text) ? parseQuantity(text, DURATION_UNITS) : undefined;
+}
+
+/** Nanoseconds of `100us`, `1.5ms`, `2s`. undefined: not a duration. */
+export function parseNanoseconds(text: string): number | undefined {
+  return /[a-z]$/.test(text) ? parseQuantity(text, FINE_DURATION_UNITS) : undefined;
 }
 
 /** `512M`, `1.5G`: as `ls -h` and lsblk show sizes, rounded to one decimal. */

@@ -3,7 +3,7 @@ import { dirname } from 'node:path';
 import { errorCode } from '../error-codes.js';
 import { SupervisorError, errnoOf, reasonOf } from '../errors.js';
 import { controlSocket, zygotesIn } from './places.js';
-import type { DeviceStatus, PlanEntry, Status } from './status.js';
+import type { DeviceStatus, FaultHitStatus, FaultRuleStatus, PlanEntry, Status } from './status.js';
 
 export interface Client {
   status(): Promise<Status>;
@@ -14,6 +14,12 @@ export interface Client {
   restart(name: string): Promise<DeviceStatus>;
   resize(name: string, options: { readonly size: string; readonly force: boolean }): Promise<DeviceStatus>;
   lookForPartitions(name: string): Promise<readonly string[]>;
+  /** Returns the rule's id. */
+  addFault(name: string, rule: unknown): Promise<string>;
+  faults(name: string): Promise<readonly FaultRuleStatus[]>;
+  /** null: all of them. */
+  removeFault(name: string, id: string | null): Promise<void>;
+  faultLog(name: string): Promise<readonly FaultHitStatus[]>;
   reload(options: { readonly dryRun: boolean }): Promise<readonly PlanEntry[]>;
   upgrade(options: { readonly self: boolean }): Promise<void>;
   stop(options: { readonly force: boolean }): Promise<void>;
@@ -51,6 +57,21 @@ export function createClient(runtimeDir: string): Client {
     lookForPartitions: async (name) => {
       const answer = (await call('POST', `${device(name)}/partitions`)) as { readonly partitions: readonly string[] };
       return answer.partitions;
+    },
+    addFault: async (name, rule) => {
+      const { id } = (await call('POST', `${device(name)}/faults`, rule as object)) as { readonly id: string };
+      return id;
+    },
+    faults: async (name) => {
+      const answer = (await call('GET', `${device(name)}/faults`)) as { readonly rules: readonly FaultRuleStatus[] };
+      return answer.rules;
+    },
+    removeFault: async (name, id) => {
+      await call('DELETE', `${device(name)}/faults${id === null ? '' : `/${encodeURIComponent(id)}`}`);
+    },
+    faultLog: async (name) => {
+      const answer = (await call('GET', `${device(name)}/fault-log`)) as { readonly hits: readonly FaultHitStatus[] };
+      return answer.hits;
     },
     reload: async (options) => {
       const { devices } = (await call('POST', '/v1/reload', options)) as { readonly devices: readonly PlanEntry[] };

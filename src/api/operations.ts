@@ -17,13 +17,13 @@ export function isFlush({ operation }: RequestIdentity): boolean {
 /** In the order of the shared page's counters. */
 export const operationNames: readonly OperationName[] = Object.values(names);
 
-function operationName(operation: number): string {
+export function operationNameOf(operation: number): string {
   return names[operation] ?? `operation ${operation}`;
 }
 
 /** A request as `status` shows it. */
 export function requestStatus({ operation, startSector, sectors }: RequestIdentity): RequestStatus {
-  return { operation: operationName(operation), sector: startSector, sectors };
+  return { operation: operationNameOf(operation), sector: startSector, sectors };
 }
 
 /** `read of 8 sectors at 4096`; a sector has 512 bytes. */

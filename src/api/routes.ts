@@ -36,6 +36,8 @@ export class JsonPieces {
 interface Call {
   readonly wholeStatus: WholeStatus;
   readonly name: string;
+  /** Of a thing of the device. */
+  readonly id: string;
   readonly query: ReadonlyMap<string, string>;
   readonly body: unknown;
 }
@@ -56,6 +58,7 @@ const reloadRequest = z.strictObject({ dryRun: z.boolean().default(false) }).pre
 
 const upgradeRequest = z.strictObject({ self: z.boolean().default(false) }).prefault({});
 
+const FAULTS = /^\/v1\/devices\/([^/]+)\/faults$/;
 const DEVICE = /^\/v1\/devices\/([^/]+)$/;
 
 const ROUTES: readonly Route[] = [
@@ -109,6 +112,38 @@ const ROUTES: readonly Route[] = [
     run: async (api, { name }) => ({ status: 200, body: { partitions: await api.lookForPartitions(name) } }),
   },
   {
+    method: 'GET',
+    path: FAULTS,
+    run: (api, { name }) => ({ status: 200, body: { rules: api.faults(name) } }),
+  },
+  {
+    method: 'POST',
+    path: FAULTS,
+    takesBody: true,
+    run: (api, { name, body }) => ({ status: 201, body: { id: api.addFault(name, body) } }),
+  },
+  {
+    method: 'DELETE',
+    path: FAULTS,
+    run: (api, { name }) => {
+      api.removeFault(name, null);
+      return { status: 200, body: {} };
+    },
+  },
+  {
+    method: 'DELETE',
+    path: /^\/v1\/devices\/([^/]+)\/faults\/([^/]+)$/,
+    run: (api, { name, id }) => {
+      api.removeFault(name, id);
+      return { status: 200, body: {} };
+    },
+  },
+  {
+    method: 'GET',
+    path: /^\/v1\/devices\/([^/]+)\/fault-log$/,
+    run: (api, { name }) => ({ status: 200, body: { hits: api.faultLog(name, 0) } }),
+  },
+  {
     method: 'POST',
     path: /^\/v1\/reload$/,
     takesBody: true,
@@ -150,6 +185,7 @@ export async function answer(api: SupervisorApi, wholeStatus: WholeStatus, reque
     return await route.run(api, {
       wholeStatus,
       name: decodeURIComponentOrEmpty(route.path.exec(path)?.[1] ?? ''),
+      id: decodeURIComponentOrEmpty(route.path.exec(path)?.[2] ?? ''),
       query: parseQuery(search, route.query ?? {}),
       body: parseBody(request, route),
     });

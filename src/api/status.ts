@@ -1,4 +1,5 @@
 import type { Choice, DataPath } from '../../backends/interface.js';
+import type { FaultRule } from '../faults/rule.js';
 
 export type DeviceState =
   | 'adopting'
@@ -117,6 +118,32 @@ export interface CrashStatus {
   readonly file: string | null;
 }
 
+/** A fault rule as it was written, and what came of it. */
+export interface FaultRuleStatus extends FaultRule {
+  /** What it waits for, such as a file, is there. */
+  readonly active: boolean;
+  /** How many requests were those that it is for. */
+  readonly matches: number;
+  /** How many of them it changed. */
+  readonly hits: number;
+}
+
+/** One hit of a fault rule. */
+export interface FaultHitStatus {
+  /** From 1, over all rules of the device. */
+  readonly number: number;
+  /** ISO 8601, UTC. */
+  readonly at: string;
+  /** null: there is no rule in its place any more. */
+  readonly rule: string | null;
+  /** Which of the requests that the rule is for it was, from 0. */
+  readonly match: number;
+  readonly operation: string;
+  /** Bytes. */
+  readonly offset: number;
+  readonly length: number;
+}
+
 export interface DeviceStatus {
   readonly name: string;
   /** null until the kernel gave one, and after the device is gone. */
@@ -139,6 +166,8 @@ export interface DeviceStatus {
   /** Requests that are answered with EIO, because each crashed the backend again and again. */
   readonly quarantine: readonly QuarantinedRequestStatus[];
   readonly lastBackendError: BackendErrorStatus | null;
+  /** Its fault rules; null: its configuration allows none. */
+  readonly faults: readonly FaultRuleStatus[] | null;
   /** How long the last recovery or hand-over took, from the exit or the drain to the device being live again, in milliseconds. */
   readonly lastPauseMs: number | null;
   readonly queues: readonly QueueStatus[];
@@ -203,6 +232,14 @@ export interface SupervisorApi {
   resize(name: string, options: { readonly size: number; readonly force: boolean }): Promise<DeviceStatus>;
   /** Resolves with the paths of the device's partitions when they are those of the table that is on it now. */
   lookForPartitions(name: string): Promise<readonly string[]>;
+  /** Adds a fault rule, which counts from then on; returns its id. Rejects with `REFUSED` where the configuration allows none. */
+  addFault(name: string, rule: unknown): string;
+  /** In the order in which they are tried. */
+  faults(name: string): readonly FaultRuleStatus[];
+  /** Removes one rule, or all of them; requests that it holds up go on. */
+  removeFault(name: string, id: string | null): void;
+  /** The hits after number `after`, as far as they are still known: the last 4096 of a device are. */
+  faultLog(name: string, after: number): readonly FaultHitStatus[];
   /** Reads the configuration again and makes the devices those of it; `dryRun` only says how. */
   reload(options: { readonly dryRun: boolean }): Promise<readonly PlanEntry[]>;
   /**

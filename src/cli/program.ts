@@ -7,6 +7,7 @@ import { checkCommand } from './check.js';
 import { delCommand } from './del.js';
 import { doctorCommand } from './doctor.js';
 import { CliExit, cliExitCode } from './exit-codes.js';
+import { faultCommand } from './fault.js';
 import { featuresCommand } from './features.js';
 import { listCommand } from './list.js';
 import { printError } from './output.js';
@@ -37,6 +38,7 @@ const commands = [
   upgradeCommand,
   resizeCommand,
   partitionsCommand,
+  faultCommand,
   checkCommand,
   schemaCommand,
   featuresCommand,

@@ -47,6 +47,7 @@ function describeDevice(device: DeviceStatus): string[] {
     ...(device.lastExit === null ? [] : [`  last exit ${describeExit(device.lastExit)}`]),
     ...(device.lastCrash === null ? [] : [`  last crash ${describeCrash(device.lastCrash)}`]),
     ...(device.lastBackendError === null ? [] : [`  last error ${describeError(device.lastBackendError)}`]),
+    ...(device.faults ?? []).map(({ id, hits }) => `  fault     ${id}, hits: ${hits}`),
     ...device.quarantine.map((request) => `  refused   ${describeRequest(request)}, after ${request.crashes} crashes`),
     ...formatTable(queueColumns, device.queues, { headings: true, raw: false, exact: false }).map(
       (line) => `  ${line}`,

@@ -4,6 +4,7 @@ import { backendOptions, dataPathsOf, type BackendOptions } from '../../backends
 import { parseJson } from './json.js';
 import { oneOf, show, validate } from '../problems.js';
 import type { Config, DeviceConfig } from './types.js';
+import { faultRules } from '../faults/rule.js';
 import { parseDuration } from '../units.js';
 import { userOf } from '../native/addon/accounts.js';
 
@@ -107,12 +108,20 @@ const device = z
       .default(false)
       .describe('whether a queue process that crashes may leave a core dump, with the data of its requests in it'),
     recovery: recovery.prefault({}),
+    faults: faultRules
+      .optional()
+      .describe('what is to go wrong, for tests; [] allows `fault add`, left out nothing does'),
   })
   .superRefine(({ backend, dataPath }, context) => {
     const choices = ['auto', ...dataPathsOf(backend)];
     if (choices.includes(dataPath)) return;
     const name = backend.type === 'module' ? 'a backend in JavaScript' : `backend ${backend.type}`;
     const message = `expected ${oneOf(choices)} for ${name}, got ${show(dataPath)}`;
+    context.addIssue({ code: 'custom', path: ['dataPath'], message });
+  })
+  .superRefine(({ faults, dataPath }, context) => {
+    if (faults === undefined || dataPath === 'auto' || dataPath === 'copy') return;
+    const message = `expected auto or copy for a device with faults, got ${show(dataPath)}`;
     context.addIssue({ code: 'custom', path: ['dataPath'], message });
   })
   .superRefine(({ backend, blockSize }, context) => {
@@ -123,12 +132,13 @@ const device = z
       message: `expected a multiple of blockSize ${blockSize}, got ${String(backend.size)}`,
     });
   })
-  .transform(({ id, blockSize, user, requestTimeout, recovery: { window, ...rest }, ...others }) => {
+  .transform(({ id, blockSize, user, faults, requestTimeout, recovery: { window, ...rest }, ...others }) => {
     return {
       ...others,
       id,
       blockSize,
       user,
+      faults,
       requestTimeoutMs: requestTimeout,
       recovery: { ...rest, windowMs: window },
     };

@@ -1,5 +1,6 @@
 import type { BackendOptions } from '../../backends/registry.js';
 import type { DataPath } from '../../backends/interface.js';
+import type { WrittenFaultRule } from '../faults/rule.js';
 import type { User } from '../native/addon/accounts.js';
 
 export type { User };
@@ -46,6 +47,8 @@ export interface DeviceConfig {
   readonly coreDump: boolean;
   readonly backend: BackendOptions;
   readonly recovery: RecoveryConfig;
+  /** undefined: it may have none. */
+  readonly faults: readonly WrittenFaultRule[] | undefined;
 }
 
 export interface Config {

@@ -16,7 +16,16 @@ import { startInOrder, startPatiently, type StartFailure } from './start.js';
 import { upgrade } from './upgrade.js';
 import { Turns } from '../timing/turns.js';
 import type { Journal } from './journal.js';
-import type { DeviceChange, DeviceStatus, PlanEntry, Status, SupervisorApi, SupervisorStatus } from '../api/status.js';
+import type {
+  DeviceChange,
+  DeviceStatus,
+  FaultHitStatus,
+  FaultRuleStatus,
+  PlanEntry,
+  Status,
+  SupervisorApi,
+  SupervisorStatus,
+} from '../api/status.js';
 
 export interface SupervisorOptions {
   readonly kernel: Kernel;
@@ -209,6 +218,24 @@ export class Supervisor implements SupervisorApi {
 
   async lookForPartitions(name: string): Promise<readonly string[]> {
     return this.#find('looking for partitions of', name).lookForPartitions();
+  }
+
+  addFault(name: string, rule: unknown): string {
+    return this.#find('adding a fault to', name).device.faults.add(rule).id;
+  }
+
+  faults(name: string): readonly FaultRuleStatus[] {
+    return this.#find('listing the faults of', name).device.faults.status();
+  }
+
+  removeFault(name: string, id: string | null): void {
+    const { faults } = this.#find('removing a fault of', name).device;
+    if (id === null) faults.clear();
+    else faults.remove(id);
+  }
+
+  faultLog(name: string, after: number): readonly FaultHitStatus[] {
+    return this.#find('reading the fault log of', name).device.faultLog(after);
   }
 
   /** Where the code of each device's backend in JavaScript is, by the device's name. */

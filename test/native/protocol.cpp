@@ -86,8 +86,8 @@ void expectMessage(size_t bytes) {
 }
 
 // Whoever changes one of these sizes has to change kProtocolVersion too.
-TEST("messages have the sizes of protocol version 10") {
-  EXPECT_EQUAL(kProtocolVersion, 10u);
+TEST("messages have the sizes of protocol version 11") {
+  EXPECT_EQUAL(kProtocolVersion, 11u);
   EXPECT_EQUAL(sizeof(MessageHeader), 16u);
   expectMessage<HelloMessage>(24);
   expectMessage<SpawnMessage>(104);

@@ -64,7 +64,7 @@ TEST("a histogram without samples has no quantile") {
 TEST("the parts of the shared page are aligned and do not overlap") {
   for (const uint32_t queues : {1u, 2u, 3u, 7u, 128u}) {
     for (const uint32_t depth : {1u, 2u, 3u, 31u, 128u, 1000u, 4096u}) {
-      const SharedLayout layout{queues, depth};
+      const SharedLayout layout{queues, depth, false};
       size_t end = sizeof(DeviceHeader);
       for (uint32_t queue = 0; queue < queues; queue++) {
         // A cache line, and the one that the processor fetches along with it.
@@ -81,7 +81,7 @@ TEST("the parts of the shared page are aligned and do not overlap") {
 }
 
 TEST("a map of the shared page finds the parts where the layout has them") {
-  const SharedLayout layout{3, 5};
+  const SharedLayout layout{3, 5, false};
   std::vector<std::byte> memory(layout.bytes() + 128);
   void* base = memory.data();
   size_t room = memory.size();

@@ -111,7 +111,8 @@ class JsQueue final : public Napi::ObjectWrap<JsQueue>, private Backend {
                                                   .descriptors = inherited_->descriptors,
                                                   .header = &inherited_->shared.header(),
                                                   .page = page_,
-                                                  .inflight = inherited_->shared.inflight(inherited_->queue)},
+                                                  .inflight = inherited_->shared.inflight(inherited_->queue),
+                                                  .faults = inherited_->shared.faults()},
                                        static_cast<Backend&>(*this));
       // The registered file of this ring, and of those of stores below the backend, is now the only reference.
       close(std::exchange(inherited_->charDevice, -1));
@@ -165,7 +166,7 @@ class JsQueue final : public Napi::ObjectWrap<JsQueue>, private Backend {
     for (size_t i = 0; i < count; i++) {
       const auto tag = static_cast<uint32_t>(answerData_[2 * i]);
       if (tag >= held_.size() || !held_[tag]) continue;
-      queue_->complete(*std::exchange(held_[tag], std::nullopt), answerData_[2 * i + 1]);
+      queue_->responder().complete(*std::exchange(held_[tag], std::nullopt), answerData_[2 * i + 1]);
     }
     // Answers from within a batch go out with the look for the next one.
     if (!taking_) take();

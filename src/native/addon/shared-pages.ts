@@ -1,4 +1,5 @@
 import type { RequestIdentity } from '../request.js';
+import type { CompiledFault, FaultHit, FaultInSlot } from './fault-area.js';
 import { loadAddon, translated } from './load.js';
 
 export interface SharedOperation {
@@ -28,6 +29,8 @@ export interface SharedQueue {
 /** A request that a backend has not answered. */
 export interface OutstandingInQueue extends RequestIdentity {
   readonly ageMs: number;
+  /** A fault rule keeps it from the backend. */
+  readonly injected: boolean;
   /** What the queue's backend got later was answered. */
   readonly overtaken: boolean;
   /** Requests of the same operation among it. */
@@ -92,16 +95,22 @@ export interface SharedPages {
   marked(): readonly MarkedRequest[];
   /** Every queue process finishes what its backend has, takes nothing new, and exits. */
   drain(): void;
+  /** Gives the slot a rule, or frees it. Its counters begin again unless the rule is `kept`, changed in part. */
+  setFault(slot: number, rule: (CompiledFault & { readonly kept: boolean }) | null): void;
+  /** Every rule that there is. */
+  faults(): readonly FaultInSlot[];
+  /** The hits of rules after number `after`, as far as they are still known. */
+  faultLog(after: number): readonly FaultHit[];
 }
 
 interface Addon {
-  SharedPages: new (queues: number, depth: number, memfd?: number) => SharedPages;
+  SharedPages: new (queues: number, depth: number, memfdOrAllowsFaults: number | boolean) => SharedPages;
 }
 
 const addon = (): Addon => loadAddon() as Addon;
 
-export function createSharedPages(queues: number, depth: number): SharedPages {
-  return translated(() => new (addon().SharedPages)(queues, depth));
+export function createSharedPages(queues: number, depth: number, allowsFaults: boolean): SharedPages {
+  return translated(() => new (addon().SharedPages)(queues, depth, allowsFaults));
 }
 
 /** A shared page that an earlier supervisor made. Takes `memfd` over. */

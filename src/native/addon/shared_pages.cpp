@@ -10,13 +10,14 @@
 #include "bindings.hpp"
 #include "common/file_descriptor.hpp"
 #include "common/shared_page.hpp"
+#include "fault_area.hpp"
 
 namespace ublk::addon {
 
 namespace {
 
-// The supervisor's view of a device's shared page. new SharedPages(queues, depth): a new one; new SharedPages(queues,
-// depth, memfd): one that an earlier supervisor made, with what is in it; takes the descriptor over.
+// The supervisor's view of a device's shared page. new SharedPages(queues, depth, allowsFaults): a new one;
+// new SharedPages(queues, depth, memfd): one that an earlier supervisor made, with what is in it; takes the descriptor over.
 class SharedPages final : public Napi::ObjectWrap<SharedPages> {
  public:
   static void define(Napi::Env env, Napi::Object exports) {
@@ -33,12 +34,16 @@ class SharedPages final : public Napi::ObjectWrap<SharedPages> {
                                                InstanceMethod<&SharedPages::mark>("mark"),
                                                InstanceMethod<&SharedPages::marked>("marked"),
                                                InstanceMethod<&SharedPages::drain>("drain"),
+                                               InstanceMethod<&SharedPages::setFault>("setFault"),
+                                               InstanceMethod<&SharedPages::faults>("faults"),
+                                               InstanceMethod<&SharedPages::faultLog>("faultLog"),
                                            }));
   }
 
   explicit SharedPages(const Napi::CallbackInfo& info) : Napi::ObjectWrap<SharedPages>(info) {
     guarded(info.Env(), [&] {
-      const SharedLayout layout{info[0].As<Napi::Number>().Uint32Value(), info[1].As<Napi::Number>().Uint32Value()};
+      const SharedLayout layout{info[0].As<Napi::Number>().Uint32Value(), info[1].As<Napi::Number>().Uint32Value(),
+                                info[2].IsBoolean() && info[2].ToBoolean()};
       if (info[2].IsNumber()) {
         memfd_ = FileDescriptor(info[2].As<Napi::Number>().Int32Value());
         map_ = mapSharedPage(memfd_.get(), layout.queues, layout.depth);
@@ -159,19 +164,20 @@ class SharedPages final : public Napi::ObjectWrap<SharedPages> {
     }
   }
 
-  // 0: its backend has nothing.
+  // 0: its backend has nothing, but for what a fault rule keeps from it.
   double oldestMs(uint32_t index) const {
     if (map_.queue(index).inflight.load(std::memory_order_relaxed) == 0) return 0;
     uint64_t since = UINT64_MAX;
     for (uint32_t tag = 0; tag < map_.layout().depth; tag++) {
-      const uint64_t startNs = map_.inflight(index)[tag].startNs.load(std::memory_order_acquire);
-      if (startNs != 0) since = std::min(since, startNs);
+      const InflightEntry& entry = map_.inflight(index)[tag];
+      const uint64_t startNs = entry.startNs.load(std::memory_order_acquire);
+      if (startNs != 0 && entry.injected.load(std::memory_order_relaxed) == 0) since = std::min(since, startNs);
     }
     return since == UINT64_MAX ? 0 : millisecondsSince(since);
   }
 
-  // outstanding(index): what its backend has, in no order, as { ageMs, operation, startSector, sectors, overtaken,
-  // overtakenByItsKind }; overtaken: what the backend got later was answered.
+  // outstanding(index): what its backend has, in no order, as { ageMs, operation, startSector, sectors, injected,
+  // overtaken, overtakenByItsKind }; injected: a fault rule keeps it from the backend; overtaken: what the backend got later was answered.
   Napi::Value outstanding(const Napi::CallbackInfo& info) {
     const Napi::Env env = info.Env();
     const uint32_t index = indexOf(info);
@@ -239,6 +245,23 @@ class SharedPages final : public Napi::ObjectWrap<SharedPages> {
     return requests;
   }
 
+  void setFault(const Napi::CallbackInfo& info) {
+    guarded(info.Env(), [&] { addon::setFault(faultArea(), info); });
+  }
+
+  Napi::Value faults(const Napi::CallbackInfo& info) {
+    return map_.faults() ? addon::faults(*map_.faults(), info.Env()) : Napi::Array::New(info.Env());
+  }
+
+  Napi::Value faultLog(const Napi::CallbackInfo& info) {
+    return map_.faults() ? addon::faultLog(*map_.faults(), info) : Napi::Array::New(info.Env());
+  }
+
+  FaultArea& faultArea() const {
+    if (!map_.faults()) throw std::system_error(EPERM, std::generic_category(), "making a fault rule");
+    return *map_.faults();
+  }
+
   uint32_t indexOf(const Napi::CallbackInfo& info) const {
     const uint32_t index = info[0].As<Napi::Number>().Uint32Value();
     if (index >= map_.layout().queues) throw Napi::RangeError::New(info.Env(), "no such queue");
@@ -265,6 +288,7 @@ class SharedPages final : public Napi::ObjectWrap<SharedPages> {
     answer.Set("operation", operation);
     answer.Set("startSector", static_cast<double>(entry.startSector.load()));
     answer.Set("sectors", entry.sectors.load());
+    answer.Set("injected", entry.injected.load(std::memory_order_relaxed) != 0);
     answer.Set("overtaken", overtaken);
     answer.Set("overtakenByItsKind", byItsKind);
     return answer;

@@ -12,7 +12,7 @@
 namespace ublk {
 
 constexpr uint32_t kProtocolMagic = 0x7a6c6275;  // "ublz"
-constexpr uint16_t kProtocolVersion = 10;
+constexpr uint16_t kProtocolVersion = 11;
 constexpr uint32_t kMaxBackendFiles = kMaxQueues + 2;
 
 enum class MessageType : uint16_t {

@@ -15,9 +15,10 @@
 namespace ublk {
 
 SharedMap mapSharedPage(int memfd, uint32_t queues, uint32_t depth) {
-  const SharedLayout layout{queues, depth};
+  SharedLayout layout{queues, depth, false};
   struct stat found {};
   checked(fstat(memfd, &found), "looking at the shared page");
+  layout.allowsFaults = found.st_size > static_cast<off_t>(layout.bytes());
   if (found.st_size != static_cast<off_t>(layout.bytes())) {
     throw std::system_error(EPROTO, std::generic_category(), "looking at the shared page");
   }

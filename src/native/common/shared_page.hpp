@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <system_error>
 
+#include "fault_rules.hpp"
 #include "ublk_uapi.hpp"
 
 namespace ublk {
@@ -89,6 +90,7 @@ struct InflightEntry {
   std::atomic<uint64_t> startSector;
   std::atomic<uint32_t> sectors;
   std::atomic<uint32_t> operation;
+  std::atomic<uint32_t> injected;  // 1: a fault rule keeps it from the backend, which is no hang
 };
 
 // The requests of one operation that failed with one error, and the last of them.
@@ -155,12 +157,14 @@ struct DeviceHeader {
 struct SharedLayout {
   uint32_t queues;
   uint32_t depth;
+  bool allowsFaults;
 
   static constexpr size_t align(size_t bytes) { return (bytes + 127) & ~size_t{127}; }
   constexpr size_t queueStride() const { return align(sizeof(QueuePage)) + align(depth * sizeof(InflightEntry)); }
   constexpr size_t queueOffset(uint32_t queue) const { return align(sizeof(DeviceHeader)) + queue * queueStride(); }
   constexpr size_t inflightOffset(uint32_t queue) const { return queueOffset(queue) + align(sizeof(QueuePage)); }
-  constexpr size_t bytes() const { return queueOffset(queues); }
+  constexpr size_t faultsOffset() const { return queueOffset(queues); }
+  constexpr size_t bytes() const { return faultsOffset() + (allowsFaults ? align(sizeof(FaultArea)) : 0); }
 };
 
 static_assert(std::atomic<uint64_t>::is_always_lock_free);
@@ -177,6 +181,10 @@ class SharedMap {
   InflightEntry* inflight(uint32_t index) const {
     return reinterpret_cast<InflightEntry*>(base_ + layout_.inflightOffset(index));
   }
+  // nullptr: the device's configuration allows none.
+  FaultArea* faults() const {
+    return layout_.allowsFaults ? reinterpret_cast<FaultArea*>(base_ + layout_.faultsOffset()) : nullptr;
+  }
   const SharedLayout& layout() const { return layout_; }
   void* base() const { return base_; }
 
@@ -185,7 +193,8 @@ class SharedMap {
   SharedLayout layout_{};
 };
 
-// Maps a memfd that is sealed against shrinking. Throws EPROTO when its size is another.
+// Maps a memfd that is sealed against shrinking; its size tells whether the device may have faults. Throws EPROTO when it is
+// neither of the two that it can have.
 SharedMap mapSharedPage(int memfd, uint32_t queues, uint32_t depth);
 
 // Leaves why the process gives up where the supervisor finds it.

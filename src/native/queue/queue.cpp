@@ -29,7 +29,11 @@ RequestIdentity identityOf(const IoDescriptor& descriptor) {
 
 Queue::Queue(const QueueSetup& setup, Backend& backend)
     : setup_(setup),
-      backend_(backend),
+      faults_(setup.faults ? std::make_unique<Faults>(*setup.faults, setup.inflight,
+                                                      Faults::Setup{setup.deviceBytes, setup.depth, setup.maxIoBytes},
+                                                      backend, *this)
+                           : nullptr),
+      backend_(faults_ ? static_cast<Backend&>(*faults_) : backend),
       gate_(*setup.header, setup.depth),
       accounts_(*setup.page, setup.inflight, setup.depth),
       tags_(setup.depth) {
@@ -186,7 +190,8 @@ unsigned Queue::handleCompletions() {
     handle(cqe->user_data, cqe->res);
   }
   io_uring_cq_advance(&ring_, seen);
-  const unsigned admitted = gate_.waiting() ? admitWaiting() : 0;
+  unsigned admitted = gate_.waiting() ? admitWaiting() : 0;
+  if (faults_) admitted += faults_->turn();
   accounts_.settle();
   return seen + admitted;
 }

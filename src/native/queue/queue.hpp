@@ -9,6 +9,7 @@
 #include "accounts.hpp"
 #include "common/backend.hpp"
 #include "common/shared_page.hpp"
+#include "faults.hpp"
 #include "gate.hpp"
 
 namespace ublk {
@@ -26,6 +27,7 @@ struct QueueSetup {
   DeviceHeader* header;
   QueuePage* page;
   InflightEntry* inflight;
+  FaultArea* faults;  // nullptr: there are never any
 };
 
 // The result that may be committed for an answer of `result` (bytes or -errno) to a request of `length` bytes.
@@ -65,6 +67,9 @@ class Queue final : public Responder {
   Taken take();
   void submit();
 
+  // Where the backend's answers go.
+  Responder& responder() { return faults_ ? static_cast<Responder&>(*faults_) : *this; }
+
   // Every tag's buffer, one behind the other; empty but on the copy path.
   std::span<std::byte> buffers() const { return {buffers_, buffers_ ? size_t{setup_.maxIoBytes} * setup_.depth : 0}; }
 
@@ -101,7 +106,8 @@ class Queue final : public Responder {
   std::byte* bufferOf(uint16_t tag) const { return buffers_ + size_t{tag} * setup_.maxIoBytes; }
 
   const QueueSetup setup_;
-  Backend& backend_;
+  const std::unique_ptr<Faults> faults_;
+  Backend& backend_;  // faults_, if there is one, in front of the real one
   Gate gate_;
   Accounts accounts_;
   io_uring ring_{};

@@ -92,7 +92,8 @@ void runQueueProcess(const QueueInheritance& inheritance) {
                  .descriptors = inheritance.descriptors,
                  .header = &shared.header(),
                  .page = page,
-                 .inflight = shared.inflight(inheritance.queue)},
+                 .inflight = shared.inflight(inheritance.queue),
+                 .faults = shared.faults()},
                 *backend);
     // The ring's registered file is now the only reference: the kernel drops it after the ring's last request ended.
     close(inheritance.charDevice);

@@ -2,7 +2,6 @@ import type { OpenBackend } from '../../../backends/interface.js';
 import type { DeviceConfig } from '../../config/types.js';
 import type { ErrorCode } from '../../error-codes.js';
 import { failureOf, SupervisorError } from '../../errors.js';
-import type { MarkedRequest } from '../../native/addon/shared-pages.js';
 import { Attempts } from './attempts.js';
 import { monotonicClock, type Clock } from '../../timing/clock.js';
 import type { CrashFiles } from '../crashes/crash-files.js';
@@ -10,16 +9,17 @@ import { DeviceCrashes } from '../crashes/device-crashes.js';
 import { describeExit, DeviceHistory } from './history.js';
 import type { Log } from '../../log/log.js';
 import { Waiters } from './waiters.js';
+import { DeviceFaults } from './device-faults.js';
 import { DeviceBackend } from './device-backend.js';
 import { SelfRecovery } from './self-recovery.js';
 import { deviceSpec, specOfFound, unopenedSpec, type Announced } from './spec.js';
 import { assertSameDevice, type HandOver, type Served } from './hand-over.js';
 import { aborted, Interrupt } from '../../timing/interrupt.js';
-import type { Death, DeviceSpec, FoundDevice, Kernel, QueueReport } from '../ublk/kernel.js';
+import type { Adopted, Death, DeviceSpec, FoundDevice, Kernel, QueueReport, RequestRules } from '../ublk/kernel.js';
 import { describeRequest, requestStatus } from '../../api/operations.js';
 import { machine, targetOfFailure, type AfterRemoval, type DeviceEvent } from './machine.js';
 import type { Rule, Step, Target } from './machine.js';
-import type { DeviceState, DeviceStatus, ExitStatus } from '../../api/status.js';
+import type { DeviceState, DeviceStatus, ExitStatus, FaultHitStatus } from '../../api/status.js';
 import { KernelDevice } from './kernel-device.js';
 import type { Turn, Turns } from '../../timing/turns.js';
 
@@ -66,6 +66,7 @@ export class Device {
   readonly #history: DeviceHistory;
   readonly #crashes: DeviceCrashes;
   readonly #requests = new Waiters();
+  readonly faults: DeviceFaults;
 
   #state: DeviceState;
   #afterRemoval: AfterRemoval = 'gone';
@@ -99,8 +100,17 @@ export class Device {
       // It took the time-out, so it paces itself; and a store that does not answer must not use up the restarts.
       if (death.remains.hung !== null) this.#attempts.askedFor();
     };
-    const marked = (): readonly MarkedRequest[] => this.#crashes.marked;
-    const onMarked = (earlier: readonly MarkedRequest[]): void => this.#crashes.restore(earlier);
+    const rules = (): RequestRules => ({ marked: this.#crashes.marked, faults: this.faults.slots() });
+    const onAdopted = ({ marked, faults }: Pick<Adopted, 'marked' | 'faults'>): void => {
+      this.#crashes.restore(marked);
+      this.faults.restore(faults);
+    };
+    this.faults = new DeviceFaults({
+      rules: config.faults,
+      device: () => this.#spec,
+      counted: () => this.#device.faults(),
+      write: (slot, rule) => this.#device.setFault(slot, rule),
+    });
     this.#crashes = new DeviceCrashes({
       device: config.name,
       backend: this.#spec.backend.name,
@@ -116,8 +126,8 @@ export class Device {
       log,
       onExit,
       onDeath,
-      marked,
-      onMarked,
+      rules,
+      onAdopted,
       onReport,
     });
     this.#selfRecovery = new SelfRecovery({
@@ -232,6 +242,11 @@ export class Device {
     return this.#device.blockDevice;
   }
 
+  /** The hits of fault rules after number `after`, as far as they are still known. */
+  faultLog(after: number): readonly FaultHitStatus[] {
+    return this.faults.hits(this.#device.faultLog(after));
+  }
+
   /** Bytes of what is served. */
   get size(): number {
     return this.#spec.size;
@@ -261,6 +276,7 @@ export class Device {
       lastCrash: this.#crashes.last,
       quarantine: this.#crashes.quarantined,
       lastBackendError,
+      faults: this.faults.allowed ? this.faults.status() : null,
       lastPauseMs,
       queues: this.#device.queueStatus(),
     };
@@ -277,6 +293,8 @@ export class Device {
       if (found !== null) assertSameSize(name, found, backend.size);
       const served = { config: this.#config, backend, nursery: null };
       const spec = found === null ? deviceSpec(served, this.#kernel) : specOfFound(served, this.#kernel, found);
+      // Rules that do not fit the device are refused as a configuration that does not.
+      this.faults.slots(spec);
       this.#serve({ config: this.#config, backend, spec });
       return backend;
     } catch (error) {
@@ -485,6 +503,7 @@ export class Device {
     this.#selfRecovery.rests(interrupt.signal);
     if (this.#state !== 'gone') return;
     this.#reason = null;
+    this.faults.end();
     this.#requests.gone();
   }
 

@@ -3,9 +3,19 @@ import { messageOf, SupervisorError } from '../../errors.js';
 import type { Clock } from '../../timing/clock.js';
 import { EXIT_UNLOADABLE } from '../../channel/messages.js';
 import { describeExit } from './history.js';
-import type { MarkedRequest } from '../../native/addon/shared-pages.js';
+import type { CompiledFault, FaultHit, FaultInSlot } from '../../native/addon/fault-area.js';
 import { aborted, type Interrupt } from '../../timing/interrupt.js';
-import type { Death, DeviceSpec, FoundDevice, Generation, GrantedDevice, Kernel, QueueReport } from '../ublk/kernel.js';
+import type {
+  Adopted,
+  Death,
+  DeviceSpec,
+  FoundDevice,
+  Generation,
+  GrantedDevice,
+  Kernel,
+  QueueReport,
+  RequestRules,
+} from '../ublk/kernel.js';
 import type { Log } from '../../log/log.js';
 import type { Step } from './machine.js';
 import type { DeviceState, ExitStatus, QueueStatus } from '../../api/status.js';
@@ -36,10 +46,9 @@ interface KernelDeviceOptions {
   readonly onExit: (status: ExitStatus) => void;
   /** Called when all processes of such a generation are dead. */
   readonly onDeath: (death: Death) => void;
-  /** Requests that the queues of a generation treat with care. */
-  readonly marked: () => readonly MarkedRequest[];
-  /** What an earlier supervisor had marked. */
-  readonly onMarked: (marked: readonly MarkedRequest[]) => void;
+  readonly rules: () => RequestRules;
+  /** What an earlier supervisor had marked, and its fault rules. */
+  readonly onAdopted: (adopted: Pick<Adopted, 'marked' | 'faults'>) => void;
   readonly onReport: (report: QueueReport) => void;
 }
 
@@ -64,8 +73,8 @@ export class KernelDevice {
   readonly #log: Log;
   readonly #onExit: (status: ExitStatus) => void;
   readonly #onDeath: (death: Death) => void;
-  readonly #marked: () => readonly MarkedRequest[];
-  readonly #onMarked: (marked: readonly MarkedRequest[]) => void;
+  readonly #rules: () => RequestRules;
+  readonly #onAdopted: (adopted: Pick<Adopted, 'marked' | 'faults'>) => void;
   readonly #onReport: (report: QueueReport) => void;
   readonly #steps: Readonly<Record<KernelStep, (context: StepContext) => Promise<void>>>;
 
@@ -89,8 +98,8 @@ export class KernelDevice {
     this.#log = log;
     this.#onExit = hooks.onExit;
     this.#onDeath = hooks.onDeath;
-    this.#marked = hooks.marked;
-    this.#onMarked = hooks.onMarked;
+    this.#rules = hooks.rules;
+    this.#onAdopted = hooks.onAdopted;
     this.#onReport = hooks.onReport;
     this.#found = found;
     this.#granted = found;
@@ -159,6 +168,19 @@ export class KernelDevice {
     if (this.#granted !== null) this.#kernel.unmark(this.#granted.id);
   }
 
+  /** Brings a change of a fault rule to the queues. */
+  setFault(slot: number, rule: (CompiledFault & { readonly kept: boolean }) | null): void {
+    if (this.#granted !== null) this.#kernel.setFault(this.#granted.id, slot, rule);
+  }
+
+  faults(): readonly FaultInSlot[] {
+    return this.#granted === null ? [] : this.#kernel.faults(this.#granted.id);
+  }
+
+  faultLog(after: number): readonly FaultHit[] {
+    return this.#granted === null ? [] : this.#kernel.faultLog(this.#granted.id, after);
+  }
+
   /** N of /dev/ublkbN while there is one. */
   get blockDevice(): number | null {
     return this.started ? this.id : null;
@@ -179,7 +201,7 @@ export class KernelDevice {
     const adopted = this.#kernel.adopt(found, this.spec, this.#onReport);
     this.#generation = adopted?.generation ?? null;
     this.#generationNumber = adopted?.generation.number ?? 0;
-    this.#onMarked(adopted?.marked ?? []);
+    if (adopted !== null) this.#onAdopted(adopted);
     // Which of them are gone already is said in this turn, but not at once.
     await Promise.resolve();
     const state = this.#kernel.stateOf(found.id);
@@ -231,8 +253,8 @@ export class KernelDevice {
   async #spawn(): Promise<void> {
     this.#generationNumber += 1;
     const number = this.#generationNumber;
-    const marked = this.#marked();
-    this.#watch(await this.#kernel.spawn(this.#device(), this.spec, number, this.#onReport, marked, !this.started));
+    const rules = this.#rules();
+    this.#watch(await this.#kernel.spawn(this.#device(), this.spec, number, this.#onReport, rules, !this.started));
   }
 
   #watch(generation: Generation): void {

@@ -43,7 +43,8 @@ export function deviceSpec(
         `${blockSize}; change one of them`,
     );
   }
-  const dataPath = config.dataPath === 'auto' ? backend.dataPaths.find((path) => kernel.offers(path)) : config.dataPath;
+  const possible = config.faults === undefined ? backend.dataPaths : (['copy'] as const);
+  const dataPath = config.dataPath === 'auto' ? possible.find((path) => kernel.offers(path)) : config.dataPath;
   if (dataPath === undefined || !backend.dataPaths.includes(dataPath)) {
     throw refuse(
       `backend ${config.backend.type} has no data path ${config.dataPath}; use ${backend.dataPaths.join(' or ')}`,
@@ -51,7 +52,10 @@ export function deviceSpec(
   }
   if (config.dataPath === 'auto') {
     const best = dataPath === backend.dataPaths[0];
-    const why = `${best ? 'the best' : 'all that this kernel has'} for backend ${config.backend.type}`;
+    const why =
+      config.faults !== undefined
+        ? 'fault rules change the data there'
+        : `${best ? 'the best' : 'all that this kernel has'} for backend ${config.backend.type}`;
     choices.push({ what: 'dataPath', value: dataPath, why });
   }
   return {

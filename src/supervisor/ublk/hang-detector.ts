@@ -202,7 +202,8 @@ export function watchForHangs(options: {
       progress: sign(SIGNS.progress),
       answered: sign(SIGNS.answered),
       busy: oldestMs > 0,
-      overdue: oldestMs > timeoutMs ? pages.outstanding(queue).filter(({ ageMs }) => ageMs > timeoutMs) : [],
+      overdue:
+        oldestMs > timeoutMs ? pages.outstanding(queue).filter((one) => !one.injected && one.ageMs > timeoutMs) : [],
       process: () => stateOfProcess(pid),
     };
   };

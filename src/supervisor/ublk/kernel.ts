@@ -1,5 +1,6 @@
 import type { BackendFacts, BackendModule, Choice, DataPath } from '../../../backends/interface.js';
 import type { DeviceConfig, RecoveryMode } from '../../config/types.js';
+import type { CompiledFault, FaultHit, FaultInSlot } from '../../native/addon/fault-area.js';
 import type { MarkedRequest } from '../../native/addon/shared-pages.js';
 import type { RequestIdentity } from '../../native/request.js';
 import type { BackendReport } from '../../channel/message-schema.js';
@@ -50,11 +51,27 @@ export interface FoundDevice extends GrantedDevice {
 /** `DEAD`: not started, or stopped. `QUIESCED`: its server is gone; also where new requests fail meanwhile. */
 export type KernelDeviceState = 'DEAD' | 'LIVE' | 'QUIESCED';
 
+/** A fault rule in its place in the shared page. */
+export interface FaultSlot {
+  readonly slot: number;
+  readonly rule: CompiledFault;
+}
+
+/** What the queues of a generation do with requests besides giving them to the backend. */
+export interface RequestRules {
+  /** Requests that are treated with care after crashes. */
+  readonly marked: readonly MarkedRequest[];
+  /** null: the device may have no fault rules. */
+  readonly faults: readonly FaultSlot[] | null;
+}
+
 /** The generation that serves a device of an earlier supervisor. */
 export interface Adopted {
   readonly generation: Generation;
   /** The marks that the generation was given and that still count. */
   readonly marked: readonly MarkedRequest[];
+  /** The fault rules that it has. */
+  readonly faults: readonly FaultInSlot[];
 }
 
 /** `queue` null: of one of them. */
@@ -165,19 +182,24 @@ export interface Kernel {
   setParameters(id: number, spec: DeviceSpec): Promise<void>;
   /**
    * Opens and maps /dev/ublkcN in the zygote and forks the queue processes; resolves once they exist. `onReport`: what
-   * backends in JavaScript say from then on. `marked`: requests that they treat with care. `firstStart`: it is for
-   * `startDevice`, not `endRecovery`.
+   * backends in JavaScript say from then on. `firstStart`: it is for `startDevice`, not `endRecovery`. A device that had a
+   * generation before keeps its fault rules as they are, with their counters.
    */
   spawn(
     granted: GrantedDevice,
     spec: DeviceSpec,
     generation: number,
     onReport: (report: QueueReport) => void,
-    marked: readonly MarkedRequest[],
+    rules: RequestRules,
     firstStart: boolean,
   ): Promise<Generation>;
   /** The device's queues forget what was marked, at once. */
   unmark(id: number): void;
+  /** Gives a slot a fault rule, or frees it; the queues go by it at once. `kept`: its counters go on. */
+  setFault(id: number, slot: number, rule: (CompiledFault & { readonly kept: boolean }) | null): void;
+  /** The counters of the device's fault rules. */
+  faults(id: number): readonly FaultInSlot[];
+  faultLog(id: number, after: number): readonly FaultHit[];
   /** Takes over the processes that serve a device of an earlier supervisor; null: no zygote knows of any. */
   adopt(found: FoundDevice, spec: DeviceSpec, onReport: (report: QueueReport) => void): Adopted | null;
   /** As the kernel has it now. */

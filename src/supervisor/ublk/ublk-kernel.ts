@@ -9,12 +9,9 @@ import {
   type ControlCommand,
   type ControlRequest,
 } from '../../native/addon/zygote-channel.js';
-import {
-  createSharedPages,
-  reopenSharedPages,
-  type MarkedRequest,
-  type SharedPages,
-} from '../../native/addon/shared-pages.js';
+import { createSharedPages, reopenSharedPages, type SharedPages } from '../../native/addon/shared-pages.js';
+import { translated } from '../../native/addon/load.js';
+import type { CompiledFault, FaultHit, FaultInSlot } from '../../native/addon/fault-area.js';
 import { openPidfd } from '../../native/addon/process-watch.js';
 import { ublkDeviceInfo } from '../../native/addon/system.js';
 import type { BackendReport } from '../../channel/message-schema.js';
@@ -43,7 +40,9 @@ import type {
   Kernel,
   KernelDeviceState,
   KernelQuirks,
+  FaultSlot,
   QueueReport,
+  RequestRules,
   StopOptions,
 } from './kernel.js';
 import type { QueueStatus } from '../../api/status.js';
@@ -139,11 +138,11 @@ export class UblkKernel implements Kernel {
     spec: DeviceSpec,
     number: number,
     onReport: (report: QueueReport) => void,
-    marked: readonly MarkedRequest[],
+    { marked, faults }: RequestRules,
     firstStart: boolean,
   ): Promise<Generation> {
     const record = this.#devices.get(granted.id);
-    const pages = (record.pages ??= createSharedPages(granted.queues, granted.depth));
+    const pages = (record.pages ??= newPages(granted, faults));
     const failures = (record.failures ??= newFailureReports(pages, granted.queues, onReport));
     pages.beginGeneration(firstStart && this.quirks.lastFetchForgetsCancelled);
     pages.mark(marked);
@@ -219,7 +218,7 @@ export class UblkKernel implements Kernel {
     });
     record.generation = generation;
     for (const process of held.processes) if (!process.running) generation.onNotice(process);
-    return { generation, marked: pages.marked() };
+    return { generation, marked: pages.marked(), faults: pages.faults() };
   }
 
   /** Asks again while udev holds the char device or its node is not there yet. */
@@ -388,6 +387,22 @@ export class UblkKernel implements Kernel {
     this.#devices.find(id)?.pages?.mark([]);
   }
 
+  setFault(id: number, slot: number, rule: (CompiledFault & { readonly kept: boolean }) | null): void {
+    const record = this.#devices.find(id);
+    if (!record?.pages) return;
+    const { pages, granted } = record;
+    translated(() => pages.setFault(slot, rule));
+    for (let queue = 0; queue < granted.queues; queue++) pages.ask(queue);
+  }
+
+  faults(id: number): readonly FaultInSlot[] {
+    return this.#devices.find(id)?.pages?.faults() ?? [];
+  }
+
+  faultLog(id: number, after: number): readonly FaultHit[] {
+    return this.#devices.find(id)?.pages?.faultLog(after) ?? [];
+  }
+
   async release(granted: GrantedDevice): Promise<void> {
     await this.#devices.release(granted);
   }
@@ -404,6 +419,12 @@ export class UblkKernel implements Kernel {
   ): Promise<ControlAnswer> {
     return runCommand(await this.#devices.zygoteOf(id), command, id, details, signal);
   }
+}
+
+function newPages({ queues, depth }: GrantedDevice, faults: readonly FaultSlot[] | null): SharedPages {
+  const pages = createSharedPages(queues, depth, faults !== null);
+  for (const { slot, rule } of faults ?? []) pages.setFault(slot, { ...rule, kept: false });
+  return pages;
 }
 
 function newFailureReports(
@@ -426,7 +447,7 @@ function leftPages({ queues, depth, sharedPage }: HeldByZygote): SharedPages {
   try {
     return reopenSharedPages(queues, depth, sharedPage);
   } catch {
-    return createSharedPages(queues, depth);
+    return createSharedPages(queues, depth, false);
   }
 }
 

@@ -13,7 +13,7 @@ import { SupervisorError } from '../../../src/errors.js';
 import type { Peer } from '../../../src/native/addon/accounts.js';
 import { createApiServer, type ApiServer } from '../../../src/api/server.js';
 import { Peers } from '../../../src/api/peers.js';
-import type { PlanEntry } from '../../../src/api/status.js';
+import type { FaultHitStatus, FaultRuleStatus, PlanEntry } from '../../../src/api/status.js';
 import type { DeviceStatus, Status, SupervisorApi, SupervisorStatus } from '../../../src/api/status.js';
 import { scratch } from '../supervisor/device/status.js';
 
@@ -73,6 +73,25 @@ class FakeSupervisor implements SupervisorApi {
   async lookForPartitions(name: string): Promise<readonly string[]> {
     this.calls.push(['lookForPartitions', name]);
     return Promise.resolve(['/dev/ublkb0p1']);
+  }
+
+  addFault(name: string, rule: unknown): string {
+    this.calls.push(['addFault', name, rule]);
+    return 'fault-1';
+  }
+
+  faults(name: string): readonly FaultRuleStatus[] {
+    this.calls.push(['faults', name]);
+    return [{ id: 'fault-1', do: 'drop', active: true, matches: 2, hits: 1 }];
+  }
+
+  removeFault(name: string, id: string | null): void {
+    this.calls.push(['removeFault', name, id]);
+  }
+
+  faultLog(name: string, after: number): readonly FaultHitStatus[] {
+    this.calls.push(['faultLog', name, after]);
+    return [];
   }
 
   async reload(options: { readonly dryRun: boolean }): Promise<readonly PlanEntry[]> {

@@ -113,6 +113,8 @@ t.test('commands that need a supervisor say that there is none: 3', async (t) =>
     ['reload'],
     ['resize', 'a', '1G'],
     ['partitions', 'a'],
+    ['fault', 'add', 'a', 'do=drop'],
+    ['fault', 'list', 'a'],
   ]) {
     const { code, out, err } = await cli(...args, '--runtime-dir', directory);
     t.equal(code, 3, args.join(' '));

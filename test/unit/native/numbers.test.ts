@@ -3,6 +3,16 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import t from 'tap';
 import { SAME_USER } from '../../../src/native/addon/accounts.js';
+import {
+  CorruptKind,
+  DelayKind,
+  FaultAction,
+  LONGEST_FAULT_TEXT,
+  MOST_BAD_BLOCKS,
+  MOST_FAULT_RULES,
+  MOST_FAULT_SAMPLES,
+  TornEnd,
+} from '../../../src/native/addon/fault-area.js';
 import { MOST_MARKED, QueuePhase } from '../../../src/native/addon/shared-pages.js';
 import { controlAction, controlCommand, dataPathNumber } from '../../../src/native/addon/zygote-channel.js';
 import { Operation } from '../../../src/native/request.js';
@@ -40,6 +50,20 @@ t.strictSame(
   Object.fromEntries(Object.entries(dataPathNumber).map(([name, number]) => [camelCase(name), number])),
 );
 t.match(header('shared_page.hpp'), `kMaxMarked = ${MOST_MARKED};`);
+const noSlot = { none: 0 };
+t.strictSame(members('fault_rules.hpp', 'FaultAction'), { ...noSlot, ...FaultAction });
+for (const [name, numbers] of Object.entries({ DelayKind, TornEnd, CorruptKind })) {
+  const ours = Object.entries(numbers).map(([key, number]) => [key, Number(number)]);
+  t.strictSame(members('fault_rules.hpp', name), Object.fromEntries(ours));
+}
+for (const [name, number] of Object.entries({
+  kMaxFaultRules: MOST_FAULT_RULES,
+  kMaxFaultSamples: MOST_FAULT_SAMPLES,
+  kMaxBadBlocks: MOST_BAD_BLOCKS,
+  kMaxFaultText: LONGEST_FAULT_TEXT + 1,
+})) {
+  t.match(header('fault_rules.hpp'), `${name} = ${number};`);
+}
 t.match(header('user.hpp'), 'kSameUser = UINT32_MAX;');
 t.equal(SAME_USER, 0xffffffff);
 

@@ -40,7 +40,7 @@ const plain = (value: number): boolean => Number.isFinite(value) && value >= 0;
 
 for (const [what, fill] of scribbles) {
   t.test(`a shared page full of ${what} can be read`, async (t) => {
-    const pages = createSharedPages(QUEUES, DEPTH);
+    const pages = createSharedPages(QUEUES, DEPTH, false);
     scribble(pages, fill);
     for (const index of indices) {
       const { phase, inflight, failureErrno, failureStep, sinceAnswerMs, operations } = pages.readQueue(index);
@@ -110,7 +110,7 @@ for (const [what, fill] of scribbles) {
 }
 
 t.test('a shared page of another size is not taken for one', (t) => {
-  const small = createSharedPages(1, 1);
+  const small = createSharedPages(1, 1, false);
   const again = openSync(`/proc/self/fd/${small.fd}`, 'r+');
   t.throws(() => reopenSharedPages(2, 64, again), { code: 'EPROTO' });
   t.end();

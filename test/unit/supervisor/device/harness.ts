@@ -40,6 +40,7 @@ export function deviceConfig(name: string, recovery: Partial<RecoveryConfig> = {
     requestTimeoutMs: 60_000,
     user: undefined,
     coreDump: false,
+    faults: undefined,
     recovery: {
       mode: 'reissue',
       auto: true,

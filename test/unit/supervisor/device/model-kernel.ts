@@ -1,3 +1,4 @@
+import type { FaultHit, FaultInSlot } from '../../../../src/native/addon/fault-area.js';
 import type { DataPath } from '../../../../backends/interface.js';
 import type { ErrorCode } from '../../../../src/error-codes.js';
 import { SupervisorError } from '../../../../src/errors.js';
@@ -166,7 +167,19 @@ export class ModelKernel implements Kernel {
     const device = this.#device(id);
     device.adopted = true;
     const generation = device.generations.at(-1);
-    return generation === undefined ? null : { generation, marked: [] };
+    return generation === undefined ? null : { generation, marked: [], faults: [] };
+  }
+
+  setFault(): void {
+    return undefined;
+  }
+
+  faults(): readonly FaultInSlot[] {
+    return [];
+  }
+
+  faultLog(): readonly FaultHit[] {
+    return [];
   }
 
   stateOf(id: number): KernelDeviceState {

@@ -18,6 +18,7 @@ export const scratch: DeviceStatus = {
   lastCrash: null,
   quarantine: [],
   lastBackendError: null,
+  faults: null,
   lastPauseMs: null,
   queues: [],
 };

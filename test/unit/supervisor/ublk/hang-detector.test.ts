@@ -7,7 +7,16 @@ const request = (
   ageMs: number,
   more: { operation?: number; overtaken?: boolean; overtakenByItsKind?: boolean } = {},
 ) => {
-  return { ageMs, operation: 0, startSector: 8, sectors: 4, overtaken: false, overtakenByItsKind: false, ...more };
+  return {
+    ageMs,
+    operation: 0,
+    startSector: 8,
+    sectors: 4,
+    injected: false,
+    overtaken: false,
+    overtakenByItsKind: false,
+    ...more,
+  };
 };
 
 /** A queue whose loop turns, and that has nothing to do. */
