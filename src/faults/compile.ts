@@ -1,3 +1,4 @@
+import { constants } from 'node:os';
 import {
   CorruptKind,
   DelayKind,
@@ -74,7 +75,7 @@ export function compileFault(rule: FaultRule, device: FaultyDevice, place: Fault
     every: BigInt(rule.every ?? 1),
     after: BigInt(rule.after ?? 0),
     count: BigInt(rule.count ?? 0),
-    probability: share(parseProbability(rule.probability ?? 1) ?? 1),
+    probability: share(valid(parseProbability(rule.probability ?? 1))),
     fromNs: timed ? fromNs : 0n,
     untilNs: rule.for === undefined ? UNLIMITED : fromNs + nanoseconds(rule.for),
     key: keyOf(rule.id, rule.seed ?? 0),
@@ -82,7 +83,6 @@ export function compileFault(rule: FaultRule, device: FaultyDevice, place: Fault
   };
 }
 
-/** `on`, where the rule does not say. */
 function operationBits(on: readonly FaultOperation[]): number {
   return on.reduce((bits, operation) => bits | (1 << faultOperations.indexOf(operation)), 0);
 }
@@ -93,25 +93,25 @@ function workOf(rule: FaultRule, device: FaultyDevice): Work {
   if (what === 'drop') return { action: FaultAction.drop };
   if (what === 'stop') return { action: FaultAction.stop };
   if (what === 'short') return { action: FaultAction.shorten, arguments: [BigInt(device.blockSize)] };
-  if ('error' in what) return { action: FaultAction.error, arguments: [BigInt(errnoNumber(what.error) ?? 5)] };
+  if ('error' in what) return { action: FaultAction.error, arguments: [BigInt(valid(errnoNumber(what.error)))] };
   if ('hang' in what) return { action: FaultAction.hang, arguments: [what.hang.watchdog ? 1n : 0n] };
   if ('delay' in what) return delayOf(what.delay);
   if ('torn' in what) {
     const { sectors, then = 'ok' } = what.torn;
-    return { action: FaultAction.torn, arguments: [BigInt(sectors), TornEnd[then], BigInt(errnoNumber('EIO') ?? 5)] };
+    return { action: FaultAction.torn, arguments: [BigInt(sectors), TornEnd[then], BigInt(constants.errno.EIO)] };
   }
   if ('corrupt' in what) return corruptOf(what.corrupt);
   if ('misdirect' in what) {
     return {
       action: FaultAction.misdirect,
-      arguments: [BigInt.asUintN(64, BigInt(parseDistance(what.misdirect.by) ?? 0))],
+      arguments: [BigInt.asUintN(64, BigInt(valid(parseDistance(what.misdirect.by))))],
     };
   }
-  if ('full' in what) return { action: FaultAction.full, arguments: [BigInt(parseSize(what.full.after) ?? 0)] };
+  if ('full' in what) return { action: FaultAction.full, arguments: [BigInt(valid(parseSize(what.full.after)))] };
   if ('throttle' in what) {
     const { iops, bytes } = { iops: undefined, ...what.throttle };
     const each = iops === undefined ? 0n : BigInt(Math.round(1e9 / iops));
-    return { action: FaultAction.throttle, arguments: [each, BigInt(parseSize(bytes ?? 0) ?? 0)] };
+    return { action: FaultAction.throttle, arguments: [each, BigInt(valid(parseSize(bytes ?? 0)))] };
   }
   if ('crash' in what) return { action: FaultAction.crash, arguments: [what.crash === 'before' ? 0n : 1n] };
   const { at, failingWrites = 0 } = what.badBlocks;
@@ -125,7 +125,7 @@ function workOf(rule: FaultRule, device: FaultyDevice): Work {
 }
 
 function delayOf(delay: Extract<FaultActionInput, { delay: unknown }>['delay']): Work {
-  const { action } = { action: FaultAction.delay };
+  const action = FaultAction.delay;
   if (typeof delay === 'string') return { action, arguments: [DelayKind.fixed, nanoseconds(delay)] };
   if ('uniform' in delay) {
     const [least, most] = delay.uniform;
@@ -137,7 +137,7 @@ function delayOf(delay: Extract<FaultActionInput, { delay: unknown }>['delay']):
 }
 
 function corruptOf(corrupt: Extract<FaultActionInput, { corrupt: unknown }>['corrupt']): Work {
-  const { action } = { action: FaultAction.corrupt };
+  const action = FaultAction.corrupt;
   if ('byte' in corrupt) {
     return { action, arguments: [CorruptKind.byteAt, BigInt(corrupt.byte), BigInt(corrupt.value)] };
   }
@@ -147,7 +147,7 @@ function corruptOf(corrupt: Extract<FaultActionInput, { corrupt: unknown }>['cor
 }
 
 function withinDevice(rule: FaultRule, text: string, device: FaultyDevice): { start: bigint; end: bigint } {
-  const { offset, length } = parseStretch(text) ?? { offset: 0, length: undefined };
+  const { offset, length } = valid(parseStretch(text));
   if (offset >= device.size) {
     throw refused(rule, device, `${text} begins behind the end of the device, which has ${device.size} bytes`);
   }
@@ -156,7 +156,7 @@ function withinDevice(rule: FaultRule, text: string, device: FaultyDevice): { st
 
 function blocksOf(rule: FaultRule, text: string, device: FaultyDevice): readonly bigint[] {
   withinDevice(rule, text, device);
-  const { offset, length = 1 } = parseStretch(text) ?? { offset: 0 };
+  const { offset, length = 1 } = valid(parseStretch(text));
   const first = Math.floor(offset / device.blockSize);
   const last = Math.floor((Math.min(offset + length, device.size) - 1) / device.blockSize);
   if (last - first >= MOST_BAD_BLOCKS)
@@ -168,8 +168,14 @@ function refused({ id }: FaultRule, { name }: FaultyDevice, reason: string): Sup
   return new SupervisorError(`fault rule ${id} of device ${name}: ${reason}`, { code: 'CONFIG', device: name });
 }
 
+/** What `faultRule` has made sure of. */
+function valid<Value>(value: Value | undefined): Value {
+  if (value === undefined) throw new TypeError('a fault rule was not validated');
+  return value;
+}
+
 function nanoseconds(text: string): bigint {
-  return BigInt(parseNanoseconds(text) ?? 0);
+  return BigInt(valid(parseNanoseconds(text)));
 }
 
 /** Of 2^64. */

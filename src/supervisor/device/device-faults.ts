@@ -122,7 +122,10 @@ export class DeviceFaults {
     }));
   }
 
-  /** Takes over what an earlier supervisor had made of the rules. What cannot be read any more is left out. */
+  /**
+   * Takes over what an earlier supervisor had made of the rules; what cannot be read any more goes. Each is written again: it
+   * may have died while it wrote one.
+   */
   restore(found: readonly FaultInSlot[]): void {
     this.#entries.clear();
     const known = found.flatMap(({ slot, text }) => {
@@ -131,8 +134,11 @@ export class DeviceFaults {
     });
     for (const { slot, rule, sequence, madeNs } of known.sort((a, b) => a.sequence - b.sequence)) {
       this.#sequence = sequence - 1;
-      this.#enter(rule, slot, BigInt(madeNs));
+      const entry = this.#enter(rule, slot, BigInt(madeNs));
+      this.#options.write(slot, { ...this.#compiled(entry), kept: true });
     }
+    const readable = new Set(known.map(({ slot }) => slot));
+    for (const { slot } of found) if (!readable.has(slot)) this.#options.write(slot, null);
   }
 
   /** To be called when the device is gone. */

@@ -61,9 +61,14 @@ t.test('the next supervisor has the same rules in the same slots and order, and 
   before.faults.remove('gone');
   before.faults.add({ id: 'b', do: 'drop', afterHitOf: 'a', for: '1s' });
   const found = [...before.page].map(([slot, { text }]) => ({ slot, text, matches: 0, hits: 0 }));
-  const { faults } = make([{ id: 'configured', do: 'drop' }]);
+  const { faults, page } = make([{ id: 'configured', do: 'drop' }]);
   faults.restore([...found, { slot: 9, text: '{"rule":{"do":"what"}}', matches: 0, hits: 0 }]);
   t.strictSame(faults.slots(), before.faults.slots());
+  t.strictSame(
+    [...page].map(([slot, { text }]) => [slot, text]),
+    found.map(({ slot, text }) => [slot, text]),
+    'each is written again',
+  );
   t.end();
 });
 
