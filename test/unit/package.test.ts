@@ -53,7 +53,7 @@ t.test('it has what runs, what that was compiled from, and what one reads; no mo
     [],
   );
   t.strictSame(
-    paths.filter((path) => /^(dist\/)?(test|bench|demo|vm)\/|faults|tsconfig|(?<!\.d)\.ts$/.test(path)),
+    paths.filter((path) => /^(dist\/)?(test|bench|demo|vm)\/|zygote_faults|tsconfig|(?<!\.d)\.ts$/.test(path)),
     [],
   );
 });

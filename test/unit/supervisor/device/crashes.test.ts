@@ -1,5 +1,5 @@
 import t from 'tap';
-import type { OutstandingRequest, Remains } from '../../../../src/supervisor/ublk/kernel.js';
+import type { OutstandingRequest, Remains, RequestRules } from '../../../../src/supervisor/ublk/kernel.js';
 import { liveRig, quiet, type Rig } from './harness.js';
 
 const read = (startSector: number, queue = 0): OutstandingRequest => ({
@@ -31,7 +31,7 @@ t.test('a request that every crash has in common is quarantined, and the device 
   const marks: unknown[] = [];
   const spawn = model.spawn.bind(model);
   model.spawn = (granted, spec, number, ...rest: unknown[]) => {
-    marks.push(rest[1]);
+    marks.push((rest[1] as RequestRules).marked);
     return spawn(granted, spec, number);
   };
   for (let crashes = 1; crashes <= 3; crashes += 1) {
