@@ -50,9 +50,18 @@ type Work = Pick<CompiledFault, 'action'> & {
   readonly writesUntilGood?: number;
 };
 
-/** The rule as the queues read it. Throws `CONFIG` when it does not fit the device. */
+/** Throws `CONFIG` when the rule is for a place that the device does not have. A device may become smaller afterwards. */
+export function assertFits(rule: FaultRule, device: FaultyDevice): void {
+  const places = typeof rule.do === 'object' && 'badBlocks' in rule.do ? rule.do.badBlocks.at : [];
+  for (const text of rule.range === undefined ? places : [rule.range, ...places]) {
+    if (valid(parseStretch(text)).offset < device.size) continue;
+    throw refused(rule, device, `${text} begins behind the end of the device, which has ${device.size} bytes`);
+  }
+}
+
+/** The rule as the queues read it. Throws `CONFIG` when there is no room for it. */
 export function compileFault(rule: FaultRule, device: FaultyDevice, place: FaultPlace): CompiledFault {
-  const stretch = rule.range === undefined ? undefined : withinDevice(rule, rule.range, device);
+  const stretch = rule.range === undefined ? undefined : valid(parseStretch(rule.range));
   const madeNs = place.madeNs;
   const fromNs = rule.from === undefined ? madeNs : madeNs + nanoseconds(rule.from);
   const timed = rule.from !== undefined || rule.for !== undefined;
@@ -70,8 +79,8 @@ export function compileFault(rule: FaultRule, device: FaultyDevice, place: Fault
     sequence: place.sequence,
     perSector: rule.per === 'sector',
     afterHitOf: place.afterHitOf,
-    start: stretch?.start ?? 0n,
-    end: stretch?.end ?? UNLIMITED,
+    start: BigInt(stretch?.offset ?? 0),
+    end: stretch?.length === undefined ? UNLIMITED : BigInt(stretch.offset + stretch.length),
     every: BigInt(rule.every ?? 1),
     after: BigInt(rule.after ?? 0),
     count: BigInt(rule.count ?? 0),
@@ -146,22 +155,13 @@ function corruptOf(corrupt: Extract<FaultActionInput, { corrupt: unknown }>['cor
   return { action, arguments: [CorruptKind.bytes, BigInt(corrupt.bytes), 0n, stuck] };
 }
 
-function withinDevice(rule: FaultRule, text: string, device: FaultyDevice): { start: bigint; end: bigint } {
-  const { offset, length } = valid(parseStretch(text));
-  if (offset >= device.size) {
-    throw refused(rule, device, `${text} begins behind the end of the device, which has ${device.size} bytes`);
-  }
-  return { start: BigInt(offset), end: length === undefined ? UNLIMITED : BigInt(offset + length) };
-}
-
 function blocksOf(rule: FaultRule, text: string, device: FaultyDevice): readonly bigint[] {
-  withinDevice(rule, text, device);
   const { offset, length = 1 } = valid(parseStretch(text));
   const first = Math.floor(offset / device.blockSize);
   const last = Math.floor((Math.min(offset + length, device.size) - 1) / device.blockSize);
   if (last - first >= MOST_BAD_BLOCKS)
     throw refused(rule, device, `a device has room for ${MOST_BAD_BLOCKS} bad blocks`);
-  return Array.from({ length: last - first + 1 }, (_, index) => BigInt(first + index));
+  return Array.from({ length: Math.max(last - first + 1, 0) }, (_, index) => BigInt(first + index));
 }
 
 function refused({ id }: FaultRule, { name }: FaultyDevice, reason: string): SupervisorError {

@@ -3,7 +3,7 @@ import * as z from 'zod';
 import type { FaultHitStatus, FaultRuleStatus } from '../../api/status.js';
 import { operationNameOf } from '../../api/operations.js';
 import { SupervisorError } from '../../errors.js';
-import { compileFault, type FaultyDevice } from '../../faults/compile.js';
+import { assertFits, compileFault, type FaultyDevice } from '../../faults/compile.js';
 import { faultRule, type FaultRule, type WrittenFaultRule } from '../../faults/rule.js';
 import {
   MOST_BAD_BLOCKS,
@@ -38,7 +38,14 @@ interface DeviceFaultsOptions {
 }
 
 /** What an earlier supervisor wrote beside a rule. */
-const left = z.object({ rule: faultRule, sequence: z.number(), madeNs: z.string().regex(/^[0-9]{1,20}$/) });
+const left = z.object({
+  rule: faultRule,
+  sequence: z
+    .int()
+    .min(1)
+    .max(2 ** 32 - 1),
+  madeNs: z.string().regex(/^[0-9]{1,20}$/),
+});
 
 /** The fault rules of one device, and which of the shared page's slots each has. */
 export class DeviceFaults {
@@ -58,10 +65,15 @@ export class DeviceFaults {
     return this.#options.rules !== undefined;
   }
 
-  /** null: the device may have none. Throws `CONFIG` when a rule does not fit the device. */
-  slots(device = this.#options.device()): readonly FaultSlot[] | null {
+  /** Throws `CONFIG` when a rule does not fit the device. */
+  assertFit(device: FaultyDevice): void {
+    for (const { rule } of this.#entries.values()) assertFits(rule, device);
+  }
+
+  /** null: the device may have none. */
+  slots(): readonly FaultSlot[] | null {
     if (!this.allowed) return null;
-    return [...this.#entries.values()].map((entry) => ({ slot: entry.slot, rule: this.#compiled(entry, device) }));
+    return [...this.#entries.values()].map((entry) => ({ slot: entry.slot, rule: this.#compiled(entry) }));
   }
 
   /** Validates and adds a rule; returns it with its id. */
@@ -74,8 +86,11 @@ export class DeviceFaults {
         device: name,
       });
     }
-    const entry = this.#enter(validate(faultRule, input, 'rule'));
+    const rule = validate(faultRule, input, 'rule');
+    this.#assertPossible(rule);
+    const entry = this.#enter(rule);
     try {
+      assertFits(entry.rule, this.#options.device());
       this.#assertRoom();
       this.#options.write(entry.slot, { ...this.#compiled(entry), kept: false });
     } catch (error) {
@@ -123,8 +138,8 @@ export class DeviceFaults {
   }
 
   /**
-   * Takes over what an earlier supervisor had made of the rules; what cannot be read any more goes. Each is written again: it
-   * may have died while it wrote one.
+   * Takes over what an earlier supervisor had made of the rules; what is no rule any more goes, as a queue process may have
+   * written it. Each is written again: that supervisor may have died while it wrote one.
    */
   restore(found: readonly FaultInSlot[]): void {
     this.#entries.clear();
@@ -133,12 +148,18 @@ export class DeviceFaults {
       return parsed.success ? [{ slot, ...parsed.data }] : [];
     });
     for (const { slot, rule, sequence, madeNs } of known.sort((a, b) => a.sequence - b.sequence)) {
+      if (rule.id === undefined || this.#entries.has(rule.id)) continue;
       this.#sequence = sequence - 1;
       const entry = this.#enter(rule, slot, BigInt(madeNs));
-      this.#options.write(slot, { ...this.#compiled(entry), kept: true });
+      try {
+        this.#options.write(slot, { ...this.#compiled(entry), kept: true });
+      } catch (error) {
+        if (!(error instanceof SupervisorError)) throw error;
+        this.#entries.delete(rule.id);
+      }
     }
-    const readable = new Set(known.map(({ slot }) => slot));
-    for (const { slot } of found) if (!readable.has(slot)) this.#options.write(slot, null);
+    const taken = new Set([...this.#entries.values()].map(({ slot }) => slot));
+    for (const { slot } of found) if (!taken.has(slot)) this.#options.write(slot, null);
   }
 
   /** To be called when the device is gone. */
@@ -147,16 +168,24 @@ export class DeviceFaults {
     this.#timer = null;
   }
 
-  #enter(rule: WrittenFaultRule, slot = this.#freeSlot(), madeNs = process.hrtime.bigint()): Entry {
+  /** Throws `CONFIG` when there is no place for the rule beside the others. */
+  #assertPossible({ id, afterHitOf }: WrittenFaultRule): void {
     const { name } = this.#options.device();
-    const id = rule.id ?? this.#newId();
     const refuse = (reason: string): SupervisorError =>
-      new SupervisorError(`adding fault ${id} to device ${name} failed: ${reason}`, { code: 'CONFIG', device: name });
-    if (this.#entries.has(id)) throw refuse('there is a rule of that id; remove it or choose another id');
-    if (slot >= MOST_FAULT_RULES) throw refuse(`a device has at most ${MOST_FAULT_RULES} rules`);
-    if (rule.afterHitOf !== undefined && !this.#entries.has(rule.afterHitOf)) {
-      throw refuse(`there is no rule ${rule.afterHitOf} before it, as afterHitOf has it`);
+      new SupervisorError(`adding fault ${id ?? 'rule'} to device ${name} failed: ${reason}`, {
+        code: 'CONFIG',
+        device: name,
+      });
+    if (id !== undefined && this.#entries.has(id))
+      throw refuse('there is a rule of that id; remove it or choose another id');
+    if (this.#entries.size >= MOST_FAULT_RULES) throw refuse(`a device has at most ${MOST_FAULT_RULES} rules`);
+    if (afterHitOf !== undefined && !this.#entries.has(afterHitOf)) {
+      throw refuse(`there is no rule ${afterHitOf} before it, as afterHitOf has it`);
     }
+  }
+
+  #enter(rule: WrittenFaultRule, slot = this.#freeSlot(), madeNs = process.hrtime.bigint()): Entry {
+    const id = rule.id ?? this.#newId();
     this.#sequence += 1;
     const active = rule.whileFile === undefined;
     const entry: Entry = { slot, rule: { ...rule, id }, sequence: this.#sequence, madeNs, active, looking: false };
@@ -187,12 +216,12 @@ export class DeviceFaults {
     return `fault-${this.#made}`;
   }
 
-  #compiled({ rule, sequence, madeNs, active }: Entry, device = this.#options.device()): CompiledFault {
+  #compiled({ rule, sequence, madeNs, active }: Entry): CompiledFault {
     const other = rule.afterHitOf === undefined ? undefined : this.#entries.get(rule.afterHitOf);
     const afterHitOf = other === undefined ? 0 : other.slot + 1;
     // What waits for a rule that is gone waits for ever.
     const waits = rule.afterHitOf !== undefined && other === undefined;
-    return compileFault(rule, device, { sequence, madeNs, active: active && !waits, afterHitOf });
+    return compileFault(rule, this.#options.device(), { sequence, madeNs, active: active && !waits, afterHitOf });
   }
 
   /** One look at a time at each: the file may be where nothing answers. */

@@ -294,7 +294,7 @@ export class Device {
       const served = { config: this.#config, backend, nursery: null };
       const spec = found === null ? deviceSpec(served, this.#kernel) : specOfFound(served, this.#kernel, found);
       // Rules that do not fit the device are refused as a configuration that does not.
-      this.faults.slots(spec);
+      if (found === null) this.faults.assertFit(spec);
       this.#serve({ config: this.#config, backend, spec });
       return backend;
     } catch (error) {

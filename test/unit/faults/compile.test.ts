@@ -1,5 +1,5 @@
 import t from 'tap';
-import { compileFault, type FaultPlace } from '../../../src/faults/compile.js';
+import { assertFits, compileFault, type FaultPlace } from '../../../src/faults/compile.js';
 import { faultRule, faultRules, type FaultRule } from '../../../src/faults/rule.js';
 import { FaultAction, UNLIMITED } from '../../../src/native/addon/fault-area.js';
 
@@ -39,7 +39,13 @@ t.test('rules of one seed choose each for itself, and the same each time', (t) =
 
 t.test('what does not fit the device is refused by name', (t) => {
   const refused = (rule: Omit<FaultRule, 'id'>, message: RegExp): void => {
-    t.throws(() => compile(rule), { code: 'CONFIG', message });
+    t.throws(
+      () => {
+        assertFits({ id: 'rule', ...rule }, device);
+        compile(rule);
+      },
+      { code: 'CONFIG', message },
+    );
   };
   refused({ do: 'drop', range: '1GiB+1MiB' }, /fault rule rule of device disk: 1GiB\+1MiB begins behind the end/);
   refused({ do: { badBlocks: { at: ['0+512MiB'] } } }, /room for 4096 bad blocks/);

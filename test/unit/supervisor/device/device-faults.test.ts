@@ -72,6 +72,29 @@ t.test('the next supervisor has the same rules in the same slots and order, and 
   t.end();
 });
 
+t.test('no rule keeps a device from being adopted or recovered', (t) => {
+  const before = make();
+  before.faults.add({ id: 'a', do: 'hang' });
+  before.faults.add({ id: 'b', do: 'drop', afterHitOf: 'a' });
+  before.faults.add({ id: 'far', do: 'drop', range: '512KiB+4KiB' });
+  before.faults.remove('a');
+  const found = [...before.page].map(([slot, { text }]) => ({ slot, text, matches: 0, hits: 0 }));
+  const twice = found.map((one) => ({ ...one, slot: one.slot + 10 }));
+  const { faults, page } = make();
+  faults.restore([...found, ...twice]);
+  t.match(faults.status(), [{ id: 'b' }, { id: 'far' }]);
+  t.strictSame([...page.keys()], [1, 2]);
+  const smaller = new DeviceFaults({
+    rules: [{ id: 'far', do: { badBlocks: { at: ['512KiB+4KiB'] } }, range: '512KiB+4KiB' }],
+    device: () => ({ ...device, size: 4096 }),
+    counted: () => [],
+    write: () => undefined,
+  });
+  t.equal(smaller.slots()?.length, 1);
+  t.throws(() => smaller.assertFit({ ...device, size: 4096 }), { code: 'CONFIG' });
+  t.end();
+});
+
 t.test('a rule that waits for one that is gone waits for ever', (t) => {
   const { faults } = make();
   faults.add({ id: 'a', do: 'hang' });
