@@ -55,6 +55,9 @@ export interface CompiledFault {
   readonly text: string;
 }
 
+/** `kept`: the rule is changed in part, and its counters go on. */
+export type FaultChange = CompiledFault & { readonly kept: boolean };
+
 export interface FaultInSlot {
   readonly slot: number;
   readonly text: string;

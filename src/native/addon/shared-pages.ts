@@ -1,5 +1,5 @@
 import type { RequestIdentity } from '../request.js';
-import type { CompiledFault, FaultHit, FaultInSlot } from './fault-area.js';
+import type { FaultChange, FaultHit, FaultInSlot } from './fault-area.js';
 import { loadAddon, translated } from './load.js';
 
 export interface SharedOperation {
@@ -96,7 +96,7 @@ export interface SharedPages {
   /** Every queue process finishes what its backend has, takes nothing new, and exits. */
   drain(): void;
   /** Gives the slot a rule, or frees it. Its counters begin again unless the rule is `kept`, changed in part. */
-  setFault(slot: number, rule: (CompiledFault & { readonly kept: boolean }) | null): void;
+  setFault(slot: number, rule: FaultChange | null): void;
   /** Every rule that there is. */
   faults(): readonly FaultInSlot[];
   /** The hits of rules after number `after`, as far as they are still known. */

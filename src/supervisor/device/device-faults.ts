@@ -9,6 +9,7 @@ import {
   MOST_BAD_BLOCKS,
   MOST_FAULT_RULES,
   type CompiledFault,
+  type FaultChange,
   type FaultHit,
   type FaultInSlot,
 } from '../../native/addon/fault-area.js';
@@ -34,7 +35,7 @@ interface DeviceFaultsOptions {
   /** The counters of the rules. */
   readonly counted: () => readonly FaultInSlot[];
   /** Brings a change of one rule to the queues. `kept`: its counters go on. */
-  readonly write: (slot: number, rule: (CompiledFault & { readonly kept: boolean }) | null) => void;
+  readonly write: (slot: number, rule: FaultChange | null) => void;
 }
 
 /** What an earlier supervisor wrote beside a rule. */

@@ -3,7 +3,7 @@ import { messageOf, SupervisorError } from '../../errors.js';
 import type { Clock } from '../../timing/clock.js';
 import { EXIT_UNLOADABLE } from '../../channel/messages.js';
 import { describeExit } from './history.js';
-import type { CompiledFault, FaultHit, FaultInSlot } from '../../native/addon/fault-area.js';
+import type { FaultChange, FaultHit, FaultInSlot } from '../../native/addon/fault-area.js';
 import { aborted, type Interrupt } from '../../timing/interrupt.js';
 import type {
   Adopted,
@@ -169,7 +169,7 @@ export class KernelDevice {
   }
 
   /** Brings a change of a fault rule to the queues. */
-  setFault(slot: number, rule: (CompiledFault & { readonly kept: boolean }) | null): void {
+  setFault(slot: number, rule: FaultChange | null): void {
     if (this.#granted !== null) this.#kernel.setFault(this.#granted.id, slot, rule);
   }
 

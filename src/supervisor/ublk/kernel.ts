@@ -1,6 +1,6 @@
 import type { BackendFacts, BackendModule, Choice, DataPath } from '../../../backends/interface.js';
 import type { DeviceConfig, RecoveryMode } from '../../config/types.js';
-import type { CompiledFault, FaultHit, FaultInSlot } from '../../native/addon/fault-area.js';
+import type { CompiledFault, FaultChange, FaultHit, FaultInSlot } from '../../native/addon/fault-area.js';
 import type { MarkedRequest } from '../../native/addon/shared-pages.js';
 import type { RequestIdentity } from '../../native/request.js';
 import type { BackendReport } from '../../channel/message-schema.js';
@@ -196,7 +196,7 @@ export interface Kernel {
   /** The device's queues forget what was marked, at once. */
   unmark(id: number): void;
   /** Gives a slot a fault rule, or frees it; the queues go by it at once. `kept`: its counters go on. */
-  setFault(id: number, slot: number, rule: (CompiledFault & { readonly kept: boolean }) | null): void;
+  setFault(id: number, slot: number, rule: FaultChange | null): void;
   /** The counters of the device's fault rules. */
   faults(id: number): readonly FaultInSlot[];
   faultLog(id: number, after: number): readonly FaultHit[];

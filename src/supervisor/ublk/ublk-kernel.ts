@@ -11,7 +11,7 @@ import {
 } from '../../native/addon/zygote-channel.js';
 import { createSharedPages, reopenSharedPages, type SharedPages } from '../../native/addon/shared-pages.js';
 import { translated } from '../../native/addon/load.js';
-import type { CompiledFault, FaultHit, FaultInSlot } from '../../native/addon/fault-area.js';
+import type { FaultChange, FaultHit, FaultInSlot } from '../../native/addon/fault-area.js';
 import { openPidfd } from '../../native/addon/process-watch.js';
 import { ublkDeviceInfo } from '../../native/addon/system.js';
 import type { BackendReport } from '../../channel/message-schema.js';
@@ -387,7 +387,7 @@ export class UblkKernel implements Kernel {
     this.#devices.find(id)?.pages?.mark([]);
   }
 
-  setFault(id: number, slot: number, rule: (CompiledFault & { readonly kept: boolean }) | null): void {
+  setFault(id: number, slot: number, rule: FaultChange | null): void {
     const record = this.#devices.find(id);
     if (!record?.pages) return;
     const { pages, granted } = record;
